@@ -1,0 +1,67 @@
+"""Settings of block-diffusion decoding."""
+
+from dataclasses import dataclass
+
+from t3d.decoding.remasking import STRATEGIES
+from t3d.errors import ConfigError
+
+
+@dataclass(frozen=True)
+class DecodingConfig:
+    """How a response is denoised (SPEC section 1).
+
+    Attributes:
+        mask_id: id of the mask token.
+        block_size: positions per block, counted from position 0 of prompt + response.
+        denoising_steps: most denoising steps per block, S; tokens per step = block_size / S.
+        max_new_tokens: exact limit on the response's length, in tokens.
+        temperature: softmax temperature; 0 means argmax, with its confidence taken at temperature 1.
+        top_k: keep the k most probable tokens; 0 keeps all.
+        top_p: keep the most probable tokens up to this mass, in (0, 1]; 1 keeps all.
+        remasking_strategy: a key of `t3d.decoding.remasking.STRATEGIES`.
+        dynamic_threshold: confidence above which `low_confidence_dynamic` reveals a token.
+        eb_threshold: running sum of entropies, in nats, up to which `entropy_bounded` reveals tokens.
+        stop_ids: a generated token among these ends the response.
+        seed: seed of every random stream.
+
+    Raises:
+        ConfigError: a value outside its range, named.
+    """
+
+    mask_id: int
+    block_size: int = 4
+    denoising_steps: int = 4
+    max_new_tokens: int = 256
+    temperature: float = 0.0
+    top_k: int = 0
+    top_p: float = 1.0
+    remasking_strategy: str = "low_confidence_static"
+    dynamic_threshold: float = 0.9
+    eb_threshold: float = 0.35
+    stop_ids: tuple[int, ...] = ()
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        """Checks every value."""
+        object.__setattr__(self, "stop_ids", tuple(self.stop_ids))
+        checks = [
+            ("mask_id", self.mask_id >= 0, "a token id"),
+            ("block_size", self.block_size >= 1, "at least 1"),
+            (
+                "denoising_steps",
+                1 <= self.denoising_steps <= self.block_size,
+                f"1 to block_size = {self.block_size}",
+            ),
+            ("max_new_tokens", self.max_new_tokens >= 1, "at least 1"),
+            ("temperature", self.temperature >= 0, "at least 0"),
+            ("top_k", self.top_k >= 0, "at least 0"),
+            ("top_p", 0 < self.top_p <= 1, "above 0, at most 1"),
+            ("remasking_strategy", self.remasking_strategy in STRATEGIES, f"one of {', '.join(STRATEGIES)}"),
+            ("dynamic_threshold", 0 <= self.dynamic_threshold <= 1, "0 to 1"),
+            ("eb_threshold", self.eb_threshold >= 0, "at least 0"),
+            ("stop_ids", self.mask_id not in self.stop_ids, "no mask token"),
+            ("seed", self.seed >= 0, "at least 0"),
+        ]
+        for name, holds, expected in checks:
+            if not holds:
+                raise ConfigError(f"decoding.{name}", expected, getattr(self, name))

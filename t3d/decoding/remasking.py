@@ -1,0 +1,72 @@
+"""Remasking strategies: which masked tokens of a block are revealed at a denoising step.
+
+A strategy is one function of a `BlockScores` and one line in `STRATEGIES`.  Rows are sequences at any phase of
+their blocks; only masked positions may be chosen.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class BlockScores:
+    """What a strategy may look at.
+
+    Attributes:
+        masked: positions not yet revealed.
+        confidence: probability of the token drawn at each masked position.
+        entropy: entropy of the distribution it was drawn from, in nats.
+        quota: n_s, the tokens that each row must reveal at this step, at most its masks left.
+        dynamic_threshold: see `DecodingConfig`.
+        eb_threshold: see `DecodingConfig`.
+    """
+
+    masked: Bool[Tensor, "rows block"]
+    confidence: Float[Tensor, "rows block"]
+    entropy: Float[Tensor, "rows block"]
+    quota: Int[Tensor, " rows"]
+    dynamic_threshold: float
+    eb_threshold: float
+
+
+def step_quota(denoising_step: Int[Tensor, " rows"], block_size: int, denoising_steps: int) -> Int[Tensor, " rows"]:
+    """n_s of 0-based step s: block_size // S, the remainder spread over the first steps."""
+    return block_size // denoising_steps + (denoising_step < block_size % denoising_steps).long()
+
+
+def low_confidence_static(scores: BlockScores) -> Bool[Tensor, "rows block"]:
+    """The n_s most confident; of equals the leftmost."""
+    confidence = scores.confidence.masked_fill(~scores.masked, -torch.inf)
+    rank = confidence.argsort(dim=-1, descending=True, stable=True).argsort(dim=-1)
+    return scores.masked & (rank < scores.quota[:, None])
+
+
+def low_confidence_dynamic(scores: BlockScores) -> Bool[Tensor, "rows block"]:
+    """All above the confidence threshold, and at least the n_s most confident."""
+    return low_confidence_static(scores) | (scores.masked & (scores.confidence > scores.dynamic_threshold))
+
+
+def sequential(scores: BlockScores) -> Bool[Tensor, "rows block"]:
+    """The leftmost n_s."""
+    return scores.masked & (scores.masked.cumsum(-1) <= scores.quota[:, None])
+
+
+def entropy_bounded(scores: BlockScores) -> Bool[Tensor, "rows block"]:
+    """In ascending entropy while the running sum stays within the threshold, and at least one."""
+    ranked, order = scores.entropy.masked_fill(~scores.masked, torch.inf).sort(dim=-1, stable=True)
+    within = ranked.cumsum(-1) <= scores.eb_threshold
+    within[:, 0] = True
+    return torch.zeros_like(scores.masked).scatter(-1, order, within) & scores.masked
+
+
+STRATEGIES: dict[str, Callable[[BlockScores], Bool[Tensor, "rows block"]]] = {
+    "low_confidence_static": low_confidence_static,
+    "low_confidence_dynamic": low_confidence_dynamic,
+    "sequential": sequential,
+    "entropy_bounded": entropy_bounded,
+}
+

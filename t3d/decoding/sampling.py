@@ -1,0 +1,61 @@
+"""Drawing one token per masked position, with the confidence and entropy the strategies rank by."""
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+from numpy.typing import NDArray
+from torch import Tensor
+
+
+def response_uniforms(
+    seed: int, stream: int, num_blocks: int, denoising_steps: int, block_size: int
+) -> NDArray[np.float32]:
+    """Uniform numbers [num_blocks, denoising_steps, block_size] of one response's own random stream.
+
+    They depend on (seed, stream) and their place alone: not on batch, order or process.  A longer response
+    extends the same numbers.
+    """
+    generator = np.random.Generator(np.random.Philox(key=np.array([seed, stream], dtype=np.uint64)))
+    return generator.random((num_blocks, denoising_steps, block_size), dtype=np.float32)
+
+
+def token_probabilities(
+    logits: Float[Tensor, "rows vocab"], mask_id: int, temperature: float, top_k: int, top_p: float
+) -> Float[Tensor, "rows vocab"]:
+    """The distribution tokens are drawn from: tempered, then cut to top-k, then to top-p, renormalised.
+
+    The mask token has probability 0: it is an input, never an answer.  Temperature 0 gives the distribution at
+    temperature 1, from which the caller takes the argmax.
+    """
+    scores = logits.float().index_fill(-1, torch.tensor([mask_id], device=logits.device), -torch.inf)
+    if temperature > 0:
+        scores = scores / temperature
+    if 0 < top_k < scores.shape[-1]:
+        kth_best = scores.topk(top_k, dim=-1).values[:, -1:]
+        scores = scores.masked_fill(scores < kth_best, -torch.inf)
+    probabilities = scores.softmax(-1)
+    if top_p < 1:
+        ordered, order = probabilities.sort(dim=-1, descending=True, stable=True)
+        beyond = ordered.cumsum(-1) - ordered >= top_p
+        probabilities = probabilities.scatter(-1, order, ordered.masked_fill(beyond, 0))
+        probabilities = probabilities / probabilities.sum(-1, keepdim=True)
+    return probabilities
+
+
+def draw_tokens(
+    probabilities: Float[Tensor, "rows vocab"], uniforms: Float[Tensor, " rows"] | None
+) -> tuple[Int[Tensor, " rows"], Float[Tensor, " rows"]]:
+    """One token per row and its probability: the argmax, or by inverse distribution function of a uniform."""
+    if uniforms is None:
+        tokens = probabilities.argmax(-1)
+    else:
+        cumulative = probabilities.cumsum(-1)
+        # Strictly below the last value after rounding too, so that no token of probability 0 is ever drawn.
+        targets = uniforms[:, None] * cumulative[:, -1:] * (1 - 2**-22)
+        tokens = torch.searchsorted(cumulative, targets, right=True)[:, 0]
+    return tokens, probabilities.gather(-1, tokens[:, None])[:, 0]
+
+
+def entropy(probabilities: Float[Tensor, "rows vocab"]) -> Float[Tensor, " rows"]:
+    """Entropy of each row, in nats."""
+    return torch.special.entr(probabilities).sum(-1)

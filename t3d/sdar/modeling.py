@@ -1,0 +1,76 @@
+"""SDAR: transformers' Qwen3 with block-causal attention and unshifted logits."""
+
+from typing import Any, NoReturn
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+from transformers import AutoConfig, AutoModelForCausalLM, Qwen3ForCausalLM
+from transformers.cache_utils import Cache
+from transformers.modeling_outputs import CausalLMOutputWithPast
+
+from t3d.sdar.attention import block_causal_mask
+from t3d.sdar.configuration import SDARConfig
+
+
+class SDARForCausalLM(Qwen3ForCausalLM):
+    """A block-diffusion language model: the logits at a position predict THAT position's token.
+
+    Parameter names, and so checkpoints, are Qwen3's.
+    """
+
+    config_class = SDARConfig
+
+    def forward(  # type: ignore[override]
+        self,
+        input_ids: Int[Tensor, "batch seq"],
+        attention_mask: Bool[Tensor, "batch 1 seq key"] | None = None,
+        position_ids: Int[Tensor, "batch seq"] | None = None,
+        past_key_values: Cache | None = None,
+        logit_rows: Bool[Tensor, "batch seq"] | None = None,
+        **kwargs: Any,
+    ) -> CausalLMOutputWithPast:
+        """Runs the network once.
+
+        Args:
+            input_ids: token ids, the mask token where nothing is revealed.
+            attention_mask: True where a query may see a key; None means block-causal by `config.block_size`
+                over `position_ids`.
+            position_ids: position of each token; None means 0, 1, 2, ...
+            past_key_values: a cache that `update` writes to and returns the keys and values to attend to.
+            logit_rows: where logits are wanted.  The output head is the largest matrix of a small model and
+                most rows of a training batch need no logits.
+            **kwargs: passed to the Qwen3 decoder.
+
+        Returns:
+            `logits` [batch, seq, vocab], or [rows, vocab] (row-major order) when `logit_rows` is given.
+
+        Raises:
+            ValueError: no `attention_mask` although there is a cache (its layout would have to be guessed), or
+                a mask that is not 4-dimensional.
+        """
+        if position_ids is None:
+            position_ids = torch.arange(input_ids.shape[1], device=input_ids.device).expand_as(input_ids)
+        if attention_mask is None:
+            if past_key_values is not None:
+                raise ValueError("attention_mask: expected a mask over the cached keys, found None")
+            attention_mask = block_causal_mask(position_ids, position_ids, self.config.block_size)[:, None]
+        if attention_mask.dim() != 4:
+            raise ValueError(f"attention_mask: expected [batch, 1, seq, key], found {list(attention_mask.shape)}")
+        hidden: Float[Tensor, "batch seq hidden"] = self.model(
+            input_ids=input_ids,
+            attention_mask=attention_mask,
+            position_ids=position_ids,
+            past_key_values=past_key_values,
+            use_cache=past_key_values is not None,
+            **kwargs,
+        ).last_hidden_state
+        return CausalLMOutputWithPast(logits=self.lm_head(hidden if logit_rows is None else hidden[logit_rows]))
+
+    def generate(self, *args: Any, **kwargs: Any) -> NoReturn:
+        """Refuses: token-by-token generation is not how this model decodes; `t3d.decoding.decode` is."""
+        raise NotImplementedError("SDAR decodes block by block: use t3d.decoding.decode")
+
+
+AutoConfig.register("sdar", SDARConfig)
+AutoModelForCausalLM.register(SDARConfig, SDARForCausalLM)
