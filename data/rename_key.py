@@ -1,0 +1,35 @@
+"""Stage 2: turns a rollout file into the file that training reads."""
+
+import logging
+from pathlib import Path
+
+from t3d.arguments import ArgumentParser
+from t3d.errors import run_entry
+from t3d.preprocess import rename_answers
+
+
+def main(argv: list[str]) -> None:
+    """Reads `<model_name>-<dataset>.json` and writes `<model_name>-<dataset>_renamed.json` beside it.
+
+    Args:
+        argv: the command line's arguments.
+
+    Raises:
+        UserError: wrong arguments, an unreadable file, or one without a valid record.
+    """
+    parser = ArgumentParser(
+        purpose="Check every record of the rollouts <model_name>-<dataset>.json in this folder, rename its "
+        "full_output to answer and write <model_name>-<dataset>_renamed.json. Records with an invalid "
+        "trajectory are left out and reported.",
+        example="cd data && python rename_key.py --model_name SDAR-4B-Chat --dataset MATH_train",
+    )
+    parser.add_argument("--model_name", required=True, help="the model that made the rollouts")
+    parser.add_argument("--dataset", required=True, help="the data set that it answered")
+    arguments = parser.parse_args(argv)
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    stem = f"{arguments.model_name}-{arguments.dataset}"
+    rename_answers(Path(f"{stem}.json"), Path(f"{stem}_renamed.json"))
+
+
+if __name__ == "__main__":
+    run_entry(main)

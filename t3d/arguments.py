@@ -1,0 +1,32 @@
+"""Command lines of the small scripts: usage mistakes are the user's, told in one line."""
+
+import argparse
+from typing import NoReturn
+
+from t3d.errors import UserError
+
+
+class HelpFormatter(argparse.ArgumentDefaultsHelpFormatter, argparse.RawDescriptionHelpFormatter):
+    """Shows every default, and the example as it is written."""
+
+
+class ArgumentParser(argparse.ArgumentParser):
+    """An argparse parser that raises `UserError` where argparse prints its usage over several lines."""
+
+    def __init__(self, purpose: str, example: str) -> None:
+        """Describes a script by its `purpose` and one `example` command."""
+        super().__init__(
+            description=purpose,
+            epilog=f"example:\n  {example}",
+            formatter_class=HelpFormatter,
+            argument_default=argparse.SUPPRESS,  # required options then show no "(default: None)"
+            allow_abbrev=False,
+        )
+
+    def error(self, message: str) -> NoReturn:
+        """Raises the mistake for `run_entry` to print.
+
+        Raises:
+            UserError: always.
+        """
+        raise UserError(self.prog, "the arguments that --help lists", message)

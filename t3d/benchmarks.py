@@ -1,0 +1,224 @@
+"""The data sets: where they live, what their records hold, and what is known to be wrong with them."""
+
+import ast
+import math
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from t3d.errors import ConfigError, DataError
+from t3d.files import json_kind, read_json
+from t3d.prompts import DATA_TYPES, TEST_METHODS, check_text
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """One data set of the paper.
+
+    Attributes:
+        name: as in `evaluation.eval_dataset`; the local file is `data/<name>.json`.
+        data_type: "math", "code" or "option".
+        repo_id: its dataset repository on the Hugging Face hub; None if this project generates it.
+        file_name: the file inside that repository.
+    """
+
+    name: str
+    data_type: str
+    repo_id: str | None = None
+    file_name: str | None = None
+
+
+def _hosted(name: str, data_type: str, split: str) -> Dataset:
+    return Dataset(name, data_type, f"Gen-Verse/{name}", f"{split}/{name}.json")
+
+
+DATASETS = {
+    dataset.name: dataset
+    for dataset in (
+        _hosted("MATH_train", "math", "train"),
+        _hosted("PrimeIntellect", "code", "train"),
+        _hosted("MATH500", "math", "test"),
+        _hosted("GSM8K", "math", "test"),
+        _hosted("MBPP", "code", "test"),
+        _hosted("HumanEval", "code", "test"),
+        Dataset("TinyMath", "math"),
+    )
+}
+
+_MATH_TEST_NAMES = ("MATH", "MATH_test")
+
+
+def load_benchmark(path: Path, data_type: str, limit: int | None = None) -> list[dict[str, Any]]:
+    """Reads a dataset file and checks every record of it, those past `limit` too.
+
+    Math and option records hold `question` and `ground_truth_answer`. Code records hold `question`,
+    `test_time_limit` (seconds) and `test_method`: "function" with `test_list` (programs that assert) and an
+    optional `prefix`, or "stdio" with `test_input` and `test_output` (texts, pairwise). Other keys are kept.
+
+    Args:
+        path: a JSON list of records.
+        data_type: "math", "code" or "option".
+        limit: how many records to return, from the first; None for all.
+
+    Returns:
+        The records. An answer given as a JSON number is returned as its text.
+
+    Raises:
+        ConfigError: an unknown `data_type`, or `limit` below 1.
+        DataError: the file or a record is unusable; names file, record (from 0) and field.
+    """
+    if data_type not in DATA_TYPES:
+        raise ConfigError("evaluation.data_type", " or ".join(DATA_TYPES), repr(data_type))
+    if limit is not None and limit < 1:
+        raise ConfigError("evaluation.limit", "a whole number of at least 1", limit)
+    records = read_json(path)
+    if not isinstance(records, list):
+        raise DataError(path, "a list of records", f"a JSON {json_kind(records)}")
+    if not records:
+        raise DataError(path, "at least one record", "an empty list")
+    items = [_checked_item(record, data_type, f"{path}, record {i}") for i, record in enumerate(records)]
+    _check_ids_unique(items, path)
+    return items[:limit]
+
+
+def leakage_warning(train_name: str, eval_name: str) -> str | None:
+    """Words a warning if evaluating on `eval_name` after training on `train_name` measures memory.
+
+    Args:
+        train_name: a data set, or a rollout file's name such as "SDAR-4B-Chat-MATH_train_renamed".
+        eval_name: the data set evaluated on.
+
+    Returns:
+        One line for the log, or None if no overlap is known.
+    """
+    source = train_name.removesuffix("_renamed").rpartition("-")[2]
+    if source == eval_name:
+        return f"{eval_name} is what {train_name} was made from: the model was trained on these problems"
+    if source == "MATH_train" and eval_name in _MATH_TEST_NAMES:
+        return (
+            f"2936 of the 8523 problems of MATH_train are in the MATH test split, so {eval_name} overlaps "
+            f"with {train_name}; MATH500 shares no problem with it"
+        )
+    return None
+
+
+def repair_known_bad(items: list[dict[str, Any]], enabled: bool) -> tuple[list[dict[str, Any]], list[int]]:
+    """Mends records whose check program hides the solution behind its own `check` function.
+
+    Two records of MBPP (task ids 56 and 349) ask for a function `check` and test it with a program that
+    defines `check(candidate)` and ends in `check(check)`: every solution fails. The program's function gets
+    another name. Reporting scores comparable with the paper's needs `enabled=False`.
+
+    Args:
+        items: dataset records; left as they are.
+        enabled: whether to mend anything.
+
+    Returns:
+        The records, the mended ones as copies, and the indices of the mended ones.
+    """
+    repaired_items, indices = list(items), []
+    if enabled:
+        for index, item in enumerate(items):
+            programs = item.get("test_list", [])
+            repaired = [_rename_shadowing_check(program) for program in programs]
+            if repaired != programs:
+                repaired_items[index] = {**item, "test_list": repaired}
+                indices.append(index)
+    return repaired_items, indices
+
+
+def _rename_shadowing_check(program: str) -> str:
+    """Renames a `check` that is defined at top level and finally called with itself."""
+    if not re.search(r"^check\(check\)", program, re.MULTILINE):
+        return program
+    try:
+        statements = ast.parse(program).body
+    except SyntaxError:
+        return program
+    last = statements[-1]
+    definitions = [s for s in statements if isinstance(s, ast.FunctionDef) and s.name == "check"]
+    if not definitions or ast.unparse(last) != "check(check)":
+        return program
+    new_name = "run_checks"
+    while new_name in program:
+        new_name += "_"
+    lines = program.splitlines(keepends=True)
+    lines[last.lineno - 1] = lines[last.lineno - 1].replace("check(", f"{new_name}(", 1)
+    for definition in definitions:
+        lines[definition.lineno - 1] = lines[definition.lineno - 1].replace("check", new_name, 1)
+    return "".join(lines)
+
+
+def _checked_item(record: object, data_type: str, where: str) -> dict[str, Any]:
+    if not isinstance(record, dict):
+        raise DataError(where, "an object", json_kind(record))
+    check_text(_field(record, "question", where), f"{where}, field question")
+    if data_type == "code":
+        _check_code(record, where)
+        return record
+    return {**record, "ground_truth_answer": _answer(record, where)}
+
+
+def _check_code(record: dict[str, Any], where: str) -> None:
+    time_limit = _field(record, "test_time_limit", where)
+    if not _is_number(time_limit) or not 0 < time_limit < math.inf:
+        raise DataError(f"{where}, field test_time_limit", "a number of seconds above 0", repr(time_limit))
+    method = _field(record, "test_method", where)
+    if method not in TEST_METHODS:
+        raise DataError(f"{where}, field test_method", " or ".join(TEST_METHODS), repr(method))
+    if method == "function":
+        _check_texts(record, "test_list", where)
+        if record.get("prefix") is not None:
+            check_text(record["prefix"], f"{where}, field prefix")
+        return
+    num_inputs = _check_texts(record, "test_input", where)
+    num_outputs = _check_texts(record, "test_output", where)
+    if num_inputs != num_outputs:
+        raise DataError(f"{where}, field test_output", f"{num_inputs} texts, one per test_input", num_outputs)
+
+
+def _check_texts(record: dict[str, Any], field: str, where: str) -> int:
+    """Checks a field that lists texts and returns how many there are."""
+    values = _field(record, field, where)
+    if not isinstance(values, list) or not values:
+        found = "an empty list" if values == [] else json_kind(values)
+        raise DataError(f"{where}, field {field}", "a list of at least one string", found)
+    for position, value in enumerate(values):
+        check_text(value, f"{where}, field {field}, entry {position}")
+    return len(values)
+
+
+def _answer(record: dict[str, Any], where: str) -> str:
+    """Returns the true answer as text; a number counts if its text is the one that the file shows."""
+    value = _field(record, "ground_truth_answer", where)
+    if _is_number(value) and re.fullmatch(r"-?[0-9]+(\.[0-9]+)?", repr(value)):
+        return repr(value)
+    if _is_number(value):
+        expected = "a string, or a number that is finite and not in exponent notation"
+        raise DataError(f"{where}, field ground_truth_answer", expected, repr(value))
+    # It may be empty: the published MATH_train has such a record, which trains as well as any.
+    return check_text(value, f"{where}, field ground_truth_answer")
+
+
+def _field(record: dict[str, Any], field: str, where: str) -> Any:
+    if field not in record:
+        raise DataError(f"{where}, field {field}", "the field", "nothing")
+    return record[field]
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _check_ids_unique(items: list[dict[str, Any]], path: Path) -> None:
+    first_seen: dict[str | int, int] = {}
+    for index, item in enumerate(items):
+        if "id" not in item:
+            continue
+        where = f"{path}, record {index}, field id"
+        if not isinstance(item["id"], str | int):
+            raise DataError(where, "a string or a whole number", json_kind(item["id"]))
+        first = first_seen.setdefault(item["id"], index)
+        if first != index:
+            raise DataError(where, "an id of its own", f"{item['id']!r}, the id of record {first}")
