@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from t3d.decoding.remasking import STRATEGIES
+from t3d.remasking import STRATEGIES
 from t3d.errors import ConfigError
 
 
@@ -18,7 +18,7 @@ class DecodingConfig:
         temperature: softmax temperature; 0 means argmax, with its confidence taken at temperature 1.
         top_k: keep the k most probable tokens; 0 keeps all.
         top_p: keep the most probable tokens up to this mass, in (0, 1]; 1 keeps all.
-        remasking_strategy: a key of `t3d.decoding.remasking.STRATEGIES`.
+        remasking_strategy: a key of `t3d.remasking.STRATEGIES`.
         dynamic_threshold: confidence above which `low_confidence_dynamic` reveals a token.
         eb_threshold: running sum of entropies, in nats, up to which `entropy_bounded` reveals tokens.
         stop_ids: a generated token among these ends the response.

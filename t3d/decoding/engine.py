@@ -16,10 +16,11 @@ from torch import Tensor
 
 from t3d.decoding.cache import SlotCache
 from t3d.decoding.config import DecodingConfig
-from t3d.decoding.remasking import STRATEGIES, BlockScores, step_quota
-from t3d.decoding.sampling import draw_tokens, entropy, response_uniforms, token_probabilities
+from t3d.remasking import STRATEGIES, BlockScores, step_quota
+from t3d.sampling import draw_tokens, entropy, response_uniforms, token_probabilities
 from t3d.errors import DataError
 from t3d.sdar.attention import block_causal_mask
+from t3d.sdar.configuration import SDARConfig
 from t3d.sdar.modeling import SDARForCausalLM
 from t3d.trajectory import Trajectory
 
@@ -61,7 +62,7 @@ def iter_decode(
     """
     if not prompts:
         return
-    _check_lengths(model, prompts, config)
+    check_lengths(model.config, prompts, config)
     streams = range(len(prompts)) if streams is None else streams
     engine = Engine(model, config, min(max_active, len(prompts)), max(map(len, prompts)))
     waiting = deque(range(len(prompts)))
@@ -237,8 +238,13 @@ def _scatter(masked: Bool[Tensor, "rows block"], values: Tensor) -> Tensor:
     return torch.zeros(masked.shape, dtype=values.dtype, device=values.device).masked_scatter(masked, values)
 
 
-def _check_lengths(model: SDARForCausalLM, prompts: Sequence[list[int]], config: DecodingConfig) -> None:
-    context, size = model.config.max_position_embeddings, config.block_size
+def check_lengths(model: SDARConfig, prompts: Sequence[list[int]], config: DecodingConfig) -> None:
+    """Checks that every prompt leaves room for its response.
+
+    Raises:
+        DataError: one that does not, named by its number.
+    """
+    context, size = model.max_position_embeddings, config.block_size
     for index, prompt in enumerate(prompts):
         length = -(-(len(prompt) + config.max_new_tokens) // size) * size
         if length > context:

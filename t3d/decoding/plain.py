@@ -6,8 +6,8 @@ It is the oracle that the engine must match token for token and step for step; u
 import torch
 
 from t3d.decoding.config import DecodingConfig
-from t3d.decoding.remasking import STRATEGIES, BlockScores, step_quota
-from t3d.decoding.sampling import draw_tokens, entropy, response_uniforms, token_probabilities
+from t3d.remasking import STRATEGIES, BlockScores, step_quota
+from t3d.sampling import draw_tokens, entropy, response_uniforms, token_probabilities
 from t3d.sdar.attention import block_causal_mask
 from t3d.sdar.modeling import SDARForCausalLM
 from t3d.trajectory import Trajectory

@@ -14,7 +14,9 @@ PAD_DOCUMENT = -1
 
 
 def block_index(
-    positions: Int[Tensor, "*batch seq"], block_size: int, origin: int | Int[Tensor, "*batch 1"] = 0
+    positions: Int[Tensor, "*batch seq"],
+    block_size: int | Int[Tensor, "*batch 1"],
+    origin: int | Int[Tensor, "*batch 1"] = 0,
 ) -> Int[Tensor, "*batch seq"]:
     """Block number of each position; before `origin` the numbers are negative (blocks right-aligned to it)."""
     return torch.div(positions - origin, block_size, rounding_mode="floor")
@@ -56,3 +58,8 @@ def training_mask(
     same_document = (documents[..., :, None] == documents[..., None, :]) & (documents[..., None, :] != PAD_DOCUMENT)
     itself = torch.eye(blocks.shape[-1], dtype=torch.bool, device=blocks.device)
     return same_document & (clean_key | noisy_key) | itself
+
+
+def block_origin_start(position: int, block_size: int, origin: int = 0) -> int:
+    """First position of the block that `position` lies in."""
+    return origin + (position - origin) // block_size * block_size

@@ -47,7 +47,7 @@ class SDARForCausalLM(Qwen3ForCausalLM):
 
         Raises:
             ValueError: no `attention_mask` although there is a cache (its layout would have to be guessed), or
-                a mask that is not 4-dimensional.
+                a mask that is not 4-dimensional; or an attention implementation that would not honour one.
         """
         if position_ids is None:
             position_ids = torch.arange(input_ids.shape[1], device=input_ids.device).expand_as(input_ids)
@@ -59,13 +59,24 @@ class SDARForCausalLM(Qwen3ForCausalLM):
             raise ValueError(f"attention_mask: expected [batch, 1, seq, key], found {list(attention_mask.shape)}")
         hidden: Float[Tensor, "batch seq hidden"] = self.model(
             input_ids=input_ids,
-            attention_mask=attention_mask,
+            attention_mask=self._backend_mask(attention_mask),
             position_ids=position_ids,
             past_key_values=past_key_values,
             use_cache=past_key_values is not None,
             **kwargs,
         ).last_hidden_state
         return CausalLMOutputWithPast(logits=self.lm_head(hidden if logit_rows is None else hidden[logit_rows]))
+
+    def _backend_mask(self, mask: Bool[Tensor, "batch 1 seq key"]) -> Tensor:
+        """The mask as the attention implementation takes it: eager adds it to the scores, others may ignore it."""
+        implementation = self.config._attn_implementation
+        if implementation == "sdpa":
+            return mask
+        if implementation != "eager":
+            raise ValueError(f"attn_implementation: expected sdpa or eager, found {implementation}")
+        return torch.zeros(mask.shape, dtype=self.dtype, device=mask.device).masked_fill(
+            ~mask, torch.finfo(self.dtype).min
+        )
 
     def generate(self, *args: Any, **kwargs: Any) -> NoReturn:
         """Refuses: token-by-token generation is not how this model decodes; `t3d.decoding.decode` is."""

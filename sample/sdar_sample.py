@@ -1,0 +1,22 @@
+"""Stage 1: decode a data set with a checkpoint and record the step at which each token was revealed."""
+
+import logging
+
+from t3d.config import DecodeConfig, load_config
+from t3d.errors import run_entry
+from t3d.rollout import rollout
+
+EXAMPLE = (
+    "python sdar_sample.py config=../configs/sdar_sample.yaml evaluation.eval_dataset=MATH_train"
+    " rollout.block_size=4 rollout.denoising_steps_per_block=4"
+)
+
+
+def main(arguments: list[str]) -> None:
+    """Parses the configuration and decodes."""
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    rollout(load_config(DecodeConfig, arguments, __doc__ or "", EXAMPLE))
+
+
+if __name__ == "__main__":
+    run_entry(main)

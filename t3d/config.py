@@ -1,0 +1,433 @@
+"""Configuration: typed schema <- YAML file <- command line, checked once, then plain dataclasses.
+
+Every key is declared once, with its default, meaning and range; `--help` prints exactly these declarations.
+"""
+
+import dataclasses
+import difflib
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields, is_dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+from omegaconf import MISSING, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from yaml import YAMLError
+
+from t3d.remasking import STRATEGIES
+from t3d.errors import ConfigError
+from t3d.objectives.registry import OBJECTIVES
+
+Schema = TypeVar("Schema")
+
+
+def key(default: Any, meaning: str, *, low: float | None = None, high: float | None = None, one_of: Any = None) -> Any:
+    """A config key: default, meaning for `--help`, and the inclusive range or the choices of its value."""
+    metadata = {"meaning": meaning, "low": low, "high": high, "one_of": one_of}
+    if isinstance(default, list | dict):
+        return field(default_factory=default.copy, metadata=metadata)
+    return field(default=default, metadata=metadata)
+
+
+def group(schema: type) -> Any:
+    """A group of keys."""
+    return field(default_factory=schema)
+
+
+@dataclass
+class ExperimentConfig:
+    """Where a run writes, and how it continues."""
+
+    project: str = key("t3d", "name of the run's folder")
+    output_dir: str | None = key(None, "folder of the run; null: the release's rule (see README)")
+    start_from_scratch: bool = key(True, "false: the same as resume_from=latest")
+    resume_from: str | None = key(None, "null | latest | a folder that a killed run left: continue it exactly")
+    num_node: int = key(1, "machines of the launch; the launch must agree", low=1)
+    num_processes: int | None = key(None, "processes of the launch (null: any); the launch must agree", low=1)
+    save_every_steps: int = key(256, "global steps between checkpoints", low=1)
+    checkpoints_total_limit: int | None = key(None, "checkpoints kept, the oldest removed first (null: all)", low=1)
+    gradient_clipping: bool = key(True, "clip gradients at training.max_grad_norm")
+    max_grad_norm: float | None = key(None, "the release's second name for training.max_grad_norm", low=0)
+    trackers: list[str] = key([], "of wandb, tensorboard; metrics.jsonl is always written")
+
+
+@dataclass
+class RolloutConfig:
+    """How responses are decoded (SPEC section 1)."""
+
+    block_size: int = key(4, "positions per block", low=1)
+    denoising_steps_per_block: int = key(4, "most denoising steps per block; at most block_size", low=1)
+    max_token: int = key(2000, "most new tokens per response, exactly", low=1)
+    temperature: float = key(0.1, "softmax temperature; 0: argmax", low=0)
+    top_p: float = key(1.0, "mass of the most probable tokens kept; 1 keeps all", low=0, high=1)
+    top_k: int = key(0, "number of most probable tokens kept; 0 keeps all", low=0)
+    remasking_strategy: str = key("low_confidence_static", "which tokens a step reveals", one_of=STRATEGIES)
+    dynamic_threshold: float = key(0.9, "confidence for low_confidence_dynamic", low=0, high=1)
+    eb_threshold: float = key(0.35, "entropy sum, in nats, for entropy_bounded", low=0)
+    num_response_per_task: int = key(1, "responses per problem, each with its own random stream", low=1)
+    seed: int = key(0, "seed of every random stream", low=0)
+    resume: bool = key(True, "continue a rollout that was interrupted; false: start over")
+    max_active: int = key(64, "sequences decoded together; does not change results", low=1)
+    batch_size: int | None = key(None, "problems per durable batch (null or 0: 256); does not change results", low=0)
+    start_with_think: bool = key(False, "begin the response with <think>")
+    stop_token_list: list[Any] | None = key(
+        None, "stop tokens, ids or strings; null: the model's end-of-sequence ids and <|im_end|>"
+    )
+    device: str = key("auto", "auto (cuda, else mps, else cpu) or a torch device string")
+    dtype: str = key("auto", "auto: as stored", one_of=("auto", "float32", "bfloat16", "float16"))
+    tensor_parallel_size: int = key(1, "GPUs per model copy; more than 1 is not supported yet", low=1, high=1)
+    num_task_per_step: int = key(1, "accepted from the release's files, where it has no effect either", low=1)
+    random_init_ratio: float = key(0.0, "share of random tokens in fresh blocks; only 0 is supported", low=0, high=0)
+
+    def __post_init__(self) -> None:
+        """Checks values against each other."""
+        if self.denoising_steps_per_block > self.block_size:
+            raise ConfigError(
+                "rollout.denoising_steps_per_block",
+                f"at most rollout.block_size = {self.block_size}",
+                self.denoising_steps_per_block,
+            )
+        if self.top_p == 0:
+            raise ConfigError("rollout.top_p", "above 0, at most 1", self.top_p)
+
+
+@dataclass
+class EvaluationConfig:
+    """Which model answers which problems."""
+
+    checkpoint_path: str | None = key(None, "model folder or hub id")
+    eval_dataset: str = key("MATH500", "data set: a JSON file, or the name of one in data/")
+    data_type: str = key("math", "kind of problem", one_of=("math", "code", "option"))
+    limit: int | None = key(None, "only the first N problems (null: all)", low=1)
+    rollouts: str | None = key(None, "grade this rollout file; no model is needed")
+    num_node: int = key(1, "machines that share the problems", low=1)
+    node_index: int = key(0, "number of this machine, from 0", low=0)
+    output_unmasking_history: bool = key(True, "write step_map to the rollout file (training needs it)")
+
+    def __post_init__(self) -> None:
+        """Checks values against each other."""
+        if self.node_index >= self.num_node:
+            raise ConfigError("evaluation.node_index", f"below evaluation.num_node = {self.num_node}", self.node_index)
+
+
+@dataclass
+class ExecuteConfig:
+    """How answers are graded."""
+
+    num_chunk: int = key(64, "answers per grading batch (progress moves per batch)", low=1)
+    num_workers: int = key(2, "grading processes", low=1)
+    timeout_s: float = key(10.0, "seconds to grade one math answer", low=0.1)
+    sandbox: str = key("auto", "isolation of model-written code", one_of=("auto", "bwrap", "sandlock", "none"))
+
+
+@dataclass
+class TableConfig:
+    """A grid of evaluations; empty: a single one."""
+
+    checkpoints: dict[str, str] = key({}, "row name -> model folder or hub id")
+    datasets: list[str] = key([], "data sets (empty: evaluation.eval_dataset)")
+    decodings: list[list[int]] = key([], "[block_size, denoising_steps_per_block] of each column")
+
+    def __post_init__(self) -> None:
+        """Checks the columns."""
+        for decoding in self.decodings:
+            if len(decoding) != 2 or not 1 <= decoding[1] <= decoding[0]:
+                raise ConfigError("table.decodings", "pairs of block_size and at most as many steps", decoding)
+        if bool(self.checkpoints) != bool(self.decodings):
+            found = f"{len(self.checkpoints)} and {len(self.decodings)}"
+            raise ConfigError("table", "checkpoints and decodings, or neither", found)
+
+
+@dataclass
+class ModelConfig:
+    """The model that is trained."""
+
+    pretrained_model: str = key(MISSING, "teacher: model folder or hub id")
+    optimized_name: str = key("optimized", "name of the trained checkpoint under ckpt/")
+    random_ratio: float = key(0.1, "p_rand of Eq. 48: masked inputs replaced by random tokens", low=0, high=1)
+    random_init: bool = key(False, "ignore the weights and start from random ones (trains the toy teacher)")
+
+
+@dataclass
+class DatasetConfig:
+    """The training data."""
+
+    optimization_data: str = key(MISSING, "training data: a JSON file, or the name of one in data/")
+    data_type: str = key("math", "kind of problem", one_of=("math", "code", "option"))
+
+
+@dataclass
+class TrainingConfig:
+    """States, losses and schedule of a run (SPEC sections 2 and 3)."""
+
+    objective: str = key("t3d", "loss and states", one_of=OBJECTIVES)
+    mask_strategy: str = key(
+        "trace", "states of the trace objectives", one_of=("trace", "random", "trace_earliest")
+    )
+    block_size: int = key(8, "positions per block", low=1)
+    block_size_choices: list[int] | None = key(
+        None, "block sizes drawn per sample instead, where no path loss is asked for (trains the toy teacher)"
+    )
+    block_alignment: str = key("absolute", "where blocks are counted from", one_of=("absolute", "response"))
+    mask_ratios: list[float] = key([1.0, 0.75, 0.5, 0.25], "ratios r of a block that is masked, each in (0, 1]")
+    mask_ratio_exponent: float = key(8.0, "r is drawn with probability proportional to r ** this", low=0)
+    resample_states: bool = key(True, "draw each sample's state anew at every visit; false: once")
+    lambda_path: float | None = key(None, "weight of the path loss; null: the objective's (t3d 0.2, else 0)", low=0)
+    path_k_steps: int = key(4, "tokens per coarse step of the path loss", low=1)
+    path_loss: str = key("paper", "Eq. 8-9, or the release's mean over levels", one_of=("paper", "release"))
+    alpha: float = key(0.5, "weight of DDO's fake term", low=0)
+    beta: float = key(0.1, "scale of the log-ratio inside DDO's sigmoid", low=0)
+    ddo_level: str = key("sample", "where log-ratios are averaged", one_of=("sample", "block", "token"))
+    fake_expectation: str = key("argmax", "d_fake's expectation over p_ref", one_of=("argmax", "sample", "exact"))
+    reference_temp: float = key(0.0, "temperature of p_ref in d_fake: 0 with argmax, else above 0", low=0)
+    target_temp: float = key(0.0, "0: real tokens are those recorded; nothing else is", low=0, high=0)
+    certainty_weight: float | None = key(
+        None, "weight of the certainty term; null: the objective's (dparallel 2, else 0)", low=0
+    )
+    multi_round: bool = key(True, "refresh the reference with the student")
+    round_interval: int = key(10, "global steps between refreshes", low=1)
+    max_steps: int | None = key(None, "global steps (null: num_train_epochs decides)", low=1)
+    num_train_epochs: int = key(30, "passes over the data", low=1)
+    batch_size_lm: int = key(1, "samples per process and micro-batch", low=1)
+    gradient_accumulation_steps: int = key(32, "micro-batches per global step", low=1)
+    max_grad_norm: float = key(1.0, "gradient norm to clip at", low=0)
+    max_prompt_len: int = key(512, "longer prompts are left out, and counted", low=1)
+    max_gen_length: int = key(1024, "responses are cut here", low=1)
+    post_num: int = key(2, "pad tokens trained after the stop token", low=0)
+    seed: int = key(10086, "seed of data order, states and fakes", low=0)
+    mixed_precision: str = key("bf16", "autocast of the forward passes", one_of=("no", "bf16", "fp16"))
+    enable_tf32: bool = key(True, "TF32 matrix products on CUDA")
+    gradient_checkpointing_enable: bool = key(True, "recompute activations in the backward pass")
+    method: str = key("semi-ar", "the only training method of the release", one_of=("semi-ar",))
+
+    def __post_init__(self) -> None:
+        """Checks values against each other."""
+        if not self.mask_ratios or not all(0 < ratio <= 1 for ratio in self.mask_ratios):
+            raise ConfigError("training.mask_ratios", "a non-empty list of ratios in (0, 1]", self.mask_ratios)
+        path = OBJECTIVES[self.objective].path if self.lambda_path is None else self.lambda_path
+        sizes = self.block_size_choices
+        if sizes is not None and (not sizes or min(sizes) < 1 or path):
+            raise ConfigError("training.block_size_choices", "sizes of at least 1, and no path loss", sizes)
+        if (self.fake_expectation == "argmax") != (self.reference_temp == 0):
+            raise ConfigError(
+                "training.reference_temp",
+                "0 with fake_expectation=argmax, above 0 with sample or exact",
+                f"{self.reference_temp} with {self.fake_expectation}",
+            )
+
+
+@dataclass
+class OptimizerParams:
+    """Parameters of the optimizer."""
+
+    learning_rate: float = key(1e-5, "peak learning rate", low=0)
+    scale_lr: bool = key(False, "multiply learning_rate by the global batch size")
+    beta1: float = key(0.9, "AdamW's first moment", low=0, high=1)
+    beta2: float = key(0.999, "AdamW's second moment", low=0, high=1)
+    weight_decay: float = key(0.01, "AdamW's decoupled weight decay", low=0)
+    epsilon: float = key(1e-8, "AdamW's epsilon", low=0)
+
+
+@dataclass
+class OptimizerConfig:
+    """The optimizer."""
+
+    name: str = key("adamw", "optimizer", one_of=("adamw",))
+    params: OptimizerParams = group(OptimizerParams)
+
+
+@dataclass
+class SchedulerParams:
+    """Parameters of the learning-rate schedule."""
+
+    learning_rate: float | None = key(None, "peak; null, or equal to the optimizer's")
+    warmup_steps: int = key(20, "global steps of linear warm-up", low=0)
+    min_lr_scale: float = key(0.1, "final learning rate, as a share of the peak", low=0, high=1)
+
+
+@dataclass
+class SchedulerConfig:
+    """The learning-rate schedule, advanced once per global step."""
+
+    scheduler: str = key("cosine", "shape after warm-up", one_of=("cosine", "linear", "constant"))
+    params: SchedulerParams = group(SchedulerParams)
+
+
+@dataclass
+class WandbConfig:
+    """Weights & Biases, when experiment.trackers names it."""
+
+    entity: str | None = key(None, "user or team")
+    project: str | None = key(None, "project; null: experiment.project")
+    resume: bool = key(False, "continue the run run_id")
+    run_id: str | None = key(None, "run to continue; null: a new one")
+
+
+@dataclass
+class DecodeConfig:
+    """Stage 1 and evaluation: decode a data set with a checkpoint."""
+
+    experiment: ExperimentConfig = group(ExperimentConfig)
+    rollout: RolloutConfig = group(RolloutConfig)
+    evaluation: EvaluationConfig = group(EvaluationConfig)
+    execute: ExecuteConfig = group(ExecuteConfig)
+    table: TableConfig = group(TableConfig)
+    model_base: str = key("sdar", "model family", one_of=("sdar",))
+
+
+@dataclass
+class TrainConfig:
+    """Stage 3: train a student on trajectories."""
+
+    experiment: ExperimentConfig = group(ExperimentConfig)
+    model: ModelConfig = group(ModelConfig)
+    dataset: DatasetConfig = group(DatasetConfig)
+    training: TrainingConfig = group(TrainingConfig)
+    optimizer: OptimizerConfig = group(OptimizerConfig)
+    lr_scheduler: SchedulerConfig = group(SchedulerConfig)
+    wandb: WandbConfig = group(WandbConfig)
+
+    def __post_init__(self) -> None:
+        """Checks groups against each other."""
+        for name, other, own in (
+            ("experiment.max_grad_norm", self.experiment.max_grad_norm, self.training.max_grad_norm),
+            (
+                "lr_scheduler.params.learning_rate",
+                self.lr_scheduler.params.learning_rate,
+                self.optimizer.params.learning_rate,
+            ),
+        ):
+            if other is not None and other != own:
+                raise ConfigError(name, f"null or the value of its namesake, {own}", other)
+        for tracker in self.experiment.trackers:
+            if tracker not in ("wandb", "tensorboard"):
+                raise ConfigError("experiment.trackers", "wandb, tensorboard", tracker)
+
+
+def load_config(schema: type[Schema], arguments: list[str], purpose: str, example: str) -> Schema:
+    """Builds a checked configuration from `config=FILE key=value ...`.
+
+    `--help` among the arguments prints `purpose`, every key with its default, and `example`, and exits with 0.
+
+    Raises:
+        ConfigError: an unreadable file, an unknown key (with the nearest known one), a value of the wrong type
+            or outside its range, a mandatory key left out.
+    """
+    if {"-h", "--help"} & set(arguments):
+        sys.stdout.write(help_text(schema, purpose, example))
+        sys.exit(0)
+    merged = OmegaConf.structured(schema)
+    for source, values in _sources(arguments):
+        _reject_unknown(schema, values, source)
+        try:
+            merged = OmegaConf.merge(merged, OmegaConf.create(values))
+        except OmegaConfBaseException as error:
+            raise _value_error(schema, error, source) from error
+    for missing in sorted(OmegaConf.missing_keys(merged)):
+        raise ConfigError(missing, "a value", "none")
+    _check_ranges(schema, merged)
+    try:
+        return OmegaConf.to_object(merged)  # type: ignore[return-value]
+    except OmegaConfBaseException as error:
+        raise _value_error(schema, error, "config") from error
+
+
+def save_config(config: object, path: Path) -> None:
+    """Writes the resolved configuration as YAML, loadable with `config=`."""
+    path.write_text(OmegaConf.to_yaml(OmegaConf.structured(config)), encoding="utf-8")
+
+
+def help_text(schema: type, purpose: str, example: str) -> str:
+    """The `--help` page of an entry point."""
+    lines = [purpose, "", "config=FILE reads a YAML file; key=value on the command line wins over it.", "", "Keys:"]
+    for path, entry in _leaves(schema):
+        default = entry.default if entry.default is not dataclasses.MISSING else entry.default_factory()  # type: ignore[misc]
+        shown = "required" if default == MISSING else "null" if default is None else str(default)
+        choices = f" ({' | '.join(entry.metadata['one_of'])})" if entry.metadata["one_of"] else ""
+        lines.append(f"  {path} = {shown}: {entry.metadata['meaning']}{choices}")
+    return "\n".join([*lines, "", "Example:", f"  {example}", ""])
+
+
+def _sources(arguments: list[str]) -> list[tuple[str, dict[str, Any]]]:
+    """(where it was said, nested values) of the file and of each override, in the order in which they win."""
+    files: list[tuple[str, dict[str, Any]]] = []
+    overrides: list[tuple[str, dict[str, Any]]] = []
+    for argument in arguments:
+        name, equals, value = argument.partition("=")
+        if not equals or name.startswith("-"):
+            raise ConfigError("command line", "config=FILE or key=value", argument)
+        if name == "config":
+            files.append((value, _read_yaml(Path(value))))
+        else:
+            try:
+                parsed = OmegaConf.to_container(OmegaConf.from_dotlist([argument]))
+            except (OmegaConfBaseException, YAMLError) as error:
+                raise ConfigError("command line", "key=value", argument) from error
+            overrides.append(("command line", parsed))  # type: ignore[arg-type]
+    return files + overrides
+
+
+def _read_yaml(path: Path) -> dict[str, Any]:
+    try:
+        loaded = OmegaConf.to_container(OmegaConf.load(path))
+    except FileNotFoundError as error:
+        raise ConfigError(path, "a YAML file", "none there") from error
+    except (OSError, YAMLError, UnicodeDecodeError, OmegaConfBaseException) as error:
+        raise ConfigError(path, "a readable YAML file", " ".join(str(error).split())) from error
+    if not isinstance(loaded, dict):
+        raise ConfigError(path, "keys with values", f"a {type(loaded).__name__}")
+    return loaded  # type: ignore[return-value]
+
+
+def _leaves(schema: type, prefix: str = "") -> list[tuple[str, dataclasses.Field]]:
+    found: list[tuple[str, dataclasses.Field]] = []
+    for entry in fields(schema):
+        if is_dataclass(entry.type):
+            found += _leaves(entry.type, f"{prefix}{entry.name}.")  # type: ignore[arg-type]
+        else:
+            found.append((prefix + entry.name, entry))
+    return found
+
+
+def _reject_unknown(schema: type, values: Mapping[str, Any], source: str) -> None:
+    known = {path for path, _ in _leaves(schema)}
+    groups = {path[: index] for path in known for index, letter in enumerate(path) if letter == "."}
+
+    def walk(part: Mapping[Any, Any], prefix: str) -> None:
+        for name, value in part.items():
+            path = f"{prefix}{name}"
+            if path in groups and isinstance(value, Mapping):
+                walk(value, f"{path}.")
+            elif path in groups:
+                raise ConfigError(f"{source}: {path}", "a group of keys", value)
+            elif path not in known:
+                nearest = difflib.get_close_matches(path, sorted(known | groups), n=1, cutoff=0)
+                raise ConfigError(f"{source}: {path}", f"a known key (nearest: {nearest[0]})", "an unknown one")
+
+    walk(values, "")
+
+
+def _value_error(schema: type, error: OmegaConfBaseException, source: str) -> ConfigError:
+    path = str(error.full_key or "value")
+    kinds = {leaf: entry.type for leaf, entry in _leaves(schema)}
+    kind = kinds.get(path.split("[")[0], "a value of another type")
+    name = kind.__name__ if isinstance(kind, type) and not hasattr(kind, "__args__") else str(kind)
+    return ConfigError(f"{source}: {path}", name, str(error).splitlines()[0])
+
+
+def _check_ranges(schema: type, merged: Any) -> None:
+    for path, entry in _leaves(schema):
+        try:
+            value = OmegaConf.select(merged, path)
+        except OmegaConfBaseException as error:
+            raise _value_error(schema, error, "config") from error
+        low, high, one_of = (entry.metadata[name] for name in ("low", "high", "one_of"))
+        if value is None:
+            continue
+        if one_of is not None and value not in one_of:
+            raise ConfigError(path, f"one of {', '.join(one_of)}", value)
+        too_low, too_high = low is not None and not value >= low, high is not None and not value <= high
+        if too_low or too_high:
+            bounds = f"{low} to {high}" if high is not None else f"at least {low}"
+            raise ConfigError(path, str(low) if low == high else bounds, value)

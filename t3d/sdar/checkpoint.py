@@ -1,0 +1,154 @@
+"""Model folders: finding, loading and saving them, never running code that they carry."""
+
+import json
+import re
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from huggingface_hub import snapshot_download
+from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled
+from safetensors import SafetensorError
+from torch import Tensor
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
+from transformers.utils import logging as transformers_logging
+
+from t3d.errors import CheckpointError
+from t3d.folders import atomic_folder
+from t3d.sdar.configuration import SDARConfig
+from t3d.sdar.modeling import SDARForCausalLM
+
+HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
+WEIGHTS = re.compile(r".*\.(safetensors|bin|pt|pth|gguf)|.*\.(safetensors|bin)\.index\.json")
+CHAT_END = "<|im_end|>"
+MAX_SHARD_SIZE = "5GB"
+
+
+def resolve_checkpoint(name: str) -> Path:
+    """The folder of a model: `name` itself, or the hub's copy if `name` is an id such as JetLM/SDAR-4B-Chat.
+
+    Raises:
+        CheckpointError: neither a folder nor a model that the hub gives out.
+    """
+    folder = Path(name).expanduser()
+    if folder.is_dir():
+        return folder
+    if not HUB_ID.fullmatch(name):
+        raise CheckpointError(name, "a model folder or a hub id (organisation/name)", "no such folder")
+    try:
+        return Path(snapshot_download(name))
+    except (HfHubHTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled, OSError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise CheckpointError(name, "a model folder or a model on the hub", f"neither ({reason})") from error
+
+
+def load_config(folder: Path) -> SDARConfig:
+    """Reads `config.json`.
+
+    Raises:
+        CheckpointError: no readable `config.json`, or one of another model type, or with impossible values.
+    """
+    path = folder / "config.json"
+    try:
+        fields = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise CheckpointError(path, "the model's configuration", "no such file") from error
+    except (OSError, ValueError) as error:
+        raise CheckpointError(path, "JSON", str(error)) from error
+    if not isinstance(fields, dict) or fields.get("model_type") != "sdar":
+        found = fields.get("model_type", "none") if isinstance(fields, dict) else type(fields).__name__
+        raise CheckpointError(path, 'model_type "sdar"', found)
+    for name in ("block_size", "mask_token_id", "vocab_size"):
+        if not isinstance(fields.get(name), int):
+            raise CheckpointError(path, f"{name}, an integer", fields.get(name, "none"))
+    try:
+        return SDARConfig.from_pretrained(folder)
+    except (TypeError, ValueError) as error:
+        raise CheckpointError(path, "an SDAR configuration", error) from error
+
+
+def load_model(folder: Path, dtype: torch.dtype | None = None, random_init: bool = False) -> SDARForCausalLM:
+    """Loads the network on the CPU, in eval mode.
+
+    Args:
+        folder: holds `config.json` and safetensors weights, sharded or not.
+        dtype: of the parameters; None keeps the stored one.
+        random_init: ignore the weights and initialise from torch's global random stream.
+
+    Raises:
+        CheckpointError: weights missing, unreadable, or of other names or shapes than the configuration's.
+    """
+    config = load_config(folder)
+    if random_init:
+        return SDARForCausalLM(config).to(dtype or torch.float32).eval()
+    if not any(folder.glob("*.safetensors")):
+        raise CheckpointError(folder, "weights (*.safetensors)", "none")
+    transformers_logging.disable_progress_bar()
+    try:
+        model, report = SDARForCausalLM.from_pretrained(
+            folder, config=config, dtype=dtype or "auto", output_loading_info=True, use_safetensors=True
+        )
+    except (SafetensorError, OSError, ValueError, RuntimeError) as error:
+        raise CheckpointError(folder, "readable weights for its config.json", error) from error
+    for problem in ("missing_keys", "mismatched_keys"):
+        if report[problem]:
+            names = sorted(map(str, report[problem]))
+            raise CheckpointError(folder, f"no {problem.replace('_', ' ')}", f"{len(names)}, such as {names[0]}")
+    return model.eval()
+
+
+def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
+    """Loads the tokenizer beside a model.
+
+    Raises:
+        CheckpointError: none there, or an unreadable one.
+    """
+    try:
+        return AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise CheckpointError(folder, "a tokenizer (tokenizer_config.json and its files)", reason) from error
+
+
+def chat_end_id(tokenizer: PreTrainedTokenizerBase) -> int:
+    """Id of the token that ends a chat turn: <|im_end|>, or the end-of-sequence token of a tokenizer without it.
+
+    Raises:
+        CheckpointError: the tokenizer has neither.
+    """
+    found = tokenizer.get_vocab().get(CHAT_END, tokenizer.eos_token_id)
+    if found is None:
+        raise CheckpointError(tokenizer.name_or_path, f"a tokenizer with {CHAT_END} or an eos_token", "neither")
+    return found
+
+
+def default_stop_ids(folder: Path, tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:
+    """Stop tokens of a model: its generation settings' and configuration's, the tokenizer's, and <|im_end|>."""
+    found = {chat_end_id(tokenizer), tokenizer.eos_token_id}
+    for name in ("generation_config.json", "config.json"):
+        if (folder / name).is_file():
+            ids = json.loads((folder / name).read_text(encoding="utf-8")).get("eos_token_id")
+            found |= set(ids if isinstance(ids, list) else [ids])
+    return tuple(sorted(found - {None}))
+
+
+def save_model(model: SDARForCausalLM, state: Mapping[str, Tensor], source: Path, target: Path) -> None:
+    """Writes a model folder that every engine that reads `source` can read; a half-written one is never seen.
+
+    Everything in `source` but its weights is carried over byte for byte (config, tokenizer, generation settings,
+    remote-code files, which are copied and never run), so that only the weights differ.
+
+    Args:
+        model: the network, for its parameter layout.
+        state: its weights, gathered.
+        source: the model folder it was trained from.
+        target: the folder to write, replaced if it exists.
+    """
+    dtype = load_config(source).dtype or torch.float32
+    with atomic_folder(target) as folder:
+        weights = {name: tensor.detach().to("cpu", dtype) for name, tensor in state.items()}
+        model.save_pretrained(folder, state_dict=weights, max_shard_size=MAX_SHARD_SIZE)
+        for path in source.iterdir():
+            if path.is_file() and not WEIGHTS.fullmatch(path.name):
+                shutil.copyfile(path, folder / path.name)

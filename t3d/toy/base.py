@@ -1,0 +1,56 @@
+"""The toy model's folder before training: configuration, tokenizer and generation settings, without weights.
+
+    python -m t3d.toy.base --out build/toy/base
+"""
+
+import logging
+from pathlib import Path
+
+from transformers import GenerationConfig
+
+from t3d.arguments import ArgumentParser
+from t3d.errors import run_entry
+from t3d.sdar.configuration import SDARConfig
+from t3d.toy.tokenizer import TURN_END, build_tokenizer
+
+
+def save_base(folder: Path) -> None:
+    """Writes the folder: a small Qwen3 shape with SDAR's fields, and the TinyMath tokenizer."""
+    tokenizer = build_tokenizer()
+    config = SDARConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=128,
+        intermediate_size=384,
+        num_hidden_layers=4,
+        num_attention_heads=4,
+        num_key_value_heads=4,
+        head_dim=32,
+        max_position_embeddings=2048,
+        rope_theta=10_000.0,
+        tie_word_embeddings=True,
+        block_size=4,
+        mask_token_id=tokenizer.mask_token_id,
+        bos_token_id=tokenizer.pad_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        architectures=["SDARForCausalLM"],
+        dtype="float32",
+    )
+    config.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    stops = [tokenizer.eos_token_id, tokenizer.convert_tokens_to_ids(TURN_END)]
+    GenerationConfig(eos_token_id=stops, pad_token_id=tokenizer.pad_token_id).save_pretrained(folder)
+
+
+def main(arguments: list[str]) -> None:
+    """Writes the folder named on the command line."""
+    parser = ArgumentParser("Write the toy model's folder before training.", "python -m t3d.toy.base --out build/toy/base")
+    parser.add_argument("--out", type=Path, required=True, help="folder to write")
+    folder = parser.parse_args(arguments).out
+    save_base(folder)
+    logging.getLogger(__name__).info("%s", folder)
+
+
+if __name__ == "__main__":
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    run_entry(main)

@@ -1,0 +1,221 @@
+"""The training loop: every objective, one process or many, resumable at every checkpoint."""
+
+import logging
+import math
+import time
+from collections import defaultdict
+from pathlib import Path
+
+import torch
+from accelerate import Accelerator
+from tqdm import tqdm
+
+from t3d.config import TrainConfig, save_config
+from t3d.errors import UserError
+from t3d.paths import find_data
+from t3d.sdar.checkpoint import load_config, load_model, load_tokenizer, resolve_checkpoint, save_model
+from t3d.training.checkpoint import load_state, prune, save_state, saved_steps, step_folder
+from t3d.training.data import load_samples
+from t3d.training.launch import make_accelerator
+from t3d.training.loss import sample_losses
+from t3d.training.metrics import MetricsLog
+from t3d.training.packing import Batch, collate
+from t3d.training.reference import frozen_copy, refresh
+from t3d.training.run_folder import open_run_folder
+from t3d.training.schedule import SampleOrder, learning_rate, micro_batches
+from t3d.training.settings import loss_settings, state_settings
+from t3d.training.states import draw_state, sample_stream
+
+log = logging.getLogger(__name__)
+
+
+def train(config: TrainConfig) -> Path:
+    """Trains a student and returns its folder.
+
+    Raises:
+        UserError: a mistake in configuration, data or checkpoint, or a loss that is no number.
+    """
+    accelerator = make_accelerator(config)
+    trainer = Trainer(config, accelerator)
+    try:
+        return trainer.run()
+    finally:
+        accelerator.end_training()
+
+
+class Trainer:
+    """One run: models, data and folder; `run` is the loop."""
+
+    def __init__(self, config: TrainConfig, accelerator: Accelerator) -> None:
+        """Loads data and models, and the state to resume from if there is one."""
+        training = config.training
+        self.config, self.accelerator = config, accelerator
+        self.source = resolve_checkpoint(config.model.pretrained_model)
+        tokenizer = load_tokenizer(self.source)
+        self.loss_settings = loss_settings(training)
+        self.state_settings = state_settings(config, load_config(self.source), tokenizer)
+        self.samples = load_samples(
+            find_data(config.dataset.optimization_data),
+            tokenizer,
+            config.dataset.data_type,
+            training,
+            needs_step_map=self.state_settings.strategy.startswith("trace"),
+        )
+        self.lengths = [len(sample.prompt_ids) + 2 * len(sample.response_ids) for sample in self.samples]
+        self.order = SampleOrder(len(self.samples), training.seed)
+        self.global_batch = (
+            training.batch_size_lm * training.gradient_accumulation_steps * accelerator.num_processes
+        )
+        epochs = math.ceil(len(self.samples) * training.num_train_epochs / self.global_batch)
+        self.num_steps = training.max_steps or epochs
+        self.folder, resume_state = open_run_folder(config, accelerator)
+        self._prepare_models()
+        self.step = 0 if resume_state is None else load_state(accelerator, resume_state, self.reference)
+
+    def run(self) -> Path:
+        """Trains to the last step; returns the folder of the final checkpoint."""
+        final = self.folder / "ckpt" / self.config.model.optimized_name
+        main = self.accelerator.is_main_process
+        if main:
+            save_config(self.config, self.folder / "config.yaml")
+            log.info("%s: %d samples, %d steps", self.folder, len(self.samples), self.num_steps)
+        metrics_log = MetricsLog(self.folder, self.config, self.step) if main else None
+        progress = tqdm(
+            total=self.num_steps, initial=self.step, desc=self.config.training.objective, disable=not main
+        )
+        while self.step < self.num_steps:
+            metrics = self.train_step()
+            if metrics_log is not None:
+                metrics_log.write(metrics)
+            progress.set_postfix(loss=f"{metrics['loss/total']:.4f}", tok_s=f"{metrics['tokens_per_second']:.0f}")
+            progress.update()
+            if self.step % self.config.experiment.save_every_steps == 0 and self.step < self.num_steps:
+                self.save(step_folder(self.folder / "ckpt", self.step))
+        progress.close()
+        self.save(final)
+        if metrics_log is not None:
+            metrics_log.close()
+        return final
+
+    def train_step(self) -> dict[str, float]:
+        """One global step: micro-batches, update, then everything that happens after an update."""
+        started, training = time.perf_counter(), self.config.training
+        rate = learning_rate(self.step, self.num_steps, self.peak_rate, self.config.lr_scheduler)
+        for parameters in self.optimizer.param_groups:
+            parameters["lr"] = rate
+        visits = self.order.visits(self.step, self.global_batch)
+        totals: dict[str, torch.Tensor] = defaultdict(lambda: torch.zeros((), device=self.accelerator.device))
+        grad_norm = torch.zeros(())
+        accelerator = self.accelerator
+        for part in micro_batches(
+            visits, self.lengths, training.batch_size_lm, accelerator.process_index, accelerator.num_processes
+        ):
+            with accelerator.accumulate(self.student):
+                batch = self._batch(part)
+                losses = self._losses(batch)
+                # Sum over samples / global count: backward() divides by the micro-batches, and the gradients
+                # are then averaged over processes.
+                scale = training.gradient_accumulation_steps * accelerator.num_processes / self.global_batch
+                accelerator.backward(losses["loss/total"].sum() * scale)
+                if accelerator.sync_gradients:
+                    limit = training.max_grad_norm if self.config.experiment.gradient_clipping else math.inf
+                    grad_norm = accelerator.clip_grad_norm_(self.student.parameters(), limit)
+                self.optimizer.step()
+                self.optimizer.zero_grad()
+            for name, values in losses.items():
+                totals[name] += values.detach().sum()
+            totals["tokens"] += batch.num_tokens
+        self.step += 1
+        metrics = self._metrics(totals, float(grad_norm if grad_norm is not None else math.nan), rate, started)
+        if self.reference is not None and training.multi_round and self.step % training.round_interval == 0:
+            refresh(self.reference, accelerator.unwrap_model(self.student))
+        return metrics
+
+    def save(self, target: Path) -> None:
+        """Saves the student's folder `target`, and the state from which the run continues."""
+        weights = self.accelerator.get_state_dict(self.student)
+        if self.accelerator.is_main_process:
+            save_model(self.accelerator.unwrap_model(self.student), weights, self.source, target)
+        save_state(self.accelerator, self.folder / "state", self.step, self.reference)
+        if self.accelerator.is_main_process:
+            for kept in ("ckpt", "state"):
+                prune(self.folder / kept, self.config.experiment.checkpoints_total_limit)
+        self.accelerator.wait_for_everyone()
+
+    def _prepare_models(self) -> None:
+        config, accelerator = self.config, self.accelerator
+        torch.manual_seed(config.training.seed)
+        student = load_model(self.source, torch.float32, config.model.random_init)
+        self.reference = None
+        if self.loss_settings.needs_reference:
+            self.reference = frozen_copy(student).to(accelerator.device)
+        if config.training.gradient_checkpointing_enable:
+            student.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+        params = config.optimizer.params
+        self.peak_rate = params.learning_rate * (self.global_batch if params.scale_lr else 1)
+        optimizer = torch.optim.AdamW(
+            student.parameters(),
+            lr=self.peak_rate,
+            betas=(params.beta1, params.beta2),
+            eps=params.epsilon,
+            weight_decay=params.weight_decay,
+        )
+        self.student, self.optimizer = accelerator.prepare(student.train(), optimizer)
+
+    def _batch(self, visits: list[tuple[int, int]]) -> Batch:
+        training = self.config.training
+        states = []
+        for epoch, index in visits:
+            stream = sample_stream(training.seed, epoch if training.resample_states else 0, index)
+            states.append(draw_state(self.samples[index], self.state_settings, stream))
+        return collate(
+            states,
+            self.state_settings.pad_id,
+            self.accelerator.device,
+            visible_rows=self.loss_settings.needs_visible_rows,
+        )
+
+    def _losses(self, batch: Batch) -> dict[str, torch.Tensor]:
+        inputs = {
+            "input_ids": batch.input_ids,
+            "attention_mask": batch.attention_mask,
+            "position_ids": batch.position_ids,
+            "logit_rows": batch.logit_rows,
+        }
+        reference_logits = None
+        if self.reference is not None:
+            with torch.no_grad(), self.accelerator.autocast():
+                reference_logits = self.reference(**inputs).logits
+        return sample_losses(self.student(**inputs).logits, reference_logits, batch, self.loss_settings)
+
+    def _metrics(
+        self, totals: dict[str, torch.Tensor], grad_norm: float, rate: float, started: float
+    ) -> dict[str, float]:
+        names = sorted(totals)
+        summed = self.accelerator.reduce(torch.stack([totals[name].float() for name in names]), "sum").tolist()
+        values = dict(zip(names, summed, strict=True))
+        tokens = values.pop("tokens")
+        means = {name: value / self.global_batch for name, value in values.items()}
+        if not math.isfinite(means["loss/total"]):
+            last = list(saved_steps(self.folder / "state").values())
+            visits = self.order.visits(self.step - 1, self.global_batch)
+            raise UserError(
+                f"global step {self.step}, samples {sorted({sample for _, sample in visits})[:20]}",
+                "a finite loss",
+                f"{means['loss/total']}; last good state: {last[-1] if last else 'none'}",
+            )
+        return {
+            "step": self.step,
+            "epoch": round(self.step * self.global_batch / len(self.samples), 4),
+            "round": self._round(),
+            "lr": rate,
+            "grad_norm": grad_norm,
+            **means,
+            "tokens_per_second": tokens / (time.perf_counter() - started),
+        }
+
+    def _round(self) -> int:
+        """Refreshes of the reference before the step just made."""
+        training = self.config.training
+        return (self.step - 1) // training.round_interval if training.multi_round else 0
+

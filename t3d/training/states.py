@@ -1,0 +1,157 @@
+"""Denoising states x_t of a sample: which tokens of its response are masked, and what stands there instead.
+
+The response is seen in the blocks that the decoder would use: with absolute alignment (the default) the first block
+starts with the tail of the prompt, already revealed, and the last one is filled up with pad tokens, the last to be
+revealed.  With response alignment (the authors' release) blocks are counted from the first response token.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from t3d.sdar.attention import block_origin_start
+
+IntArray = NDArray[np.int64]
+BoolArray = NDArray[np.bool_]
+
+
+@dataclass(frozen=True)
+class TrainingSample:
+    """A prompt with its recorded response.
+
+    Attributes:
+        prompt_ids: token ids of the prompt.
+        response_ids: token ids of the response.
+        step_map: denoising step that revealed each response token, from 1; None if it was not decoded (real
+            data), which the trace objectives cannot use.
+        ended: True if the response ends with a stop token, so that pad tokens may be learnt after it.
+    """
+
+    prompt_ids: list[int]
+    response_ids: list[int]
+    step_map: list[int] | None
+    ended: bool
+
+
+@dataclass(frozen=True)
+class StateSettings:
+    """How states are drawn; see `TrainingConfig` for the meaning of each.
+
+    Attributes:
+        strategy: "trace", "trace_earliest", "random" (at a drawn ratio), "uniform" (random, and every masked
+            count of a block equally likely: Eq. 3) or "all_mask".
+        block_sizes: positions per block, drawn per sample; usually one.
+    """
+
+    strategy: str
+    block_sizes: tuple[int, ...]
+    mask_id: int
+    pad_id: int
+    vocab_size: int
+    mask_ratios: tuple[float, ...] = (1.0,)
+    mask_ratio_exponent: float = 0.0
+    random_ratio: float = 0.0
+    path_k_steps: int = 1
+    post_num: int = 0
+    alignment: str = "absolute"
+
+
+@dataclass(frozen=True)
+class State:
+    """One sample in one denoising state; arrays run over the noisy copy, position `noisy_start` onwards.
+
+    Attributes:
+        block_size: positions per block.
+        clean_ids: prompt and response up to the start of the last block: all that a noisy block may look back to.
+        noisy_start: position of the first noisy token, at a block's start.
+        origin: position that blocks are counted from.
+        targets: the clean tokens.
+        inputs: what the network is shown: `targets` where revealed, else the mask or a random token.
+        masked: not revealed in this state.
+        scored: positions that count: response tokens, and the first `post_num` pads after a stop token.
+        coarse_step: pi_i of Eq. 9, 1..B; 0 on the prompt's tail.
+        uniforms: one uniform number per position, from which fakes are drawn.
+    """
+
+    block_size: int
+    clean_ids: IntArray
+    noisy_start: int
+    origin: int
+    targets: IntArray
+    inputs: IntArray
+    masked: BoolArray
+    scored: BoolArray
+    coarse_step: IntArray
+    uniforms: NDArray[np.float32]
+
+
+def sample_stream(seed: int, epoch: int, sample: int) -> np.random.Generator:
+    """The random stream of one visit to one sample, whatever batch or process it falls into."""
+    return np.random.Generator(np.random.Philox(key=[seed, (epoch << 40) + sample]))
+
+
+def draw_state(sample: TrainingSample, settings: StateSettings, stream: np.random.Generator) -> State:
+    """Draws a state of `sample` (SPEC section 2, Eq. 5 and 48-49)."""
+    size = int(settings.block_sizes[stream.integers(len(settings.block_sizes))])
+    prompt_length = len(sample.prompt_ids)
+    origin = 0 if settings.alignment == "absolute" else prompt_length
+    noisy_start = block_origin_start(prompt_length, size, origin)
+    end = prompt_length + len(sample.response_ids)
+    num_fill = (noisy_start - end) % size
+    tokens = np.array([*sample.prompt_ids, *sample.response_ids, *[settings.pad_id] * num_fill], dtype=np.int64)
+    targets = tokens[noisy_start:]
+    steps = _steps(sample, noisy_start, num_fill)
+    scored = steps > 0
+    scored[len(scored) - num_fill + (min(num_fill, settings.post_num) if sample.ended else 0) :] = False
+    masked = _masked(steps.reshape(-1, size), settings, stream).reshape(-1)
+    random_tokens = stream.integers(settings.vocab_size, size=len(targets))
+    randomised = stream.random(len(targets)) < settings.random_ratio
+    noise = np.where(randomised, random_tokens, settings.mask_id)
+    return State(
+        block_size=size,
+        clean_ids=tokens[: len(tokens) - size],
+        noisy_start=noisy_start,
+        origin=origin,
+        targets=targets,
+        inputs=np.where(masked, noise, targets),
+        masked=masked,
+        scored=scored,
+        coarse_step=_coarse_steps(steps.reshape(-1, size), settings.path_k_steps).reshape(-1),
+        uniforms=stream.random(len(targets), dtype=np.float32),
+    )
+
+
+def _steps(sample: TrainingSample, noisy_start: int, num_fill: int) -> IntArray:
+    """Step that reveals each noisy position: 0 on the prompt's tail, after everything else on the fill."""
+    tail = [0] * (len(sample.prompt_ids) - noisy_start)
+    recorded = sample.step_map or [1] * len(sample.response_ids)
+    return np.array([*tail, *recorded, *[max(recorded) + 1] * num_fill], dtype=np.int64)
+
+
+def _masked(steps: IntArray, settings: StateSettings, stream: np.random.Generator) -> BoolArray:
+    """Which positions [block, position] are masked; positions of step 0 never are."""
+    hideable = steps > 0
+    counts = hideable.sum(1)
+    ratios = np.array(settings.mask_ratios)
+    weights = ratios**settings.mask_ratio_exponent
+    ratio = stream.choice(ratios, p=weights / weights.sum())
+    shuffled, drawn_counts = stream.random(steps.shape), stream.integers(1, np.maximum(counts, 1) + 1)
+    by_ratio = np.ceil(ratio * counts - 1e-9).astype(np.int64)
+    keys, num_masked = {
+        "trace": (steps.astype(np.float64), by_ratio),
+        "trace_earliest": (-steps.astype(np.float64), by_ratio),
+        "random": (shuffled, by_ratio),
+        "uniform": (shuffled, drawn_counts),
+        "all_mask": (shuffled, counts),
+    }[settings.strategy]
+    keys = np.where(hideable, keys, -np.inf)
+    # Tokens of one step are masked together or not at all: the decoder visits no state in between.
+    threshold = np.take_along_axis(-np.sort(-keys, axis=1), num_masked[:, None] - 1, axis=1)
+    return hideable & (keys >= threshold)
+
+
+def _coarse_steps(steps: IntArray, path_k_steps: int) -> IntArray:
+    """pi_i of each position [block, position]: its rank by step within the block, in groups of `path_k_steps`."""
+    earlier = (steps[:, None, :] < steps[:, :, None]) & (steps[:, None, :] > 0)
+    return np.where(steps > 0, earlier.sum(2) // path_k_steps + 1, 0)

@@ -1,0 +1,57 @@
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from jaxtyping import install_import_hook
+
+# Before anything imports t3d: its array annotations are checked at every call under pytest. The hook finds modules
+# on sys.path alone, where an editable installation need not have put the repository.
+sys.path.insert(0, str(Path(__file__).parents[1]))
+install_import_hook("t3d", "beartype.beartype")
+
+import pytest  # noqa: E402
+import torch  # noqa: E402
+
+from t3d.sdar import SDARConfig, SDARForCausalLM  # noqa: E402
+
+torch.set_num_threads(1)
+
+
+def make_tiny_config(**changes: Any) -> SDARConfig:
+    fields: dict[str, Any] = {
+        "vocab_size": 48,
+        "hidden_size": 32,
+        "intermediate_size": 48,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "head_dim": 8,
+        "max_position_embeddings": 256,
+        "rope_theta": 10_000.0,
+        "initializer_range": 0.3,
+        "tie_word_embeddings": False,
+        "block_size": 4,
+        "mask_token_id": 47,
+        "bos_token_id": None,
+        "eos_token_id": None,
+    }
+    return SDARConfig(**(fields | changes))
+
+
+def make_tiny_model(seed: int = 0, **changes: Any) -> SDARForCausalLM:
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        return SDARForCausalLM(make_tiny_config(**changes)).eval()
+
+
+@pytest.fixture(scope="session")
+def tiny_model() -> SDARForCausalLM:
+    """A random model of 48 tokens whose outputs are far from uniform; tests must not change its weights."""
+    return make_tiny_model()
+
+
+@pytest.fixture(scope="session")
+def build_tiny_model() -> Callable[..., SDARForCausalLM]:
+    """Builds a random model from a seed and changed configuration fields."""
+    return make_tiny_model

@@ -1,0 +1,103 @@
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from t3d.sampling import draw_tokens, entropy, response_uniforms, token_probabilities
+
+LARGEST_UNIFORM = float(np.nextafter(np.float32(1), np.float32(0)))
+# Probabilities .4 .3 .2 .1 once the mask token (id 2 of 0..4, whose logit is the greatest) is left out.
+LOGITS = torch.tensor([[math.log(0.3), math.log(0.1), 9.0, math.log(0.4), math.log(0.2)]])
+
+
+def filtered(temperature: float = 1.0, top_k: int = 0, top_p: float = 1.0) -> list[float]:
+    return token_probabilities(LOGITS, 2, temperature, top_k, top_p)[0].tolist()
+
+
+@pytest.mark.parametrize(
+    ("settings", "expected"),
+    [
+        ({}, [0.3, 0.1, 0, 0.4, 0.2]),
+        ({"temperature": 0.0}, [0.3, 0.1, 0, 0.4, 0.2]),
+        # At temperature 1/2 probabilities are squared: .09 .01 .16 .04, sum .3.
+        ({"temperature": 0.5}, [0.3, 1 / 30, 0, 16 / 30, 4 / 30]),
+        ({"top_k": 2}, [3 / 7, 0, 0, 4 / 7, 0]),
+        ({"top_k": 1}, [0, 0, 0, 1, 0]),
+        ({"top_k": 100}, [0.3, 0.1, 0, 0.4, 0.2]),
+        # .4 + .3 = .7 reaches .65 with its second token; .75 needs the third.
+        ({"top_p": 0.65}, [3 / 7, 0, 0, 4 / 7, 0]),
+        ({"top_p": 0.75}, [3 / 9, 0, 0, 4 / 9, 2 / 9]),
+        ({"top_p": 1e-6}, [0, 0, 0, 1, 0]),
+        # Top-k first: 4/9 3/9 2/9; then .7 is reached by the first two.
+        ({"top_k": 3, "top_p": 0.7}, [3 / 7, 0, 0, 4 / 7, 0]),
+        # Temperature before top-p: 16/30 alone reaches .5, where .4 would not.
+        ({"temperature": 0.5, "top_p": 0.5}, [0, 0, 0, 1, 0]),
+    ],
+)
+def test_filtered_distributions_worked_by_hand(settings: dict, expected: list[float]) -> None:
+    assert filtered(**settings) == pytest.approx(expected, abs=1e-6)
+
+
+def test_half_precision_logits_are_filtered_in_single_precision() -> None:
+    assert token_probabilities(LOGITS.bfloat16(), 2, 1.0, 0, 1.0).dtype == torch.float32
+
+
+def test_without_a_uniform_the_argmax_is_drawn_with_its_filtered_probability() -> None:
+    tokens, confidence = draw_tokens(token_probabilities(LOGITS, 2, 0.0, 2, 1.0), None)
+    assert tokens.tolist() == [3]
+    assert confidence.tolist() == pytest.approx([4 / 7])
+
+
+def test_a_uniform_picks_by_inverse_distribution_function() -> None:
+    probabilities = torch.tensor([[0.25, 0.0, 0.5, 0.25]]).expand(5, -1)
+    tokens, confidence = draw_tokens(probabilities, torch.tensor([0.0, 0.2, 0.3, 0.7, 0.8]))
+    assert tokens.tolist() == [0, 0, 2, 2, 3]
+    assert confidence.tolist() == [0.25, 0.25, 0.5, 0.5, 0.25]
+
+
+@pytest.mark.parametrize("vocab", [5, 1000, 151_936])
+@pytest.mark.parametrize("uniform", [0.0, LARGEST_UNIFORM])
+def test_tokens_of_probability_zero_are_never_drawn(vocab: int, uniform: float) -> None:
+    weights = torch.rand(4, vocab, generator=torch.Generator().manual_seed(vocab))
+    weights[:, : vocab // 3] = 0
+    weights[:, -(vocab // 3) :] = 0
+    probabilities = weights / weights.sum(-1, keepdim=True)
+    tokens, confidence = draw_tokens(probabilities, torch.full((4,), uniform))
+    assert (tokens < vocab).all()
+    assert (confidence > 0).all()
+
+
+def test_frequencies_of_draws_match_the_probabilities() -> None:
+    num_draws = 20_000
+    uniforms = response_uniforms(3, 0, num_draws // 8, 1, 8).reshape(-1)
+    probabilities = token_probabilities(LOGITS, 2, 0.7, 0, 1.0)
+    tokens, _ = draw_tokens(probabilities.expand(num_draws, -1), torch.from_numpy(uniforms))
+    counts = torch.bincount(tokens, minlength=5).double()
+    expected = probabilities[0].double() * num_draws
+    assert counts[2] == 0
+    possible = expected > 0
+    chi_square = float(((counts - expected)[possible] ** 2 / expected[possible]).sum())
+    assert chi_square < 16.27, "p < 0.001 with 3 degrees of freedom"
+
+
+def test_streams_are_uniform_repeatable_and_their_own() -> None:
+    first = response_uniforms(7, 5, 100, 4, 8)
+    assert first.shape == (100, 4, 8)
+    assert first.dtype == np.float32
+    assert first.min() >= 0
+    assert first.max() < 1
+    assert abs(first.mean() - 0.5) < 4 / math.sqrt(12 * first.size)
+    assert np.array_equal(first, response_uniforms(7, 5, 100, 4, 8))
+    for other in (response_uniforms(7, 6, 100, 4, 8), response_uniforms(8, 5, 100, 4, 8)):
+        assert not np.isin(other, first).all()
+        assert abs(np.corrcoef(first.reshape(-1), other.reshape(-1))[0, 1]) < 0.1
+
+
+def test_a_longer_response_extends_the_same_stream() -> None:
+    assert np.array_equal(response_uniforms(1, 2, 3, 2, 5), response_uniforms(1, 2, 9, 2, 5)[:3])
+
+
+def test_entropy_in_nats() -> None:
+    probabilities = torch.tensor([[0.5, 0.5, 0.0], [1.0, 0.0, 0.0], [0.25, 0.25, 0.5]])
+    assert entropy(probabilities).tolist() == pytest.approx([math.log(2), 0, 1.5 * math.log(2)])

@@ -1,0 +1,22 @@
+"""Stage 3: train a student on trajectories (or one of the baselines) through accelerate."""
+
+import logging
+
+from t3d.config import TrainConfig, load_config
+from t3d.errors import run_entry
+from t3d.training.loop import train
+
+EXAMPLE = (
+    "accelerate launch --config_file accelerate_configs/1_node_8_gpus_deepspeed_zero1.yaml"
+    " train/self_ddo_sdar_full.py config=configs/ddo_sdar_full_self.yaml"
+)
+
+
+def main(arguments: list[str]) -> None:
+    """Parses the configuration and trains."""
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    train(load_config(TrainConfig, arguments, __doc__ or "", EXAMPLE))
+
+
+if __name__ == "__main__":
+    run_entry(main)
