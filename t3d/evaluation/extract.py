@@ -10,9 +10,9 @@ _BOX = re.compile(r"\\(?:boxed|fbox)(?![a-zA-Z])\s*")
 _FENCE = re.compile(r"```[ \t]*([\w+-]*)[^\n`]*\n?")
 _PYTHON = {"python", "python3", "py"}
 _WORD = re.compile(r"[^\s${}]*")
-_LETTER = re.compile(r"\(?([A-Z])\)?[.:]?")
+_LETTER = re.compile(r"\(?([A-Z])\)?[.:]?(?![A-Za-z])")
 _STATED_OPTION = re.compile(
-    r"(?:answer|option|choice)\s*(?:is|:)?\s*(?:option\s*)?[*$(\s]*([A-Z])(?![A-Za-z])", re.IGNORECASE
+    r"(?:answer|option|choice) ?(?:is|:)? ?(?:option )?[*$( ]{0,5}([A-Z])(?![A-Za-z])", re.IGNORECASE
 )
 _TEXT = re.compile(r"\\(?:text|textbf|mathrm|mathbf)\s*\{([^{}]*)\}")
 
@@ -47,9 +47,9 @@ def _matching_braces(text: str) -> dict[int, int]:
 
 
 def extract_code(text: str) -> str | None:
-    """Returns the last block fenced as Python (failing that, the last fenced block); an unclosed one runs to the end.
+    """Returns the last block fenced as Python or, failing that, the last fenced block.
 
-    For a prompt whose `prefix` opens the block, pass prefix + output.
+    An unclosed block runs to the end. For a prompt whose `prefix` opens the block, pass prefix + output.
     """
     blocks: dict[bool, str] = {}  # tagged as Python or not: the last of each
     opened: re.Match[str] | None = None
@@ -68,11 +68,10 @@ def extract_option(text: str) -> str | None:
     boxed = extract_boxed(text)
     if boxed is not None:
         letter = _LETTER.match(_TEXT.sub(r"\1", boxed).strip())
-        if letter and not boxed[letter.end() : letter.end() + 1].isalpha():
-            return letter.group(1)
+        return letter.group(1) if letter else None
     if alone := _LETTER.fullmatch(text.strip()):
         return alone.group(1)
-    stated = _STATED_OPTION.findall(text)
+    stated = _STATED_OPTION.findall(" ".join(text.split()))
     return stated[-1].upper() if stated else None
 
 

@@ -21,7 +21,7 @@ def metrics(
     Returns:
         n (responses), acc (0-1) with its standard error sqrt(p (1-p) / n), avg_len (tokens), avg_steps,
         tokens_per_step, tokens_per_forward (prefill included), tokens_per_second, latency_s (decoding time over
-        responses), and finish_reasons.
+        responses), each None where the records or `seconds` do not tell, and finish_reasons.
     """
     n = len(correct)
     acc = sum(correct) / n
@@ -30,12 +30,14 @@ def metrics(
     steps, forwards = _total(records, "num_steps"), _total(records, "num_forwards")
     return figures | {
         "avg_len": tokens / n,
-        "avg_steps": steps / n,
+        "avg_steps": steps / n if steps else None,
         "tokens_per_step": tokens / steps if steps else None,
         "tokens_per_forward": tokens / forwards if forwards else None,
         "tokens_per_second": tokens / seconds if seconds else None,
         "latency_s": seconds / n if seconds else None,
-        "finish_reasons": dict(Counter(reason for record in records for reason in record.get("finish_reason", []))),
+        "finish_reasons": dict(
+            Counter(reason for record in records for reason in record.get("finish_reason", []))
+        ),
     }
 
 

@@ -2,12 +2,13 @@
 
 import logging
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 from t3d.config import DecodeConfig, TableConfig
 from t3d.evaluation.run import evaluate
 from t3d.files import atomic_writer, write_json_atomic
+from t3d.folders import make_folder
+from t3d.paths import dataset_name
 from t3d.rollout.run import project_folder
 
 log = logging.getLogger(__name__)
@@ -28,8 +29,8 @@ def run_table(config: DecodeConfig) -> list[dict[str, Any]]:
     for model, checkpoint in table.checkpoints.items():
         for dataset in table.datasets or [config.evaluation.eval_dataset]:
             for block_size, steps in table.decodings:
-                log.info("%s, %s, block %d, steps %d", model, Path(dataset).stem, block_size, steps)
-                name = f"{model}-{Path(dataset).stem}-b{block_size}-s{steps}"
+                log.info("%s, %s, block %d, steps %d", model, dataset_name(dataset), block_size, steps)
+                name = f"{model}-{dataset_name(dataset)}-b{block_size}-s{steps}"
                 cell = replace(
                     config,
                     experiment=replace(config.experiment, output_dir=str(project / "cells" / name)),
@@ -47,8 +48,7 @@ def run_table(config: DecodeConfig) -> list[dict[str, Any]]:
                         **{figure: results[figure] for figure in FIGURES},
                     }
                 )
-    folder = project / "results"
-    folder.mkdir(parents=True, exist_ok=True)
+    folder = make_folder(project / "results")
     write_json_atomic(folder / "table.json", cells)
     with atomic_writer(folder / "table.md") as file:
         file.write(markdown(cells))
@@ -63,7 +63,9 @@ def markdown(cells: list[dict[str, Any]]) -> str:
         (cell["model"], cell["dataset"], cell["block_size"], cell["denoising_steps"]): cell for cell in cells
     }
     lines = [
-        "| model | data set | " + " | ".join(f"block {block}, {steps} steps" for block, steps in columns) + " |",
+        "| model | data set | "
+        + " | ".join(f"block {block}, {steps} steps" for block, steps in columns)
+        + " |",
         "|---" * (len(columns) + 2) + "|",
     ]
     for model, dataset in rows:
