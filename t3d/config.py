@@ -5,14 +5,15 @@ Every key is declared once, with its default, meaning and range; `--help` prints
 
 import dataclasses
 import difflib
+import math
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, fields, is_dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
 from omegaconf import MISSING, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
+from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 from yaml import YAMLError
 
 from t3d.remasking import STRATEGIES
@@ -21,8 +22,12 @@ from t3d.objectives.registry import OBJECTIVES
 
 Schema = TypeVar("Schema")
 
+MAX_SEED = 2**63 - 1
 
-def key(default: Any, meaning: str, *, low: float | None = None, high: float | None = None, one_of: Any = None) -> Any:
+
+def key(
+    default: Any, meaning: str, *, low: float | None = None, high: float | None = None, one_of: Any = None
+) -> Any:
     """A config key: default, meaning for `--help`, and the inclusive range or the choices of its value."""
     metadata = {"meaning": meaning, "low": low, "high": high, "one_of": one_of}
     if isinstance(default, list | dict):
@@ -42,11 +47,15 @@ class ExperimentConfig:
     project: str = key("t3d", "name of the run's folder")
     output_dir: str | None = key(None, "folder of the run; null: the release's rule (see README)")
     start_from_scratch: bool = key(True, "false: the same as resume_from=latest")
-    resume_from: str | None = key(None, "null | latest | a folder that a killed run left: continue it exactly")
+    resume_from: str | None = key(
+        None, "null | latest | a folder that a killed run left: continue it exactly"
+    )
     num_node: int = key(1, "machines of the launch; the launch must agree", low=1)
     num_processes: int | None = key(None, "processes of the launch (null: any); the launch must agree", low=1)
     save_every_steps: int = key(256, "global steps between checkpoints", low=1)
-    checkpoints_total_limit: int | None = key(None, "checkpoints kept, the oldest removed first (null: all)", low=1)
+    checkpoints_total_limit: int | None = key(
+        None, "checkpoints kept, the oldest removed first (null: all)", low=1
+    )
     gradient_clipping: bool = key(True, "clip gradients at training.max_grad_norm")
     max_grad_norm: float | None = key(None, "the release's second name for training.max_grad_norm", low=0)
     trackers: list[str] = key([], "of wandb, tensorboard; metrics.jsonl is always written")
@@ -66,10 +75,12 @@ class RolloutConfig:
     dynamic_threshold: float = key(0.9, "confidence for low_confidence_dynamic", low=0, high=1)
     eb_threshold: float = key(0.35, "entropy sum, in nats, for entropy_bounded", low=0)
     num_response_per_task: int = key(1, "responses per problem, each with its own random stream", low=1)
-    seed: int = key(0, "seed of every random stream", low=0)
+    seed: int = key(0, "seed of every random stream", low=0, high=MAX_SEED)
     resume: bool = key(True, "continue a rollout that was interrupted; false: start over")
     max_active: int = key(64, "sequences decoded together; does not change results", low=1)
-    batch_size: int | None = key(None, "problems per durable batch (null or 0: 256); does not change results", low=0)
+    batch_size: int | None = key(
+        None, "responses queued together (null or 0: all); does not change results", low=0
+    )
     start_with_think: bool = key(False, "begin the response with <think>")
     stop_token_list: list[Any] | None = key(
         None, "stop tokens, ids or strings; null: the model's end-of-sequence ids and <|im_end|>"
@@ -78,7 +89,9 @@ class RolloutConfig:
     dtype: str = key("auto", "auto: as stored", one_of=("auto", "float32", "bfloat16", "float16"))
     tensor_parallel_size: int = key(1, "GPUs per model copy; more than 1 is not supported yet", low=1, high=1)
     num_task_per_step: int = key(1, "accepted from the release's files, where it has no effect either", low=1)
-    random_init_ratio: float = key(0.0, "share of random tokens in fresh blocks; only 0 is supported", low=0, high=0)
+    random_init_ratio: float = key(
+        0.0, "share of random tokens in fresh blocks; only 0 is supported", low=0, high=0
+    )
 
     def __post_init__(self) -> None:
         """Checks values against each other."""
@@ -108,7 +121,9 @@ class EvaluationConfig:
     def __post_init__(self) -> None:
         """Checks values against each other."""
         if self.node_index >= self.num_node:
-            raise ConfigError("evaluation.node_index", f"below evaluation.num_node = {self.num_node}", self.node_index)
+            raise ConfigError(
+                "evaluation.node_index", f"below evaluation.num_node = {self.num_node}", self.node_index
+            )
 
 
 @dataclass
@@ -118,7 +133,9 @@ class ExecuteConfig:
     num_chunk: int = key(64, "answers per grading batch (progress moves per batch)", low=1)
     num_workers: int = key(2, "grading processes", low=1)
     timeout_s: float = key(10.0, "seconds to grade one math answer", low=0.1)
-    sandbox: str = key("auto", "isolation of model-written code", one_of=("auto", "bwrap", "sandlock", "none"))
+    sandbox: str = key(
+        "auto", "isolation of model-written code", one_of=("auto", "bwrap", "sandlock", "none")
+    )
 
 
 @dataclass
@@ -133,7 +150,9 @@ class TableConfig:
         """Checks the columns."""
         for decoding in self.decodings:
             if len(decoding) != 2 or not 1 <= decoding[1] <= decoding[0]:
-                raise ConfigError("table.decodings", "pairs of block_size and at most as many steps", decoding)
+                raise ConfigError(
+                    "table.decodings", "pairs of block_size and at most as many steps", decoding
+                )
         if bool(self.checkpoints) != bool(self.decodings):
             found = f"{len(self.checkpoints)} and {len(self.decodings)}"
             raise ConfigError("table", "checkpoints and decodings, or neither", found)
@@ -170,16 +189,22 @@ class TrainingConfig:
         None, "block sizes drawn per sample instead, where no path loss is asked for (trains the toy teacher)"
     )
     block_alignment: str = key("absolute", "where blocks are counted from", one_of=("absolute", "response"))
-    mask_ratios: list[float] = key([1.0, 0.75, 0.5, 0.25], "ratios r of a block that is masked, each in (0, 1]")
+    mask_ratios: list[float] = key(
+        [1.0, 0.75, 0.5, 0.25], "ratios r of a block that is masked, each in (0, 1]"
+    )
     mask_ratio_exponent: float = key(8.0, "r is drawn with probability proportional to r ** this", low=0)
     resample_states: bool = key(True, "draw each sample's state anew at every visit; false: once")
-    lambda_path: float | None = key(None, "weight of the path loss; null: the objective's (t3d 0.2, else 0)", low=0)
+    lambda_path: float | None = key(
+        None, "weight of the path loss; null: the objective's (t3d 0.2, else 0)", low=0
+    )
     path_k_steps: int = key(4, "tokens per coarse step of the path loss", low=1)
     path_loss: str = key("paper", "Eq. 8-9, or the release's mean over levels", one_of=("paper", "release"))
     alpha: float = key(0.5, "weight of DDO's fake term", low=0)
     beta: float = key(0.1, "scale of the log-ratio inside DDO's sigmoid", low=0)
     ddo_level: str = key("sample", "where log-ratios are averaged", one_of=("sample", "block", "token"))
-    fake_expectation: str = key("argmax", "d_fake's expectation over p_ref", one_of=("argmax", "sample", "exact"))
+    fake_expectation: str = key(
+        "argmax", "d_fake's expectation over p_ref", one_of=("argmax", "sample", "exact")
+    )
     reference_temp: float = key(0.0, "temperature of p_ref in d_fake: 0 with argmax, else above 0", low=0)
     target_temp: float = key(0.0, "0: real tokens are those recorded; nothing else is", low=0, high=0)
     certainty_weight: float | None = key(
@@ -195,7 +220,7 @@ class TrainingConfig:
     max_prompt_len: int = key(512, "longer prompts are left out, and counted", low=1)
     max_gen_length: int = key(1024, "responses are cut here", low=1)
     post_num: int = key(2, "pad tokens trained after the stop token", low=0)
-    seed: int = key(10086, "seed of data order, states and fakes", low=0)
+    seed: int = key(10086, "seed of data order, states and fakes", low=0, high=MAX_SEED)
     mixed_precision: str = key("bf16", "autocast of the forward passes", one_of=("no", "bf16", "fp16"))
     enable_tf32: bool = key(True, "TF32 matrix products on CUDA")
     gradient_checkpointing_enable: bool = key(True, "recompute activations in the backward pass")
@@ -204,7 +229,9 @@ class TrainingConfig:
     def __post_init__(self) -> None:
         """Checks values against each other."""
         if not self.mask_ratios or not all(0 < ratio <= 1 for ratio in self.mask_ratios):
-            raise ConfigError("training.mask_ratios", "a non-empty list of ratios in (0, 1]", self.mask_ratios)
+            raise ConfigError(
+                "training.mask_ratios", "a non-empty list of ratios in (0, 1]", self.mask_ratios
+            )
         path = OBJECTIVES[self.objective].path if self.lambda_path is None else self.lambda_path
         sizes = self.block_size_choices
         if sizes is not None and (not sizes or min(sizes) < 1 or path):
@@ -227,6 +254,12 @@ class OptimizerParams:
     beta2: float = key(0.999, "AdamW's second moment", low=0, high=1)
     weight_decay: float = key(0.01, "AdamW's decoupled weight decay", low=0)
     epsilon: float = key(1e-8, "AdamW's epsilon", low=0)
+
+    def __post_init__(self) -> None:
+        """Checks the open bounds."""
+        for name, beta in (("beta1", self.beta1), ("beta2", self.beta2)):
+            if beta == 1:
+                raise ConfigError(f"optimizer.params.{name}", "at least 0, below 1", beta)
 
 
 @dataclass
@@ -275,6 +308,13 @@ class DecodeConfig:
     table: TableConfig = group(TableConfig)
     model_base: str = key("sdar", "model family", one_of=("sdar",))
 
+    def __post_init__(self) -> None:
+        """Checks groups against each other."""
+        if self.table.checkpoints and self.evaluation.rollouts is not None:
+            raise ConfigError(
+                "evaluation.rollouts", "null beside table.checkpoints", self.evaluation.rollouts
+            )
+
 
 @dataclass
 class TrainConfig:
@@ -318,19 +358,22 @@ def load_config(schema: type[Schema], arguments: list[str], purpose: str, exampl
         sys.stdout.write(help_text(schema, purpose, example))
         sys.exit(0)
     merged = OmegaConf.structured(schema)
+    kinds = {path: _kind_name(entry.type) for path, entry in _leaves(schema)}
     for source, values in _sources(arguments):
-        _reject_unknown(schema, values, source)
+        for path, value in _known_values(schema, values, source):
+            try:
+                OmegaConf.update(merged, path, value, merge=True)
+            except OmegaConfBaseException as error:
+                raise _value_error(f"{source}: {path}", kinds[path], error) from error
+    for path, kind in kinds.items():
         try:
-            merged = OmegaConf.merge(merged, OmegaConf.create(values))
+            OmegaConf.select(merged, path, throw_on_missing=True)
+        except MissingMandatoryValue as error:
+            raise ConfigError(path, "a value", "none") from error
         except OmegaConfBaseException as error:
-            raise _value_error(schema, error, source) from error
-    for missing in sorted(OmegaConf.missing_keys(merged)):
-        raise ConfigError(missing, "a value", "none")
+            raise _value_error(path, kind, error) from error
     _check_ranges(schema, merged)
-    try:
-        return OmegaConf.to_object(merged)  # type: ignore[return-value]
-    except OmegaConfBaseException as error:
-        raise _value_error(schema, error, "config") from error
+    return OmegaConf.to_object(merged)  # type: ignore[return-value]
 
 
 def save_config(config: object, path: Path) -> None:
@@ -340,7 +383,13 @@ def save_config(config: object, path: Path) -> None:
 
 def help_text(schema: type, purpose: str, example: str) -> str:
     """The `--help` page of an entry point."""
-    lines = [purpose, "", "config=FILE reads a YAML file; key=value on the command line wins over it.", "", "Keys:"]
+    lines = [
+        purpose,
+        "",
+        "config=FILE reads a YAML file; key=value on the command line wins over it.",
+        "",
+        "Keys:",
+    ]
     for path, entry in _leaves(schema):
         default = entry.default if entry.default is not dataclasses.MISSING else entry.default_factory()  # type: ignore[misc]
         shown = "required" if default == MISSING else "null" if default is None else str(default)
@@ -355,7 +404,7 @@ def _sources(arguments: list[str]) -> list[tuple[str, dict[str, Any]]]:
     overrides: list[tuple[str, dict[str, Any]]] = []
     for argument in arguments:
         name, equals, value = argument.partition("=")
-        if not equals or name.startswith("-"):
+        if not equals or not name or name.startswith("-"):
             raise ConfigError("command line", "config=FILE or key=value", argument)
         if name == "config":
             files.append((value, _read_yaml(Path(value))))
@@ -390,43 +439,55 @@ def _leaves(schema: type, prefix: str = "") -> list[tuple[str, dataclasses.Field
     return found
 
 
-def _reject_unknown(schema: type, values: Mapping[str, Any], source: str) -> None:
-    known = {path for path, _ in _leaves(schema)}
-    groups = {path[: index] for path in known for index, letter in enumerate(path) if letter == "."}
+def _known_values(schema: type, values: Mapping[str, Any], source: str) -> Iterator[tuple[str, Any]]:
+    """Yields (key, value) of every key that `source` gives.
 
-    def walk(part: Mapping[Any, Any], prefix: str) -> None:
+    Raises:
+        ConfigError: a key that `schema` does not have, or a group that is no group.
+    """
+    known = {path for path, _ in _leaves(schema)}
+    groups = {path[:index] for path in known for index, letter in enumerate(path) if letter == "."}
+
+    def walk(part: Mapping[Any, Any], prefix: str) -> Iterator[tuple[str, Any]]:
         for name, value in part.items():
             path = f"{prefix}{name}"
             if path in groups and isinstance(value, Mapping):
-                walk(value, f"{path}.")
+                yield from walk(value, f"{path}.")
             elif path in groups:
                 raise ConfigError(f"{source}: {path}", "a group of keys", value)
             elif path not in known:
                 nearest = difflib.get_close_matches(path, sorted(known | groups), n=1, cutoff=0)
-                raise ConfigError(f"{source}: {path}", f"a known key (nearest: {nearest[0]})", "an unknown one")
+                raise ConfigError(
+                    f"{source}: {path}", f"a known key (nearest: {nearest[0]})", "an unknown one"
+                )
+            else:
+                yield path, value
 
-    walk(values, "")
+    yield from walk(values, "")
 
 
-def _value_error(schema: type, error: OmegaConfBaseException, source: str) -> ConfigError:
-    path = str(error.full_key or "value")
-    kinds = {leaf: entry.type for leaf, entry in _leaves(schema)}
-    kind = kinds.get(path.split("[")[0], "a value of another type")
+def _kind_name(kind: Any) -> str:
     name = kind.__name__ if isinstance(kind, type) and not hasattr(kind, "__args__") else str(kind)
-    return ConfigError(f"{source}: {path}", name, str(error).splitlines()[0])
+    return name.replace("typing.Any", "any")
+
+
+def _value_error(where: str, kind: str, error: OmegaConfBaseException) -> ConfigError:
+    return ConfigError(where, kind, str(error).partition("\n    full_key")[0])
 
 
 def _check_ranges(schema: type, merged: Any) -> None:
     for path, entry in _leaves(schema):
-        try:
-            value = OmegaConf.select(merged, path)
-        except OmegaConfBaseException as error:
-            raise _value_error(schema, error, "config") from error
+        value = OmegaConf.select(merged, path)
         low, high, one_of = (entry.metadata[name] for name in ("low", "high", "one_of"))
         if value is None:
             continue
+        if value == "False" and "no" in (one_of or ()):
+            # An unquoted `no` is YAML for false; where "no" is a choice, nothing else can be meant.
+            OmegaConf.update(merged, path, value := "no")
         if one_of is not None and value not in one_of:
             raise ConfigError(path, f"one of {', '.join(one_of)}", value)
+        if isinstance(value, float) and not math.isfinite(value):
+            raise ConfigError(path, "a finite number", value)
         too_low, too_high = low is not None and not value >= low, high is not None and not value <= high
         if too_low or too_high:
             bounds = f"{low} to {high}" if high is not None else f"at least {low}"

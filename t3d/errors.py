@@ -15,7 +15,8 @@ class UserError(Exception):
     def __init__(self, where: str | Path, expected: str, found: object) -> None:
         """Names `where` (file, key or record), what was `expected` there and what was `found`."""
         self.where, self.expected, self.found = str(where), expected, str(found)
-        super().__init__(f"{where}: expected {expected}, found {found}".replace("\n", " "))
+        lines = f"{where}: expected {expected}, found {found}".splitlines()
+        super().__init__(" ".join(line.strip() for line in lines if line.strip()))
 
 
 class ConfigError(UserError):

@@ -6,6 +6,21 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from t3d.errors import DataError
+
+
+def make_folder(folder: Path) -> Path:
+    """Returns `folder`, made if missing, with its parents.
+
+    Raises:
+        DataError: it cannot be made.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise DataError(folder, "a folder that can be written to", error.strerror or error) from error
+    return folder
+
 
 @contextmanager
 def atomic_folder(target: Path) -> Iterator[Path]:

@@ -14,6 +14,11 @@ def workspace() -> Path:
     return here.parent if here.name in SCRIPT_FOLDERS else here
 
 
+def dataset_name(name: str) -> str:
+    """What results call the data set that a configuration names by file or by name."""
+    return Path(name).name.removesuffix(".json")
+
+
 def find_data(name: str) -> Path:
     """The file that a configuration calls `name`: a path, or the name of a JSON file in the workspace's data/.
 

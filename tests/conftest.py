@@ -5,10 +5,15 @@ from typing import Any
 
 from jaxtyping import install_import_hook
 
-# Before anything imports t3d: its array annotations are checked at every call under pytest. The hook finds modules
-# on sys.path alone, where an editable installation need not have put the repository.
+# Before anything imports t3d: under pytest every call is checked against the annotations of all that takes
+# tensors. (What reads files checks its own input, and is tested with values that its annotations exclude.)
+# The hook finds modules on sys.path alone, where an editable installation need not have put the repository.
 sys.path.insert(0, str(Path(__file__).parents[1]))
-install_import_hook("t3d", "beartype.beartype")
+TENSOR_MODULES = ("sdar", "sampling", "remasking", "decoding", "objectives", "training")
+install_import_hook(
+    [f"t3d.{module}" for module in TENSOR_MODULES],
+    "beartype.beartype(conf=beartype.BeartypeConf(is_pep484_tower=True))",
+)
 
 import pytest  # noqa: E402
 import torch  # noqa: E402

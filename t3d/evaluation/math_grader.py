@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from t3d.evaluation import math_answers as read
-from t3d.evaluation.extract import extract_boxed
+from t3d.extract import extract_boxed
 
 PATIENCE_S = 10.0
 MEMORY_MB = 2048

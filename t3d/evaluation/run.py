@@ -15,7 +15,7 @@ from t3d.benchmarks import load_benchmark, repair_known_bad
 from t3d.config import DecodeConfig, ExecuteConfig
 from t3d.errors import DataError
 from t3d.evaluation.code_grader import Program, grade_code_many
-from t3d.evaluation.extract import extract
+from t3d.extract import extract
 from t3d.evaluation.math_grader import grade_math_many
 from t3d.evaluation.metrics import metrics
 from t3d.files import atomic_writer, json_kind, read_json, write_json_atomic, write_json_list

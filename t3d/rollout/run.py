@@ -17,9 +17,9 @@ from t3d.config import DecodeConfig, RolloutConfig, save_config
 from t3d.decoding import DecodingConfig, iter_decode
 from t3d.decoding.engine import check_lengths
 from t3d.errors import CheckpointError, ConfigError, DataError
-from t3d.evaluation.extract import extract
+from t3d.extract import extract
 from t3d.files import read_json, write_json_atomic, write_json_list
-from t3d.paths import find_data, workspace
+from t3d.paths import dataset_name, find_data, workspace
 from t3d.prompts import build_prompt
 from t3d.rollout.fingerprint import model_digest, text_digest
 from t3d.rollout.shard import Shard
@@ -51,7 +51,7 @@ def outputs_name(config: DecodeConfig) -> str:
     if evaluation.checkpoint_path is None:
         raise ConfigError("evaluation.checkpoint_path", "a model folder or hub id", "null")
     model = Path(evaluation.checkpoint_path.rstrip("/")).name
-    name = f"eval-{model}-{Path(evaluation.eval_dataset).stem}"
+    name = f"eval-{model}-{dataset_name(evaluation.eval_dataset)}"
     return f"{evaluation.node_index}-{name}" if evaluation.num_node > 1 else name
 
 
@@ -80,7 +80,8 @@ def rollout(config: DecodeConfig) -> Path:
     first, items = _problems(config)
     requests = list(_requests(first, items, tokenizer, config))
     decoding = decoding_config(config.rollout, folder, tokenizer)
-    check_lengths(load_config(folder), [request.prompt_ids for request in requests], decoding)
+    one_per_problem = [request.prompt_ids for request in requests[:: config.rollout.num_response_per_task]]
+    check_lengths(load_config(folder), one_per_problem, decoding)
     fingerprint = {
         "model": model_digest(folder),
         "problems": text_digest(items),
@@ -94,15 +95,20 @@ def rollout(config: DecodeConfig) -> Path:
     if config.rollout.resume and path.exists() and _same(details, fingerprint):
         log.info("%s is complete", path)
         return path
-    _set_aside(path, details)
     shard = Shard(path.with_suffix(".partial.jsonl"), fingerprint, config.rollout.resume)
     try:
         _decode(requests, folder, decoding, config.rollout, shard)
     finally:
         shard.close()
+    _set_aside(path, details)
     write_json_list(path, _records(items, requests, shard.finished, tokenizer, decoding, config))
-    write_json_atomic(details, {"fingerprint": fingerprint, "seconds": shard.seconds})
     save_config(config, path.with_suffix(".config.yaml"))
+    source = {
+        "dataset": dataset_name(config.evaluation.eval_dataset),
+        "checkpoint": config.evaluation.checkpoint_path,
+    }
+    source["problems"] = len(items)
+    write_json_atomic(details, {**source, "fingerprint": fingerprint, "seconds": shard.seconds})
     shard.remove()
     log.info("%d responses: %s", len(requests), path)
     return path
@@ -156,9 +162,14 @@ def _problems(config: DecodeConfig) -> tuple[int, list[dict[str, Any]]]:
     """This machine's share of the data set, and the number of its first problem."""
     evaluation = config.evaluation
     items = load_benchmark(find_data(evaluation.eval_dataset), evaluation.data_type, evaluation.limit)
-    share = [len(items) * node // evaluation.num_node for node in (evaluation.node_index, evaluation.node_index + 1)]
+    share = [
+        len(items) * node // evaluation.num_node
+        for node in (evaluation.node_index, evaluation.node_index + 1)
+    ]
     if share[0] == share[1]:
-        raise ConfigError("evaluation.num_node", f"at most one machine per problem ({len(items)})", evaluation.num_node)
+        raise ConfigError(
+            "evaluation.num_node", f"at most one machine per problem ({len(items)})", evaluation.num_node
+        )
     return share[0], items[share[0] : share[1]]
 
 
@@ -168,7 +179,9 @@ def _requests(
     """Every response to decode; streams are numbered over the whole data set, whatever this machine's share."""
     responses = config.rollout.num_response_per_task
     for number, item in enumerate(items):
-        prompt, ids = build_prompt(tokenizer, item, config.evaluation.data_type, config.rollout.start_with_think)
+        prompt, ids = build_prompt(
+            tokenizer, item, config.evaluation.data_type, config.rollout.start_with_think
+        )
         for response in range(responses):
             yield Request(number, (first + number) * responses + response, prompt, ids)
 
@@ -185,7 +198,9 @@ def _decode(
     started, before = time.perf_counter(), shard.seconds
     tokens = forwards = 0
     size = settings.batch_size or len(waiting)
-    with tqdm(total=len(requests), initial=len(requests) - len(waiting), desc="rollout", unit="response") as progress:
+    with tqdm(
+        total=len(requests), initial=len(requests) - len(waiting), desc="rollout", unit="response"
+    ) as progress:
         for start in range(0, len(waiting), size):
             numbers = waiting[start : start + size]
             prompts = [requests[number].prompt_ids for number in numbers]
@@ -244,11 +259,13 @@ def response_text(
 
 def _token_id(token: Any, tokenizer: PreTrainedTokenizerBase) -> int:
     known = tokenizer.get_vocab()
-    if isinstance(token, int) and 0 <= token < len(tokenizer):
+    if type(token) is int and 0 <= token < len(tokenizer):  # a bool is an int to isinstance
         return token
-    if token in known:
+    if isinstance(token, str) and token in known:
         return known[token]
-    raise ConfigError("rollout.stop_token_list", "tokens of the model's vocabulary, or their ids", repr(token))
+    raise ConfigError(
+        "rollout.stop_token_list", "tokens of the model's vocabulary, or their ids", repr(token)
+    )
 
 
 def _same(details: Path, fingerprint: dict[str, Any]) -> bool:

@@ -6,9 +6,10 @@ import time
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from t3d.errors import DataError
+from t3d.folders import make_folder
 from t3d.rollout.fingerprint import difference
 from t3d.trajectory import Trajectory
 
@@ -24,23 +25,22 @@ class Shard:
     """
 
     def __init__(self, path: Path, fingerprint: Mapping[str, Any], resume: bool) -> None:
-        """Opens the shard and reads what an interrupted run left.
+        """Reads what an interrupted run left; the file appears with the first response.
 
         Raises:
-            DataError: the shard belongs to a run with another fingerprint, or a line before its last is no JSON.
+            DataError: the shard belongs to a run with another fingerprint, or a whole line of it is unreadable.
         """
         self.path = path
         self.finished: dict[int, Trajectory] = {}
         self.seconds = 0.0
-        path.parent.mkdir(parents=True, exist_ok=True)
+        self._file: IO[bytes] | None = None
+        self._fingerprint = fingerprint
+        self._synced = time.monotonic()
+        make_folder(path.parent)
         lines = _whole_lines(path) if resume else []
+        self._kept_bytes = sum(map(len, lines))
         if lines:
             self._read(lines, fingerprint)
-            os.truncate(path, sum(map(len, lines)))
-        self._file = path.open("ab" if lines else "wb")
-        if not lines:
-            self._append({"fingerprint": fingerprint})
-        self._synced = time.monotonic()
 
     def add(self, number: int, trajectory: Trajectory, seconds: float) -> None:
         """Stores a finished response; `seconds` is the run's decoding time so far.
@@ -49,39 +49,55 @@ class Shard:
         """
         self.finished[number], self.seconds = trajectory, seconds
         self._append({"request": number, "seconds": seconds, "trajectory": asdict(trajectory)})
-        if time.monotonic() - self._synced > SYNC_SECONDS:
-            os.fsync(self._file.fileno())
-            self._synced = time.monotonic()
 
     def close(self) -> None:
         """Closes the file, which stays."""
-        self._file.close()
+        if self._file is not None:
+            self._file.close()
 
     def remove(self) -> None:
         """Removes the file, once its content stands in the final one."""
         self.close()
-        self.path.unlink()
+        self.path.unlink(missing_ok=True)
 
     def _append(self, value: Mapping[str, Any]) -> None:
         try:
+            if self._file is None:
+                self._file = self._open()
             self._file.write(json.dumps(value).encode() + b"\n")
             self._file.flush()
+            if time.monotonic() - self._synced > SYNC_SECONDS:
+                os.fsync(self._file.fileno())
+                self._synced = time.monotonic()
         except OSError as error:
-            raise DataError(self.path, "room to write (the finished responses are kept)", error.strerror) from error
+            raise DataError(
+                self.path, "room to write (the finished responses are kept)", error.strerror
+            ) from error
+
+    def _open(self) -> IO[bytes]:
+        """Opens the file behind its last whole line; a new one gets its header."""
+        if self._kept_bytes:
+            os.truncate(self.path, self._kept_bytes)
+            return self.path.open("ab")
+        file = self.path.open("wb")
+        file.write(json.dumps({"fingerprint": self._fingerprint}).encode() + b"\n")
+        return file
 
     def _read(self, lines: list[bytes], fingerprint: Mapping[str, Any]) -> None:
         for number, line in enumerate(lines, 1):
             try:
                 entry = json.loads(line)
-            except ValueError as error:
-                raise DataError(f"{self.path}, line {number}", "JSON", error) from error
-            if number == 1:
-                if changed := difference(entry["fingerprint"], fingerprint):
-                    expected = "the settings of the interrupted run (rollout.resume=false starts over)"
-                    raise DataError(self.path, expected, changed)
-            else:
-                self.finished[entry["request"]] = Trajectory(**entry["trajectory"])
-                self.seconds = max(self.seconds, entry["seconds"])
+                if number == 1:
+                    changed = difference(entry["fingerprint"], fingerprint)
+                else:
+                    self.finished[entry["request"]] = Trajectory(**entry["trajectory"])
+                    self.seconds = max(self.seconds, entry["seconds"])
+            except (ValueError, KeyError, TypeError) as error:
+                expected = "a line of this project (rollout.resume=false starts over)"
+                raise DataError(f"{self.path}, line {number}", expected, error) from error
+            if number == 1 and changed:
+                expected = "the settings of the interrupted run (rollout.resume=false starts over)"
+                raise DataError(self.path, expected, changed)
 
 
 def _whole_lines(path: Path) -> list[bytes]:

@@ -5,10 +5,16 @@ import re
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from huggingface_hub import snapshot_download
-from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled
+from huggingface_hub.errors import (
+    HfHubHTTPError,
+    LocalEntryNotFoundError,
+    OfflineModeIsEnabled,
+    StrictDataclassError,
+)
 from safetensors import SafetensorError
 from torch import Tensor
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
@@ -50,22 +56,28 @@ def load_config(folder: Path) -> SDARConfig:
         CheckpointError: no readable `config.json`, or one of another model type, or with impossible values.
     """
     path = folder / "config.json"
+    fields = _read_fields(path)
+    if fields.get("model_type") != "sdar":
+        raise CheckpointError(path, 'model_type "sdar"', fields.get("model_type", "none"))
+    for name in ("block_size", "mask_token_id", "vocab_size"):
+        if not isinstance(fields.get(name), int):
+            raise CheckpointError(path, f"{name}, an integer", fields.get(name, "none"))
+    try:
+        return SDARConfig.from_pretrained(folder)
+    except (StrictDataclassError, TypeError, ValueError) as error:
+        raise CheckpointError(path, "an SDAR configuration", error) from error
+
+
+def _read_fields(path: Path) -> dict[str, Any]:
     try:
         fields = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         raise CheckpointError(path, "the model's configuration", "no such file") from error
     except (OSError, ValueError) as error:
         raise CheckpointError(path, "JSON", str(error)) from error
-    if not isinstance(fields, dict) or fields.get("model_type") != "sdar":
-        found = fields.get("model_type", "none") if isinstance(fields, dict) else type(fields).__name__
-        raise CheckpointError(path, 'model_type "sdar"', found)
-    for name in ("block_size", "mask_token_id", "vocab_size"):
-        if not isinstance(fields.get(name), int):
-            raise CheckpointError(path, f"{name}, an integer", fields.get(name, "none"))
-    try:
-        return SDARConfig.from_pretrained(folder)
-    except (TypeError, ValueError) as error:
-        raise CheckpointError(path, "an SDAR configuration", error) from error
+    if not isinstance(fields, dict):
+        raise CheckpointError(path, "a JSON object", type(fields).__name__)
+    return fields
 
 
 def load_model(folder: Path, dtype: torch.dtype | None = None, random_init: bool = False) -> SDARForCausalLM:
@@ -81,20 +93,23 @@ def load_model(folder: Path, dtype: torch.dtype | None = None, random_init: bool
     """
     config = load_config(folder)
     if random_init:
-        return SDARForCausalLM(config).to(dtype or torch.float32).eval()
+        return SDARForCausalLM(config).to(dtype or torch.float32).eval()  # type: ignore[arg-type]
     if not any(folder.glob("*.safetensors")):
         raise CheckpointError(folder, "weights (*.safetensors)", "none")
     transformers_logging.disable_progress_bar()
     try:
-        model, report = SDARForCausalLM.from_pretrained(
+        loaded: Any = SDARForCausalLM.from_pretrained(
             folder, config=config, dtype=dtype or "auto", output_loading_info=True, use_safetensors=True
         )
-    except (SafetensorError, OSError, ValueError, RuntimeError) as error:
+    except (SafetensorError, OSError, TypeError, ValueError, RuntimeError) as error:
         raise CheckpointError(folder, "readable weights for its config.json", error) from error
+    model, report = loaded
     for problem in ("missing_keys", "mismatched_keys"):
         if report[problem]:
             names = sorted(map(str, report[problem]))
-            raise CheckpointError(folder, f"no {problem.replace('_', ' ')}", f"{len(names)}, such as {names[0]}")
+            raise CheckpointError(
+                folder, f"no {problem.replace('_', ' ')}", f"{len(names)}, such as {names[0]}"
+            )
     return model.eval()
 
 
@@ -112,23 +127,29 @@ def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
 
 
 def chat_end_id(tokenizer: PreTrainedTokenizerBase) -> int:
-    """Id of the token that ends a chat turn: <|im_end|>, or the end-of-sequence token of a tokenizer without it.
+    """Id of the token that ends a chat turn: <|im_end|>, or the eos token of a tokenizer without it.
 
     Raises:
         CheckpointError: the tokenizer has neither.
     """
     found = tokenizer.get_vocab().get(CHAT_END, tokenizer.eos_token_id)
     if found is None:
-        raise CheckpointError(tokenizer.name_or_path, f"a tokenizer with {CHAT_END} or an eos_token", "neither")
+        raise CheckpointError(
+            tokenizer.name_or_path, f"a tokenizer with {CHAT_END} or an eos_token", "neither"
+        )
     return found
 
 
 def default_stop_ids(folder: Path, tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:
-    """Stop tokens of a model: its generation settings' and configuration's, the tokenizer's, and <|im_end|>."""
+    """Stop tokens of a model: of its settings, configuration and tokenizer, and <|im_end|>.
+
+    Raises:
+        CheckpointError: unreadable settings, or a tokenizer without an end of turn.
+    """
     found = {chat_end_id(tokenizer), tokenizer.eos_token_id}
     for name in ("generation_config.json", "config.json"):
         if (folder / name).is_file():
-            ids = json.loads((folder / name).read_text(encoding="utf-8")).get("eos_token_id")
+            ids = _read_fields(folder / name).get("eos_token_id")
             found |= set(ids if isinstance(ids, list) else [ids])
     return tuple(sorted(found - {None}))
 
@@ -136,8 +157,8 @@ def default_stop_ids(folder: Path, tokenizer: PreTrainedTokenizerBase) -> tuple[
 def save_model(model: SDARForCausalLM, state: Mapping[str, Tensor], source: Path, target: Path) -> None:
     """Writes a model folder that every engine that reads `source` can read; a half-written one is never seen.
 
-    Everything in `source` but its weights is carried over byte for byte (config, tokenizer, generation settings,
-    remote-code files, which are copied and never run), so that only the weights differ.
+    Everything in `source` but its weights is carried over byte for byte (config, tokenizer, generation
+    settings, remote-code files, which are copied and never run), so that only the weights differ.
 
     Args:
         model: the network, for its parameter layout.
@@ -145,10 +166,13 @@ def save_model(model: SDARForCausalLM, state: Mapping[str, Tensor], source: Path
         source: the model folder it was trained from.
         target: the folder to write, replaced if it exists.
     """
-    dtype = load_config(source).dtype or torch.float32
+    dtype: Any = load_config(source).dtype or torch.float32
     with atomic_folder(target) as folder:
         weights = {name: tensor.detach().to("cpu", dtype) for name, tensor in state.items()}
         model.save_pretrained(folder, state_dict=weights, max_shard_size=MAX_SHARD_SIZE)
+        for path in folder.iterdir():
+            if not WEIGHTS.fullmatch(path.name):
+                path.unlink()
         for path in source.iterdir():
             if path.is_file() and not WEIGHTS.fullmatch(path.name):
                 shutil.copyfile(path, folder / path.name)

@@ -21,7 +21,7 @@ class SDARForCausalLM(Qwen3ForCausalLM):
 
     config_class = SDARConfig
 
-    def forward(  # type: ignore[override]
+    def forward(
         self,
         input_ids: Int[Tensor, "batch seq"],
         attention_mask: Bool[Tensor, "batch 1 seq key"] | None = None,
@@ -46,8 +46,8 @@ class SDARForCausalLM(Qwen3ForCausalLM):
             `logits` [batch, seq, vocab], or [rows, vocab] (row-major order) when `logit_rows` is given.
 
         Raises:
-            ValueError: no `attention_mask` although there is a cache (its layout would have to be guessed), or
-                a mask that is not 4-dimensional; or an attention implementation that would not honour one.
+            ValueError: no `attention_mask` although there is a cache (its layout would have to be guessed);
+                a mask that is not 4-dimensional; an attention implementation that would not honour one.
         """
         if position_ids is None:
             position_ids = torch.arange(input_ids.shape[1], device=input_ids.device).expand_as(input_ids)
@@ -56,7 +56,9 @@ class SDARForCausalLM(Qwen3ForCausalLM):
                 raise ValueError("attention_mask: expected a mask over the cached keys, found None")
             attention_mask = block_causal_mask(position_ids, position_ids, self.config.block_size)[:, None]
         if attention_mask.dim() != 4:
-            raise ValueError(f"attention_mask: expected [batch, 1, seq, key], found {list(attention_mask.shape)}")
+            raise ValueError(
+                f"attention_mask: expected [batch, 1, seq, key], found {list(attention_mask.shape)}"
+            )
         hidden: Float[Tensor, "batch seq hidden"] = self.model(
             input_ids=input_ids,
             attention_mask=self._backend_mask(attention_mask),
@@ -65,10 +67,12 @@ class SDARForCausalLM(Qwen3ForCausalLM):
             use_cache=past_key_values is not None,
             **kwargs,
         ).last_hidden_state
-        return CausalLMOutputWithPast(logits=self.lm_head(hidden if logit_rows is None else hidden[logit_rows]))
+        return CausalLMOutputWithPast(
+            logits=self.lm_head(hidden if logit_rows is None else hidden[logit_rows])
+        )
 
     def _backend_mask(self, mask: Bool[Tensor, "batch 1 seq key"]) -> Tensor:
-        """The mask as the attention implementation takes it: eager adds it to the scores, others may ignore it."""
+        """The mask as the attention takes it: eager adds it to the scores, some others ignore it."""
         implementation = self.config._attn_implementation
         if implementation == "sdpa":
             return mask
@@ -77,6 +81,12 @@ class SDARForCausalLM(Qwen3ForCausalLM):
         return torch.zeros(mask.shape, dtype=self.dtype, device=mask.device).masked_fill(
             ~mask, torch.finfo(self.dtype).min
         )
+
+    def recompute_activations(self) -> None:
+        """Keeps no activations inside a layer for the backward pass: less memory, one more forward."""
+        newer = "activation_checkpointing_enable" in dir(self)  # transformers' name from 5.x on
+        enable = self.activation_checkpointing_enable if newer else self.gradient_checkpointing_enable
+        enable({"use_reentrant": False})
 
     def generate(self, *args: Any, **kwargs: Any) -> NoReturn:
         """Refuses: token-by-token generation is not how this model decodes; `t3d.decoding.decode` is."""

@@ -1,6 +1,6 @@
 """The toy model's folder before training: configuration, tokenizer and generation settings, without weights.
 
-    python -m t3d.toy.base --out build/toy/base
+python -m t3d.toy.base --out build/toy/base
 """
 
 import logging
@@ -10,6 +10,7 @@ from transformers import GenerationConfig
 
 from t3d.arguments import ArgumentParser
 from t3d.errors import run_entry
+from t3d.folders import make_folder
 from t3d.sdar.configuration import SDARConfig
 from t3d.toy.tokenizer import TURN_END, build_tokenizer
 
@@ -44,9 +45,11 @@ def save_base(folder: Path) -> None:
 
 def main(arguments: list[str]) -> None:
     """Writes the folder named on the command line."""
-    parser = ArgumentParser("Write the toy model's folder before training.", "python -m t3d.toy.base --out build/toy/base")
+    parser = ArgumentParser(
+        "Write the toy model's folder before training.", "python -m t3d.toy.base --out build/toy/base"
+    )
     parser.add_argument("--out", type=Path, required=True, help="folder to write")
-    folder = parser.parse_args(arguments).out
+    folder = make_folder(parser.parse_args(arguments).out)
     save_base(folder)
     logging.getLogger(__name__).info("%s", folder)
 

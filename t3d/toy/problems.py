@@ -17,6 +17,7 @@ import numpy as np
 from t3d.arguments import ArgumentParser
 from t3d.errors import UserError, run_entry
 from t3d.files import write_json_atomic
+from t3d.folders import make_folder
 
 SPLITS = ("train", "validation", "test")
 SHARES = (8, 1, 1)
@@ -33,7 +34,9 @@ eggs fans figs flags forks frogs gems grapes hats hooks jars keys kites knobs la
 marbles melons mints mugs nails nuts olives onions oranges peaches pears peas pencils pens pies pins plates plums pots
 radios rings rocks rolls roses ropes screws seeds shells shirts shoes skirts snails socks spoons stamps stars sticks
 stones straws tapes teas tents ticks tiles tins toys trains trays trucks tubes tulips vases watches wheels yams""".split()
-CONTAINERS = "bags baskets bins cans cases chests crates drawers packs piles racks rows sacks shelves stacks".split()
+CONTAINERS = (
+    "bags baskets bins cans cases chests crates drawers packs piles racks rows sacks shelves stacks".split()
+)
 
 TWO_GROUPS = [
     "{name} has {a} {box} of {b} {x} and {c} {bin} of {d} {y}. How many things does {name} have?",
@@ -53,11 +56,11 @@ LOSS = [
     "A shop has {a} {box} of {b} {x} and sells {e}. How many {x} does it still have?",
 ]
 PRODUCT = [
-    "{a} {box} of {b} {x} make {p}.",
-    "The {x} are {a} * {b} = {p}.",
-    "{a} times {b} is {p} {x}.",
-    "We count {p} {x} from {a} * {b}.",
-    "{b} in each of {a} {box} gives {p} {x}.",
+    "{a} groups of {b} make {p}.",
+    "Here {a} * {b} = {p}.",
+    "{a} times {b} is {p}.",
+    "We count {p} from {a} * {b}.",
+    "{b} in each of {a} gives {p}.",
 ]
 SUM = [
     "Together that is {p} + {q} = {s}.",
@@ -89,7 +92,10 @@ def operand_tuples(split: str) -> list[Operands]:
     small = range(2, 7)
     groups: list[Operands] = list(itertools.product(small, repeat=4))
     changes: list[Operands] = [
-        (a, b, e) for a, b in itertools.product(small, repeat=2) for e in range(-20, 21) if abs(e) > 1 and a * b + e > 0
+        (a, b, e)
+        for a, b in itertools.product(small, repeat=2)
+        for e in range(-20, 21)
+        if abs(e) > 1 and a * b + e > 0
     ]
     chosen: list[Operands] = []
     for tuples in (groups, changes):
@@ -122,7 +128,11 @@ def generate(split: str, seed: int = 0) -> Iterator[dict[str, Any]]:
         if question not in seen:
             seen.add(question)
             final = _pick(FINAL, stream).format(s=result)
-            yield {"question": question, "ground_truth_answer": str(result), "answer": " ".join([*steps, final])}
+            yield {
+                "question": question,
+                "ground_truth_answer": str(result),
+                "answer": " ".join([*steps, final]),
+            }
 
 
 def _problem(operands: Operands, stream: np.random.Generator) -> tuple[str, list[str], int]:
@@ -135,18 +145,20 @@ def _problem(operands: Operands, stream: np.random.Generator) -> tuple[str, list
         p, q = a * b, c * d
         words = {"name": name, "a": a, "b": b, "c": c, "d": d, "x": x, "y": y, "box": box, "bin": other_box}
         question = _pick(TWO_GROUPS, stream).format(**words)
-        first = _pick(PRODUCT, stream).format(a=a, b=b, p=p, x=x, box=box)
-        second = _pick(PRODUCT, stream).format(a=c, b=d, p=q, x=y, box=other_box)
+        first = _pick(PRODUCT, stream).format(a=a, b=b, p=p)
+        second = _pick(PRODUCT, stream).format(a=c, b=d, p=q)
         if stream.random() < 0.5:
             first, second, p, q = second, first, q, p
         return question, [first, second, _pick(SUM, stream).format(p=p, q=q, s=p + q)], p + q
     a, b, e = operands
     p = a * b
     question = _pick(GAIN if e > 0 else LOSS, stream).format(name=name, a=a, b=b, e=abs(e), x=x, box=box)
-    product = _pick(PRODUCT, stream).format(a=a, b=b, p=p, x=x, box=box)
+    product = _pick(PRODUCT, stream).format(a=a, b=b, p=p)
     p_first = e < 0 or stream.random() < 0.5
-    change = _pick(DIFFERENCE, stream).format(p=p, e=-e, s=p + e) if e < 0 else _pick(SUM, stream).format(
-        p=p if p_first else e, q=e if p_first else p, s=p + e
+    change = (
+        _pick(DIFFERENCE, stream).format(p=p, e=-e, s=p + e)
+        if e < 0
+        else _pick(SUM, stream).format(p=p if p_first else e, q=e if p_first else p, s=p + e)
     )
     return question, [product, change], p + e
 
@@ -164,7 +176,9 @@ def main(arguments: list[str]) -> None:
     parser.add_argument("--split", choices=SPLITS, default="test", help="operands of which split")
     parser.add_argument("--limit", type=int, default=1000, help="number of problems")
     parser.add_argument("--seed", type=int, default=0, help="another seed, other problems of the same split")
-    parser.add_argument("--solutions", action="store_true", default=False, help="add a worked `answer` to each problem")
+    parser.add_argument(
+        "--solutions", action="store_true", default=False, help="add a worked `answer` to each problem"
+    )
     parser.add_argument("--out", type=Path, required=True, help="file to write")
     options = parser.parse_args(arguments)
     if options.limit < 1 or options.seed < 0:
@@ -173,7 +187,7 @@ def main(arguments: list[str]) -> None:
     if not options.solutions:
         for problem in problems:
             del problem["answer"]
-    options.out.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(options.out.parent)
     write_json_atomic(options.out, problems)
     logging.getLogger(__name__).info("%d %s problems: %s", len(problems), options.split, options.out)
 

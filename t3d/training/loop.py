@@ -4,6 +4,7 @@ import logging
 import math
 import time
 from collections import defaultdict
+from contextlib import closing, nullcontext
 from pathlib import Path
 
 import torch
@@ -79,23 +80,28 @@ class Trainer:
         if main:
             save_config(self.config, self.folder / "config.yaml")
             log.info("%s: %d samples, %d steps", self.folder, len(self.samples), self.num_steps)
-        metrics_log = MetricsLog(self.folder, self.config, self.step) if main else None
-        progress = tqdm(
-            total=self.num_steps, initial=self.step, desc=self.config.training.objective, disable=not main
-        )
-        while self.step < self.num_steps:
-            metrics = self.train_step()
-            if metrics_log is not None:
-                metrics_log.write(metrics)
-            progress.set_postfix(loss=f"{metrics['loss/total']:.4f}", tok_s=f"{metrics['tokens_per_second']:.0f}")
-            progress.update()
-            if self.step % self.config.experiment.save_every_steps == 0 and self.step < self.num_steps:
-                self.save(step_folder(self.folder / "ckpt", self.step))
-        progress.close()
+        with closing(MetricsLog(self.folder, self.config, self.step)) if main else nullcontext() as metrics_log:
+            self._train(metrics_log)
         self.save(final)
-        if metrics_log is not None:
-            metrics_log.close()
         return final
+
+    def _train(self, metrics_log: MetricsLog | None) -> None:
+        """Steps up to the last one; only the main process has a `metrics_log`."""
+        with tqdm(
+            total=self.num_steps,
+            initial=self.step,
+            desc=self.config.training.objective,
+            disable=metrics_log is None,
+        ) as progress:
+            while self.step < self.num_steps:
+                metrics = self.train_step()
+                if metrics_log is not None:
+                    metrics_log.write(metrics)
+                speed = f"{metrics['tokens_per_second']:.0f}"
+                progress.set_postfix(loss=f"{metrics['loss/total']:.4f}", tok_s=speed)
+                progress.update()
+                if self.step % self.config.experiment.save_every_steps == 0 and self.step < self.num_steps:
+                    self.save(step_folder(self.folder / "ckpt", self.step))
 
     def train_step(self) -> dict[str, float]:
         """One global step: micro-batches, update, then everything that happens after an update."""
@@ -150,7 +156,7 @@ class Trainer:
         if self.loss_settings.needs_reference:
             self.reference = frozen_copy(student).to(accelerator.device)
         if config.training.gradient_checkpointing_enable:
-            student.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+            student.recompute_activations()
         params = config.optimizer.params
         self.peak_rate = params.learning_rate * (self.global_batch if params.scale_lr else 1)
         optimizer = torch.optim.AdamW(

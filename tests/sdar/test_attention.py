@@ -2,6 +2,7 @@ import random
 
 import pytest
 import torch
+from jaxtyping import TypeCheckError
 
 from t3d.sdar.attention import (
     PAD_DOCUMENT,
@@ -25,7 +26,8 @@ def test_block_index_takes_a_size_and_an_origin_per_row() -> None:
 
 
 @pytest.mark.parametrize(
-    ("position", "size", "origin", "expected"), [(0, 4, 0, 0), (7, 4, 0, 4), (8, 4, 0, 8), (7, 4, 5, 5), (3, 4, 5, 1)]
+    ("position", "size", "origin", "expected"),
+    [(0, 4, 0, 0), (7, 4, 0, 4), (8, 4, 0, 8), (7, 4, 5, 5), (3, 4, 5, 1)],
 )
 def test_start_of_the_block_of_a_position(position: int, size: int, origin: int, expected: int) -> None:
     assert block_origin_start(position, size, origin) == expected
@@ -49,7 +51,7 @@ def test_block_causal_mask_of_cached_decoding_hides_stale_keys_of_later_blocks()
 
 
 def layout(prompt: int, response: int, size: int, response_aligned: bool) -> list[tuple[int, bool]]:
-    """(position, noisy) of [prompt][clean response][noisy response]; the response ends at the end of a block."""
+    """(position, noisy) of [prompt][clean response][noisy response]; the response ends with a block."""
     first_noisy = prompt if response_aligned else prompt // size * size
     clean = [(position, False) for position in range(prompt + response)]
     return clean + [(position, True) for position in range(first_noisy, prompt + response)]
@@ -112,3 +114,8 @@ def test_training_mask_written_out() -> None:
         [1, 1, 0, 0, 1, 1],
         [1, 1, 0, 0, 1, 1],
     ]
+
+
+def test_annotations_are_checked_under_pytest() -> None:
+    with pytest.raises(TypeCheckError, match="positions"):
+        block_index(torch.ones(3), 4)

@@ -3,7 +3,7 @@ import time
 import pytest
 
 from t3d.errors import DataError
-from t3d.evaluation.extract import extract, extract_boxed, extract_code, extract_option
+from t3d.extract import extract, extract_boxed, extract_code, extract_option
 
 
 @pytest.mark.parametrize(

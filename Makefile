@@ -1,0 +1,42 @@
+# Two commands: `make demo` runs the whole method on the built-in tiny model, `make test` proves the code.
+PYTHON ?= python3
+TORCH  ?= torch==2.13.0
+VENV   := .venv
+BIN    := $(VENV)/bin
+# Training on a CPU reuses freed memory instead of returning it to the system, and idle threads sleep.
+CPU_ENV := OMP_WAIT_POLICY=passive MALLOC_MMAP_THRESHOLD_=2000000000 MALLOC_TRIM_THRESHOLD_=4000000000
+
+.PHONY: help install demo clean-demo test lint toy-teacher
+
+help:
+	@echo "make demo         rollout, preprocess, train, evaluate and report on the built-in tiny model (CPU, minutes)"
+	@echo "make clean-demo   remove what the demo made"
+	@echo "make test         lint, types and tests"
+	@echo "make toy-teacher  train the built-in model again"
+	@echo "make install      create $(VENV) and install everything"
+
+install: $(VENV)/.installed
+
+# torch first: a bare range would fetch a CUDA build of several GB onto a CPU machine.
+$(VENV)/.installed: pyproject.toml requirements.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet "$(TORCH)"
+	$(BIN)/pip install --quiet -e ".[dev]"
+	touch $@
+
+demo: install
+	$(CPU_ENV) BIN=$(BIN) t3d/toy/demo.sh
+
+clean-demo:
+	rm -rf demo
+
+test: install lint
+	$(BIN)/python -m pytest
+
+lint: install
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+toy-teacher: install
+	$(CPU_ENV) BIN=$(BIN) t3d/toy/train_teacher.sh
