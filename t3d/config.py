@@ -16,9 +16,9 @@ from omegaconf import MISSING, OmegaConf
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 from yaml import YAMLError
 
-from t3d.remasking import STRATEGIES
 from t3d.errors import ConfigError
 from t3d.objectives.registry import OBJECTIVES
+from t3d.remasking import STRATEGIES
 
 Schema = TypeVar("Schema")
 
@@ -348,11 +348,11 @@ class TrainConfig:
 def load_config(schema: type[Schema], arguments: list[str], purpose: str, example: str) -> Schema:
     """Builds a checked configuration from `config=FILE key=value ...`.
 
-    `--help` among the arguments prints `purpose`, every key with its default, and `example`, and exits with 0.
+    `--help` among the arguments prints `purpose`, every key with its default and `example`, and exits with 0.
 
     Raises:
-        ConfigError: an unreadable file, an unknown key (with the nearest known one), a value of the wrong type
-            or outside its range, a mandatory key left out.
+        ConfigError: an unreadable file, an unknown key (with the nearest known one), a value of the wrong
+            type or outside its range, a mandatory key left out.
     """
     if {"-h", "--help"} & set(arguments):
         sys.stdout.write(help_text(schema, purpose, example))
@@ -391,7 +391,8 @@ def help_text(schema: type, purpose: str, example: str) -> str:
         "Keys:",
     ]
     for path, entry in _leaves(schema):
-        default = entry.default if entry.default is not dataclasses.MISSING else entry.default_factory()  # type: ignore[misc]
+        make = entry.default_factory
+        default = entry.default if make is dataclasses.MISSING else make()
         shown = "required" if default == MISSING else "null" if default is None else str(default)
         choices = f" ({' | '.join(entry.metadata['one_of'])})" if entry.metadata["one_of"] else ""
         lines.append(f"  {path} = {shown}: {entry.metadata['meaning']}{choices}")

@@ -24,7 +24,7 @@ def make_folder(folder: Path) -> Path:
 
 @contextmanager
 def atomic_folder(target: Path) -> Iterator[Path]:
-    """Gives a temporary folder beside `target` that takes its place once the block has ended without an error."""
+    """Gives a folder beside `target` that takes its place once the block has ended without an error."""
     target.parent.mkdir(parents=True, exist_ok=True)
     temporary = target.with_name(f".{target.name}.{secrets.token_hex(4)}.tmp")
     temporary.mkdir()

@@ -9,7 +9,7 @@ SCRIPT_FOLDERS = ("sample", "data")
 
 
 def workspace() -> Path:
-    """The folder that holds data/ and receives results: the current one, or its parent when in a script folder."""
+    """The folder that holds data/ and receives results: the current one, or its parent in a script folder."""
     here = Path.cwd()
     return here.parent if here.name in SCRIPT_FOLDERS else here
 
@@ -20,7 +20,7 @@ def dataset_name(name: str) -> str:
 
 
 def find_data(name: str) -> Path:
-    """The file that a configuration calls `name`: a path, or the name of a JSON file in the workspace's data/.
+    """The file that a configuration calls `name`: a path, or a name in the workspace's data/.
 
     Raises:
         DataError: no such file; both places are named.

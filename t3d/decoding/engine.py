@@ -91,8 +91,8 @@ class Engine:
         self.block_start = torch.zeros(num_slots, dtype=torch.long, device=device)
         self.block_step = torch.zeros(num_slots, dtype=torch.long, device=device)
         self.num_steps = torch.zeros(num_slots, dtype=torch.long, device=device)
-        self.uniforms = torch.zeros((num_slots, self.max_length // size + 1, config.denoising_steps, size))
-        self.uniforms = self.uniforms.to(device)
+        num_blocks = self.max_length // size if config.temperature > 0 else 0
+        self.uniforms = torch.zeros((num_slots, num_blocks, config.denoising_steps, size), device=device)
         self.first_block = torch.zeros(num_slots, dtype=torch.long, device=device)
         self.free = list(range(num_slots))
         self._sequences: dict[int, tuple[int, list[int]]] = {}

@@ -8,7 +8,7 @@ from typing import Any
 
 def metrics(
     correct: Sequence[bool], records: Sequence[dict[str, Any]], seconds: float | None
-) -> dict[str, float | int | None | dict[str, int]]:
+) -> dict[str, Any]:
     """Accuracy and cost over all responses.
 
     A ratio of two counts is a ratio of sums: `tokens_per_step` is all tokens over all denoising steps.
@@ -20,8 +20,8 @@ def metrics(
 
     Returns:
         n (responses), acc (0-1) with its standard error sqrt(p (1-p) / n), avg_len (tokens), avg_steps,
-        tokens_per_step, tokens_per_forward (prefill included), tokens_per_second, latency_s (decoding time over
-        responses), each None where the records or `seconds` do not tell, and finish_reasons.
+        tokens_per_step, tokens_per_forward (prefill included), tokens_per_second, latency_s (decoding time
+        over responses), each None where the records or `seconds` do not tell, and finish_reasons.
     """
     n = len(correct)
     acc = sum(correct) / n

@@ -15,9 +15,9 @@ from t3d.benchmarks import load_benchmark, repair_known_bad
 from t3d.config import DecodeConfig, ExecuteConfig
 from t3d.errors import DataError
 from t3d.evaluation.code_grader import Program, grade_code_many
-from t3d.extract import extract
 from t3d.evaluation.math_grader import grade_math_many
 from t3d.evaluation.metrics import metrics
+from t3d.extract import extract
 from t3d.files import atomic_writer, json_kind, read_json, write_json_atomic, write_json_list
 from t3d.folders import make_folder
 from t3d.paths import dataset_name
@@ -67,7 +67,10 @@ def evaluate(config: DecodeConfig) -> dict[str, Any]:
 
 
 def grade(records: Sequence[dict[str, Any]], data_type: str, execute: ExecuteConfig) -> list[dict[str, Any]]:
-    """The records with `extracted_output`, `correctness` and `grading` (graded | timeout | error) per response."""
+    """The records with `extracted_output`, `correctness` and `grading`, one entry per response.
+
+    `grading` is "graded", "timeout" or "error".
+    """
     answers = [[extract(text, record, data_type) for text in record["full_output"]] for record in records]
     flat = [(answer, record) for record, texts in zip(records, answers, strict=True) for answer in texts]
     grades: list[tuple[bool, str, Any]] = []
@@ -159,7 +162,7 @@ def _details(path: Path) -> dict[str, Any]:
 
 
 def _decoding(config: DecodeConfig, details: dict[str, Any]) -> dict[str, Any]:
-    """The decoding settings that made the rollouts: those recorded beside the file, else the configuration's."""
+    """The settings that made the rollouts: those recorded beside the file, else the configuration's."""
     recorded = details.get("fingerprint")
     if recorded is not None:
         names = (

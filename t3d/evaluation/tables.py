@@ -56,7 +56,7 @@ def run_table(config: DecodeConfig) -> list[dict[str, Any]]:
 
 
 def markdown(cells: list[dict[str, Any]]) -> str:
-    """The table in Markdown: a row per model and data set, a column per decoding, accuracy in % +- standard error."""
+    """The table in Markdown: a row per model and data set, a column per decoding, accuracy in %."""
     columns = list(dict.fromkeys((cell["block_size"], cell["denoising_steps"]) for cell in cells))
     rows = list(dict.fromkeys((cell["model"], cell["dataset"]) for cell in cells))
     by_place = {

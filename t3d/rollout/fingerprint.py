@@ -15,7 +15,7 @@ def text_digest(value: Any) -> str:
 
 
 def model_digest(folder: Path) -> str:
-    """Digest of a model folder: its small files whole, its weights by name, size, and first and last megabyte.
+    """Digest of a model folder: small files whole, weights by name, size, and first and last megabyte.
 
     The ends of a safetensors file hold its layout and its last tensor, which any training changes: reading
     gigabytes of weights again for each run is not worth the certainty.

@@ -16,7 +16,7 @@ from t3d.benchmarks import load_benchmark
 from t3d.config import DecodeConfig, RolloutConfig, save_config
 from t3d.decoding import DecodingConfig, iter_decode
 from t3d.decoding.engine import check_lengths
-from t3d.errors import CheckpointError, ConfigError, DataError
+from t3d.errors import ConfigError, DataError
 from t3d.extract import extract
 from t3d.files import read_json, write_json_atomic, write_json_list
 from t3d.paths import dataset_name, find_data, workspace
@@ -68,8 +68,8 @@ def rollout_path(config: DecodeConfig) -> Path:
 def rollout(config: DecodeConfig) -> Path:
     """Decodes the data set with the checkpoint and returns the rollout file.
 
-    The same settings and seed give the same file, whatever the batching, and after any interruption.  A finished
-    file of the same settings is kept; one of other settings is renamed, never lost.
+    The same settings and seed give the same file, whatever the batching, and after any interruption.  A
+    finished file of the same settings is kept; one of other settings is renamed, never lost.
 
     Raises:
         UserError: a mistake in configuration, data or checkpoint; what is already decoded stays.
@@ -107,7 +107,6 @@ def rollout(config: DecodeConfig) -> Path:
         "dataset": dataset_name(config.evaluation.eval_dataset),
         "checkpoint": config.evaluation.checkpoint_path,
     }
-    source["problems"] = len(items)
     write_json_atomic(details, {**source, "fingerprint": fingerprint, "seconds": shard.seconds})
     shard.remove()
     log.info("%d responses: %s", len(requests), path)
@@ -176,7 +175,7 @@ def _problems(config: DecodeConfig) -> tuple[int, list[dict[str, Any]]]:
 def _requests(
     first: int, items: Sequence[dict[str, Any]], tokenizer: PreTrainedTokenizerBase, config: DecodeConfig
 ) -> Iterator[Request]:
-    """Every response to decode; streams are numbered over the whole data set, whatever this machine's share."""
+    """Every response to decode; streams are numbered over the whole data set, not this machine's share."""
     responses = config.rollout.num_response_per_task
     for number, item in enumerate(items):
         prompt, ids = build_prompt(
@@ -194,7 +193,8 @@ def _decode(
     if not waiting:
         return
     dtype = None if settings.dtype == "auto" else getattr(torch, settings.dtype)
-    model = load_model(folder, dtype).to(pick_device(settings.device))
+    model = load_model(folder, dtype)
+    model.to(device=pick_device(settings.device))
     started, before = time.perf_counter(), shard.seconds
     tokens = forwards = 0
     size = settings.batch_size or len(waiting)
@@ -254,7 +254,7 @@ def response_text(
     ids = trajectory.response_ids
     if ids[-1] in decoding.stop_ids:
         ids = ids[:-1]
-    return tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False)
+    return str(tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False))
 
 
 def _token_id(token: Any, tokenizer: PreTrainedTokenizerBase) -> int:

@@ -28,7 +28,7 @@ class Shard:
         """Reads what an interrupted run left; the file appears with the first response.
 
         Raises:
-            DataError: the shard belongs to a run with another fingerprint, or a whole line of it is unreadable.
+            DataError: the shard belongs to a run with another fingerprint, or a line of it is unreadable.
         """
         self.path = path
         self.finished: dict[int, Trajectory] = {}

@@ -123,6 +123,9 @@ def _ddo(real: Tensor, fake: Tensor, batch: Batch, settings: LossSettings) -> di
 def _path(real: Float[Tensor, " rows"], batch: Batch, settings: LossSettings) -> Float[Tensor, " samples"]:
     coarse: Int[Tensor, " rows"] = batch.coarse_step
     if settings.path_loss == "release":
-        return release_path_loss(real, coarse, settings.num_coarse_steps, batch.sample, batch.num_samples)
+        rows = batch.response
+        return release_path_loss(
+            real[rows], coarse[rows], settings.num_coarse_steps, batch.sample[rows], batch.num_samples
+        )
     weighted = -path_weights(coarse, settings.num_coarse_steps) * real
     return group_mean(weighted[batch.masked], batch.sample[batch.masked], batch.num_samples)

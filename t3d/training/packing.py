@@ -23,6 +23,7 @@ class Batch:
         logit_rows: noisy positions whose logits the loss needs.
         targets: the clean token of each row.
         masked: True for rows masked in this state; False for visible ones (release path loss only).
+        response: False for rows that are pads after a stop token.
         coarse_step: pi_i of each row.
         sample: sample of each row, 0..num_samples-1.
         block: block of each row, numbered over the batch, 0..num_blocks-1.
@@ -38,6 +39,7 @@ class Batch:
     logit_rows: Bool[Tensor, "batch seq"]
     targets: Int[Tensor, " rows"]
     masked: Bool[Tensor, " rows"]
+    response: Bool[Tensor, " rows"]
     coarse_step: Int[Tensor, " rows"]
     sample: Int[Tensor, " rows"]
     block: Int[Tensor, " rows"]
@@ -91,6 +93,7 @@ def collate(
         logit_rows=torch.from_numpy(wanted).to(device),
         targets=gather("targets"),
         masked=gather("masked"),
+        response=gather("response"),
         coarse_step=gather("coarse_step"),
         sample=torch.from_numpy(np.repeat(np.arange(len(states)), [row.sum() for row in rows])).to(device),
         block=block.to(device),

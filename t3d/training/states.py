@@ -70,6 +70,7 @@ class State:
         inputs: what the network is shown: `targets` where revealed, else the mask or a random token.
         masked: not revealed in this state.
         scored: positions that count: response tokens, and the first `post_num` pads after a stop token.
+        response: tokens of the response, neither the prompt's tail nor pads.
         coarse_step: pi_i of Eq. 9, 1..B; 0 on the prompt's tail.
         uniforms: one uniform number per position, from which fakes are drawn.
     """
@@ -82,6 +83,7 @@ class State:
     inputs: IntArray
     masked: BoolArray
     scored: BoolArray
+    response: BoolArray
     coarse_step: IntArray
     uniforms: NDArray[np.float32]
 
@@ -117,6 +119,7 @@ def draw_state(sample: TrainingSample, settings: StateSettings, stream: np.rando
         inputs=np.where(masked, noise, targets),
         masked=masked,
         scored=scored,
+        response=(steps > 0) & (np.arange(len(steps)) < len(steps) - num_fill),
         coarse_step=_coarse_steps(steps.reshape(-1, size), settings.path_k_steps).reshape(-1),
         uniforms=stream.random(len(targets), dtype=np.float32),
     )

@@ -40,6 +40,7 @@ class Token:
 
     target: int
     masked: bool
+    pad: bool
     block: int
     pi: int
     uniform: float
@@ -92,6 +93,7 @@ def read_tokens(
                 Token(
                     target=full[position],
                     masked=bool(state.masked[position - start]),
+                    pad=position >= end,
                     block=block,
                     pi=rank // options.path_k_steps + 1,
                     uniform=float(state.uniforms[position - start]),
@@ -179,7 +181,13 @@ def oracle_losses(
         else:
             terms["loss/path"] = mean(
                 [
-                    mean([-token.student[token.target] for token in tokens if token.pi <= level])
+                    mean(
+                        [
+                            -token.student[token.target]
+                            for token in tokens
+                            if token.pi <= level and not token.pad
+                        ]
+                    )
                     for level in range(1, levels + 1)
                 ]
             )
