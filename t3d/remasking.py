@@ -33,7 +33,9 @@ class BlockScores:
     eb_threshold: float
 
 
-def step_quota(denoising_step: Int[Tensor, " rows"], block_size: int, denoising_steps: int) -> Int[Tensor, " rows"]:
+def step_quota(
+    denoising_step: Int[Tensor, " rows"], block_size: int, denoising_steps: int
+) -> Int[Tensor, " rows"]:
     """n_s of 0-based step s: block_size // S, the remainder spread over the first steps."""
     return block_size // denoising_steps + (denoising_step < block_size % denoising_steps).long()
 
@@ -69,4 +71,3 @@ STRATEGIES: dict[str, Callable[[BlockScores], Bool[Tensor, "rows block"]]] = {
     "sequential": sequential,
     "entropy_bounded": entropy_bounded,
 }
-

@@ -2,8 +2,8 @@
 
 from dataclasses import dataclass
 
-from t3d.remasking import STRATEGIES
 from t3d.errors import ConfigError
+from t3d.remasking import STRATEGIES
 
 
 @dataclass(frozen=True)

@@ -16,9 +16,9 @@ from torch import Tensor
 
 from t3d.decoding.cache import SlotCache
 from t3d.decoding.config import DecodingConfig
+from t3d.errors import DataError
 from t3d.remasking import STRATEGIES, BlockScores, step_quota
 from t3d.sampling import draw_tokens, entropy, response_uniforms, token_probabilities
-from t3d.errors import DataError
 from t3d.sdar.attention import block_causal_mask
 from t3d.sdar.configuration import SDARConfig
 from t3d.sdar.modeling import SDARForCausalLM
@@ -79,7 +79,9 @@ class Engine:
         free: slots that hold no sequence.
     """
 
-    def __init__(self, model: SDARForCausalLM, config: DecodingConfig, num_slots: int, longest_prompt: int) -> None:
+    def __init__(
+        self, model: SDARForCausalLM, config: DecodingConfig, num_slots: int, longest_prompt: int
+    ) -> None:
         """Allocates the cache for `num_slots` sequences of the greatest length that can occur."""
         size, device = config.block_size, model.device
         self.model, self.config, self.device = model, config, device
@@ -128,7 +130,9 @@ class Engine:
         if slots:
             longest = max(self._start[slot] for slot in slots)
             rows = torch.tensor(slots, device=self.device)
-            self._forward(rows, torch.arange(longest, device=self.device).expand(len(slots), -1), longest, None)
+            self._forward(
+                rows, torch.arange(longest, device=self.device).expand(len(slots), -1), longest, None
+            )
 
     @torch.inference_mode()
     def step(self) -> list[tuple[int, Trajectory]]:
@@ -159,7 +163,10 @@ class Engine:
         self.block_step[rows] += 1
 
     def _choose(
-        self, rows: Int[Tensor, " rows"], masked: Bool[Tensor, "rows block"], logits: Float[Tensor, "masked vocab"]
+        self,
+        rows: Int[Tensor, " rows"],
+        masked: Bool[Tensor, "rows block"],
+        logits: Float[Tensor, "masked vocab"],
     ) -> tuple[Bool[Tensor, "rows block"], Int[Tensor, "rows block"]]:
         """Draws a token at every masked position and asks the strategy which are revealed."""
         config, step = self.config, self.block_step[rows]
@@ -180,7 +187,9 @@ class Engine:
             eb_threshold=config.eb_threshold,
         )
         last_step = (step == config.denoising_steps - 1)[:, None]
-        return torch.where(last_step, masked, STRATEGIES[config.remasking_strategy](scores)), _scatter(masked, drawn)
+        return torch.where(last_step, masked, STRATEGIES[config.remasking_strategy](scores)), _scatter(
+            masked, drawn
+        )
 
     def _forward(
         self,
@@ -194,7 +203,9 @@ class Engine:
         self.cache.select(rows, positions, num_keys)
         return self.model(
             self.ids[rows[:, None], positions],
-            attention_mask=block_causal_mask(positions, keys.expand(len(rows), -1), self.config.block_size)[:, None],
+            attention_mask=block_causal_mask(positions, keys.expand(len(rows), -1), self.config.block_size)[
+                :, None
+            ],
             position_ids=positions,
             past_key_values=self.cache,
             logit_rows=torch.zeros_like(positions, dtype=torch.bool) if wanted is None else wanted,

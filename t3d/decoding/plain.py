@@ -14,7 +14,9 @@ from t3d.trajectory import Trajectory
 
 
 @torch.inference_mode()
-def decode_plain(model: SDARForCausalLM, prompt: list[int], config: DecodingConfig, stream: int = 0) -> Trajectory:
+def decode_plain(
+    model: SDARForCausalLM, prompt: list[int], config: DecodingConfig, stream: int = 0
+) -> Trajectory:
     """Decodes one prompt.  `num_forwards` counts what a cached decoder that fuses commits would need."""
     size, steps = config.block_size, config.denoising_steps
     start = len(prompt) // size * size

@@ -18,7 +18,10 @@ def ddo_terms(
 
 
 def ddo_loss(
-    real_log_ratio: Float[Tensor, " batch"], fake_log_ratio: Float[Tensor, " batch"], alpha: float, beta: float
+    real_log_ratio: Float[Tensor, " batch"],
+    fake_log_ratio: Float[Tensor, " batch"],
+    alpha: float,
+    beta: float,
 ) -> Float[Tensor, ""]:
     """Mean over the batch of -log sigmoid(beta d_real) - alpha log(1 - sigmoid(beta d_fake)).
 

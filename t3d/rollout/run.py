@@ -82,15 +82,7 @@ def rollout(config: DecodeConfig) -> Path:
     decoding = decoding_config(config.rollout, folder, tokenizer)
     one_per_problem = [request.prompt_ids for request in requests[:: config.rollout.num_response_per_task]]
     check_lengths(load_config(folder), one_per_problem, decoding)
-    fingerprint = {
-        "model": model_digest(folder),
-        "problems": text_digest(items),
-        "prompts": text_digest([request.prompt_ids for request in requests]),
-        "num_response_per_task": config.rollout.num_response_per_task,
-        "step_maps": config.evaluation.output_unmasking_history,
-        "dtype": config.rollout.dtype,
-        **json.loads(json.dumps(asdict(decoding))),
-    }
+    fingerprint = _fingerprint(folder, items, requests, decoding, config)
     details = path.with_suffix(".meta.json")
     if config.rollout.resume and path.exists() and _same(details, fingerprint):
         log.info("%s is complete", path)
@@ -106,11 +98,31 @@ def rollout(config: DecodeConfig) -> Path:
     source = {
         "dataset": dataset_name(config.evaluation.eval_dataset),
         "checkpoint": config.evaluation.checkpoint_path,
+        "problems": len(items),
     }
     write_json_atomic(details, {**source, "fingerprint": fingerprint, "seconds": shard.seconds})
     shard.remove()
     log.info("%d responses: %s", len(requests), path)
     return path
+
+
+def _fingerprint(
+    folder: Path,
+    items: Sequence[dict[str, Any]],
+    requests: Sequence[Request],
+    decoding: DecodingConfig,
+    config: DecodeConfig,
+) -> dict[str, Any]:
+    """What the rollout file depends on."""
+    return {
+        "model": model_digest(folder),
+        "problems": text_digest(items),
+        "prompts": text_digest([request.prompt_ids for request in requests]),
+        "num_response_per_task": config.rollout.num_response_per_task,
+        "step_maps": config.evaluation.output_unmasking_history,
+        "dtype": config.rollout.dtype,
+        **json.loads(json.dumps(asdict(decoding))),
+    }
 
 
 def decoding_config(
@@ -193,8 +205,7 @@ def _decode(
     if not waiting:
         return
     dtype = None if settings.dtype == "auto" else getattr(torch, settings.dtype)
-    model = load_model(folder, dtype)
-    model.to(device=pick_device(settings.device))
+    model = load_model(folder, dtype).to(pick_device(settings.device))  # type: ignore[arg-type]
     started, before = time.perf_counter(), shard.seconds
     tokens = forwards = 0
     size = settings.batch_size or len(waiting)

@@ -12,8 +12,8 @@ from t3d.errors import DataError
 from t3d.files import iter_json_list
 from t3d.prompts import build_prompt, check_text
 from t3d.sdar.checkpoint import chat_end_id
-from t3d.trajectory import record_trajectories
 from t3d.training.states import TrainingSample
+from t3d.trajectory import record_trajectories
 
 log = logging.getLogger(__name__)
 

@@ -80,7 +80,9 @@ class Trainer:
         if main:
             save_config(self.config, self.folder / "config.yaml")
             log.info("%s: %d samples, %d steps", self.folder, len(self.samples), self.num_steps)
-        with closing(MetricsLog(self.folder, self.config, self.step)) if main else nullcontext() as metrics_log:
+        with (
+            closing(MetricsLog(self.folder, self.config, self.step)) if main else nullcontext() as metrics_log
+        ):
             self._train(metrics_log)
         self.save(final)
         return final
@@ -132,7 +134,9 @@ class Trainer:
                 totals[name] += values.detach().sum()
             totals["tokens"] += batch.num_tokens
         self.step += 1
-        metrics = self._metrics(totals, float(grad_norm if grad_norm is not None else math.nan), rate, started)
+        metrics = self._metrics(
+            totals, float(grad_norm if grad_norm is not None else math.nan), rate, started
+        )
         if self.reference is not None and training.multi_round and self.step % training.round_interval == 0:
             refresh(self.reference, accelerator.unwrap_model(self.student))
         return metrics
@@ -198,7 +202,9 @@ class Trainer:
         self, totals: dict[str, torch.Tensor], grad_norm: float, rate: float, started: float
     ) -> dict[str, float]:
         names = sorted(totals)
-        summed = self.accelerator.reduce(torch.stack([totals[name].float() for name in names]), "sum").tolist()
+        summed = self.accelerator.reduce(
+            torch.stack([totals[name].float() for name in names]), "sum"
+        ).tolist()
         values = dict(zip(names, summed, strict=True))
         tokens = values.pop("tokens")
         means = {name: value / self.global_batch for name, value in values.items()}
@@ -224,4 +230,3 @@ class Trainer:
         """Refreshes of the reference before the step just made."""
         training = self.config.training
         return (self.step - 1) // training.round_interval if training.multi_round else 0
-

@@ -2,7 +2,6 @@
 
 from dataclasses import dataclass
 
-import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
@@ -84,7 +83,7 @@ def fake_log_ratio(
     uniforms: Float[Tensor, " rows"],
     settings: LossSettings,
 ) -> Float[Tensor, " rows"]:
-    """log p_theta/p_ref of the reference's own token at each row (d_fake of Eq. 6), in nats.
+    """Log p_theta/p_ref of the reference's own token at each row (d_fake of Eq. 6), in nats.
 
     To first order around student = reference the fake term's gradient flattens the student for argmax fakes,
     leaves it alone for fakes at temperature 1, and sharpens it above.
@@ -109,8 +108,12 @@ def _ddo(real: Tensor, fake: Tensor, batch: Batch, settings: LossSettings) -> di
     else:
         # Renumbered, as a block whose wanted rows are all visible has no ratio.
         blocks, block = batch.block[batch.masked].unique(return_inverse=True)
-        per_block = ddo_terms(group_mean(real, block, len(blocks)), group_mean(fake, block, len(blocks)), settings.beta)
-        loss_real, loss_fake = (group_mean(part, batch.block_sample[blocks], num_samples) for part in per_block)
+        per_block = ddo_terms(
+            group_mean(real, block, len(blocks)), group_mean(fake, block, len(blocks)), settings.beta
+        )
+        loss_real, loss_fake = (
+            group_mean(part, batch.block_sample[blocks], num_samples) for part in per_block
+        )
     return {
         "loss/ddo": loss_real + settings.alpha * loss_fake,
         "loss/ddo_real": loss_real,

@@ -43,7 +43,9 @@ def _open(config: TrainConfig) -> tuple[Path, Path | None]:
         folder = _new_folder(config)
         if resume is None and (folder / "config.yaml").exists():
             raise ConfigError(
-                "experiment.output_dir", "a new folder, or experiment.resume_from=latest", f"the run in {folder}"
+                "experiment.output_dir",
+                "a new folder, or experiment.resume_from=latest",
+                f"the run in {folder}",
             )
         folder.mkdir(parents=True, exist_ok=True)
         return folder, None

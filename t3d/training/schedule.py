@@ -50,7 +50,11 @@ class SampleOrder:
 
 
 def micro_batches(
-    visits: Sequence[tuple[int, int]], lengths: Sequence[int], batch_size: int, process: int, num_processes: int
+    visits: Sequence[tuple[int, int]],
+    lengths: Sequence[int],
+    batch_size: int,
+    process: int,
+    num_processes: int,
 ) -> list[list[tuple[int, int]]]:
     """The micro-batches of one process.
 

@@ -48,7 +48,11 @@ def trajectories(model_folder, tmp_path_factory):
     problems = [item for item, _ in zip(generate("train"), range(20), strict=False)]
     prompts = [build_prompt(tokenizer, item, "math") for item in problems]
     settings = DecodingConfig(
-        mask_id=tokenizer.mask_token_id, max_new_tokens=21, temperature=1.0, stop_ids=tuple(range(100, 140)), seed=1
+        mask_id=tokenizer.mask_token_id,
+        max_new_tokens=21,
+        temperature=1.0,
+        stop_ids=tuple(range(100, 140)),
+        seed=1,
     )
     records = []
     decoded = decode(model, [ids for _, ids in prompts], settings)

@@ -178,7 +178,9 @@ def test_a_new_run_never_overwrites_an_old_one(model_folder, trajectories, tmp_p
 def test_resuming_with_other_settings_is_refused_by_name(model_folder, trajectories, tmp_path):
     run(model_folder, trajectories, tmp_path / "run")
     with pytest.raises(ConfigError, match=r"training\.beta"):
-        run(model_folder, trajectories, tmp_path / "run", "experiment.resume_from=latest", "training.beta=0.5")
+        run(
+            model_folder, trajectories, tmp_path / "run", "experiment.resume_from=latest", "training.beta=0.5"
+        )
 
 
 def test_resuming_from_nothing_is_an_error(model_folder, trajectories, tmp_path):
@@ -191,7 +193,13 @@ def test_corrupt_state_is_an_error_and_stays(model_folder, trajectories, tmp_pat
     state = tmp_path / "run/state/step-000003/optimizer.bin"
     state.write_bytes(state.read_bytes()[:100])
     with pytest.raises(CheckpointError, match="step-000003"):
-        run(model_folder, trajectories, tmp_path / "run", "experiment.resume_from=latest", "training.max_steps=3")
+        run(
+            model_folder,
+            trajectories,
+            tmp_path / "run",
+            "experiment.resume_from=latest",
+            "training.max_steps=3",
+        )
     assert state.exists()
 
 
@@ -229,7 +237,15 @@ def test_two_processes_equal_one(model_folder, trajectories, tmp_path):
         "training.batch_size_lm=8",
         "training.gradient_accumulation_steps=1",
     )
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", "29613"]
+    command = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--nproc_per_node",
+        "2",
+        "--master_port",
+        "29613",
+    ]
     command += [str(ROOT / "train/self_ddo_sdar_full.py")]
     command += arguments(
         model_folder,

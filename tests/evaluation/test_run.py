@@ -1,0 +1,237 @@
+import json
+import math
+from pathlib import Path
+
+import pytest
+
+from t3d.config import DecodeConfig, load_config
+from t3d.errors import DataError
+from t3d.evaluation import run as run_module
+from t3d.evaluation.run import evaluate
+
+CONTRACT_FIELDS = {
+    *("dataset", "checkpoint", "n", "acc", "stderr", "avg_len", "avg_steps", "tokens_per_step"),
+    *("tokens_per_forward", "tokens_per_second", "latency_s", "environment", "config"),
+    *("block_size", "denoising_steps", "temperature", "top_k", "top_p", "remasking_strategy", "seed"),
+}
+
+
+def rollout_records() -> list[dict]:
+    """Three math problems with two responses each: right and wrong, unboxed and right, wrong and wrong."""
+    texts = [
+        [r"2 * 3 = 6. The answer is \boxed{6}.", r"\boxed{5}"],
+        ["The answer is 7.", r"\boxed{3} no, \boxed{7.0}"],
+        [r"\boxed{}", ""],
+    ]
+    return [
+        {
+            "question": f"Problem {number}?",
+            "ground_truth_answer": truth,
+            "full_output": pair,
+            "response_length": [4, 8],
+            "num_steps": [2, 4],
+            "num_forwards": [3, 5],
+            "finish_reason": ["stop", "length"],
+        }
+        for number, (truth, pair) in enumerate(zip(["6", "7", "8"], texts, strict=True))
+    ]
+
+
+@pytest.fixture
+def graded_file(tmp_path):
+    """Evaluates a file of given records, without a model."""
+
+    def run(records, *overrides: str) -> dict:
+        path = tmp_path / "outputs-some-rollouts.json"
+        path.write_text(records if isinstance(records, str) else json.dumps(records))
+        arguments = [
+            f"experiment.project={tmp_path}",
+            f"evaluation.rollouts={path}",
+            "execute.num_workers=1",
+            *overrides,
+        ]
+        return evaluate(load_config(DecodeConfig, arguments, "", ""))
+
+    return run
+
+
+class TestGivenRollouts:
+    def test_they_are_graded_without_model_checkpoint_or_data_set(self, graded_file, tmp_path):
+        results = graded_file(rollout_records(), "evaluation.checkpoint_path=null")
+        assert (results["n"], results["acc"], results["stderr"]) == (
+            6,
+            2 / 6,
+            pytest.approx(math.sqrt(2 / 9 / 6)),
+        )
+        assert (results["avg_len"], results["avg_steps"], results["tokens_per_step"]) == (6.0, 3.0, 2.0)
+        assert results["tokens_per_forward"] == 1.5
+        assert results["tokens_per_second"] is None
+        assert results["ungraded"] == 0
+        assert json.loads((tmp_path / "results" / "results-some-rollouts.json").read_text()) == results
+
+    def test_every_response_is_graded_in_place(self, graded_file, tmp_path):
+        records = rollout_records()
+        graded_file(records)
+        graded = json.loads((tmp_path / "results" / "graded-some-rollouts.json").read_text())
+        assert [record["correctness"] for record in graded] == [[True, False], [False, True], [False, False]]
+        assert [record["extracted_output"] for record in graded] == [["6", "5"], ["", "7.0"], ["", ""]]
+        assert all(record["grading"] == ["graded", "graded"] for record in graded)
+        assert "execution_result" not in graded[0]
+        for record, before in zip(graded, records, strict=True):
+            assert {name: record[name] for name in before} == before
+
+    def test_small_batches_grade_the_same(self, graded_file):
+        records = rollout_records() * 9
+        assert graded_file(records, "execute.num_chunk=1")["acc"] == graded_file(records)["acc"] == 1 / 3
+
+    def test_a_limit_takes_the_first_problems(self, graded_file):
+        results = graded_file(rollout_records(), "evaluation.limit=1")
+        assert (results["n"], results["acc"]) == (2, 0.5)
+
+    def test_options_are_compared_by_letter(self, graded_file):
+        records = [
+            {
+                "question": "?",
+                "ground_truth_answer": " b",
+                "full_output": [r"\boxed{B}", r"\boxed{C}", "I pass."],
+            }
+        ]
+        results = graded_file(records, "evaluation.data_type=option")
+        assert (results["n"], results["acc"]) == (3, 1 / 3)
+
+    def test_the_releases_files_without_counts_are_graded_too(self, graded_file, tmp_path):
+        records = [
+            {name: value for name, value in record.items() if not name.startswith("num_")}
+            for record in rollout_records()
+        ]
+        assert graded_file(records)["avg_steps"] is None
+        line = (tmp_path / "results" / "results-some-rollouts.txt").read_text()
+        assert "avg steps unknown, tokens/step unknown" in line
+
+    def test_code_is_run_and_its_results_are_kept(self, graded_file, tmp_path):
+        record = {
+            "question": "Double x.",
+            "test_method": "function",
+            "test_list": ["assert double(2) == 4", "assert double(0) == 0"],
+            "test_time_limit": 5,
+            "full_output": [
+                "```python\ndef double(x):\n    return 2 * x\n```",
+                "```python\ndef double(x):\n    return x\n```",
+            ],
+        }
+        stdio = {
+            "question": "Echo.",
+            "test_method": "stdio",
+            "test_input": ["a\n"],
+            "test_output": ["a\n"],
+            "test_time_limit": 5,
+            "full_output": ["```python\nprint(input())\n```", "no code"],
+        }
+        results = graded_file([record, stdio], "evaluation.data_type=code", "execute.sandbox=none")
+        assert (results["n"], results["acc"]) == (4, 0.5)
+        graded = json.loads((tmp_path / "results" / "graded-some-rollouts.json").read_text())
+        assert [entry["correctness"] for entry in graded] == [[True, False], [True, False]]
+        assert [len(result) for result in graded[0]["execution_result"]] == [2, 2]
+
+    @pytest.mark.parametrize(
+        ("change", "complaint"),
+        [
+            ({"full_output": None}, "record 1, field full_output: expected a list of responses, found null"),
+            (
+                {"full_output": "text"},
+                "record 1, field full_output: expected a list of responses, found string",
+            ),
+            (
+                {"full_output": []},
+                "record 1, field full_output: expected a list of responses, found an empty list",
+            ),
+            (
+                {"full_output": [None]},
+                "record 1, field full_output: expected a list of responses, found list",
+            ),
+            ({"ground_truth_answer": None}, "record 1, field ground_truth_answer"),
+            ({"question": 5}, "record 1, field question"),
+        ],
+    )
+    def test_a_record_that_cannot_be_graded_is_named_and_nothing_is_written(
+        self, graded_file, tmp_path, change, complaint
+    ):
+        records = rollout_records()
+        records[1] |= change
+        with pytest.raises(DataError) as caught:
+            graded_file(records)
+        assert complaint in str(caught.value)
+        assert not (tmp_path / "results").exists()
+
+    @pytest.mark.parametrize("text", ["[]", "{}", "[1]", "", "[{"])
+    def test_a_file_that_holds_no_records_is_refused(self, graded_file, text):
+        with pytest.raises(DataError, match=r"outputs-some-rollouts\.json"):
+            graded_file(text)
+
+    def test_a_missing_file_is_named(self, tmp_path):
+        with pytest.raises(DataError, match=r"none\.json"):
+            evaluate(load_config(DecodeConfig, [f"evaluation.rollouts={tmp_path / 'none.json'}"], "", ""))
+
+
+class TestDecodedRollouts:
+    def test_the_results_hold_what_the_contract_names(self, settings, tmp_path, checkpoint):
+        config = settings("rollout.num_response_per_task=2")
+        results = evaluate(config)
+        assert set(results) >= CONTRACT_FIELDS
+        assert (results["dataset"], results["checkpoint"]) == ("TinyMath", str(checkpoint))
+        assert (results["block_size"], results["denoising_steps"], results["temperature"]) == (4, 2, 0.7)
+        assert results["n"] == 20
+        assert 0 <= results["acc"] <= 1
+        assert 1 < results["tokens_per_step"] <= 2
+        assert 0 < results["tokens_per_forward"] < results["tokens_per_step"]
+        assert results["latency_s"] > 0
+        assert results["tokens_per_second"] == pytest.approx(results["avg_len"] / results["latency_s"])
+        assert results["config"]["rollout"]["max_token"] == 14
+        assert {"python", "torch", "transformers", "t3d"} <= set(results["environment"])
+        folder = tmp_path / "results"
+        assert sorted(path.name for path in folder.iterdir()) == [
+            "graded-eval-checkpoint-TinyMath.json",
+            "results-eval-checkpoint-TinyMath.json",
+            "results-eval-checkpoint-TinyMath.txt",
+        ]
+        assert json.loads((folder / "results-eval-checkpoint-TinyMath.json").read_text()) == results
+
+    def test_the_text_file_is_the_line_of_figures(self, settings, tmp_path, checkpoint):
+        results = evaluate(settings())
+        assert (tmp_path / "results" / "results-eval-checkpoint-TinyMath.txt").read_text() == (
+            f"TinyMath {checkpoint}: acc {100 * results['acc']:.2f} +- {100 * results['stderr']:.2f}"
+            f" (n = 10), avg len {results['avg_len']:.1f}, avg steps {results['avg_steps']:.1f},"
+            f" tokens/step {results['tokens_per_step']:.2f}\n"
+        )
+
+    def test_the_first_problems_only(self, settings):
+        assert evaluate(settings("evaluation.limit=3"))["n"] == 3
+
+    def test_grading_its_file_again_gives_the_same_figures(self, settings, checkpoint):
+        results = evaluate(settings())
+        again = evaluate(
+            settings(f"evaluation.rollouts={results['rollouts']}", "evaluation.checkpoint_path=null")
+        )
+        changed = {name for name in results if results[name] != again[name]}
+        assert changed == {
+            "config"
+        }  # data set, checkpoint, settings and times are those recorded beside the file
+
+    def test_the_time_of_all_problems_is_not_taken_for_that_of_some(self, settings):
+        results = evaluate(settings())
+        some = evaluate(settings(f"evaluation.rollouts={results['rollouts']}", "evaluation.limit=2"))
+        assert (some["n"], some["latency_s"], some["tokens_per_second"]) == (2, None, None)
+
+    def test_a_project_that_is_a_file_is_refused(self, graded_file, tmp_path):
+        (tmp_path / "file").write_text("")
+        with pytest.raises(DataError, match="expected a folder that can be written to"):
+            graded_file(rollout_records(), f"experiment.project={tmp_path / 'file'}")
+
+    def test_the_file_is_graded_only_after_it_is_whole(self, settings, tmp_path, monkeypatch):
+        def broken(config: DecodeConfig) -> Path:
+            raise DataError("a", "b", "c")
+
+        monkeypatch.setattr(run_module, "rollout", broken)
+        with pytest.raises(DataError):
+            evaluate(settings())
+        assert list(tmp_path.iterdir()) == []

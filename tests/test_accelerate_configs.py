@@ -1,0 +1,45 @@
+import re
+from pathlib import Path
+
+import pytest
+import yaml
+
+FOLDER = Path(__file__).parents[1] / "accelerate_configs"
+FILES = sorted(FOLDER.glob("*.yaml"))
+NAME = re.compile(r"(?P<nodes>\d+)_node_(?P<gpus>\d+)_gpus(?:_deepspeed_zero(?P<stage>[123]))?")
+
+
+def test_the_names_that_people_use_are_there():
+    names = {path.stem for path in FILES}
+    assert {
+        f"1_node_{gpus}_gpus_deepspeed_zero{stage}" for gpus in (1, 2, 4, 8) for stage in (1, 2, 3)
+    } <= names
+    assert {f"{nodes}_node_8_gpus_deepspeed_zero1" for nodes in (2, 4, 8)} <= names
+    assert "cpu" in names
+
+
+@pytest.mark.parametrize("path", [path for path in FILES if path.stem != "cpu"], ids=lambda path: path.stem)
+def test_a_file_does_what_its_name_says(path):
+    content = yaml.safe_load(path.read_text())
+    name = NAME.fullmatch(path.stem)
+    assert name is not None
+    nodes, gpus, stage = int(name["nodes"]), int(name["gpus"]), name["stage"]
+    assert content["num_machines"] == nodes
+    assert content["num_processes"] == nodes * gpus
+    assert content["mixed_precision"] == "bf16"
+    assert content["use_cpu"] is False
+    if stage is None:
+        assert content["distributed_type"] == "MULTI_GPU"
+        assert "deepspeed_config" not in content
+    else:
+        assert content["distributed_type"] == "DEEPSPEED"
+        assert content["deepspeed_config"]["zero_stage"] == int(stage)
+        assert content["deepspeed_config"]["offload_optimizer_device"] == "none"
+        if stage == "3":
+            assert content["deepspeed_config"]["zero3_save_16bit_model"] is True
+
+
+def test_the_cpu_file_needs_no_accelerator():
+    content = yaml.safe_load((FOLDER / "cpu.yaml").read_text())
+    assert content["use_cpu"] is True
+    assert content["mixed_precision"] == "no"

@@ -1,0 +1,448 @@
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from t3d.config import DecodeConfig, TrainConfig, load_config, save_config
+from t3d.errors import ConfigError
+
+ROOT = Path(__file__).parents[1]
+TRAIN_NEEDS = ["model.pretrained_model=teacher", "dataset.optimization_data=rollouts"]
+
+
+def decode_config(*arguments: str) -> DecodeConfig:
+    return load_config(DecodeConfig, list(arguments), "purpose", "example")
+
+
+def train_config(*arguments: str) -> TrainConfig:
+    return load_config(TrainConfig, [*TRAIN_NEEDS, *arguments], "purpose", "example")
+
+
+def yaml_file(folder: Path, text: str, name: str = "config.yaml") -> str:
+    (folder / name).write_text(text, encoding="utf-8")
+    return f"config={folder / name}"
+
+
+def refusal(load, *arguments: str) -> str:
+    with pytest.raises(ConfigError) as caught:
+        load(*arguments)
+    message = str(caught.value)
+    assert "\n" not in message
+    assert ": expected " in message
+    assert ", found " in message
+    return message
+
+
+class TestLayers:
+    def test_the_command_line_wins_over_the_file_and_the_file_over_the_schema(self, tmp_path):
+        file = yaml_file(tmp_path, "rollout: {block_size: 8, max_token: 33}")
+        config = decode_config(file, "rollout.max_token=44")
+        rollout = config.rollout
+        assert (rollout.block_size, rollout.max_token, rollout.temperature) == (8, 44, 0.1)
+
+    def test_the_command_line_wins_wherever_the_file_is_named(self, tmp_path):
+        file = yaml_file(tmp_path, "rollout: {max_token: 33}")
+        assert decode_config("rollout.max_token=44", file).rollout.max_token == 44
+
+    def test_of_two_files_and_of_two_overrides_the_later_wins(self, tmp_path):
+        first = yaml_file(tmp_path, "rollout: {max_token: 1, top_k: 5}", "first.yaml")
+        second = yaml_file(tmp_path, "rollout: {max_token: 2}", "second.yaml")
+        config = decode_config(first, second, "rollout.seed=3", "rollout.seed=4")
+        assert (config.rollout.max_token, config.rollout.top_k, config.rollout.seed) == (2, 5, 4)
+
+    def test_an_empty_file_changes_nothing(self, tmp_path):
+        assert decode_config(yaml_file(tmp_path, "")) == decode_config()
+
+    def test_values_become_plain_objects_of_the_declared_types(self):
+        config = decode_config("rollout.stop_token_list=[7, '<|im_end|>']", "rollout.temperature=1")
+        assert config.rollout.stop_token_list == [7, "<|im_end|>"]
+        assert type(config.rollout.stop_token_list) is list
+        assert type(config.rollout.temperature) is float
+        assert isinstance(config, DecodeConfig)
+
+    def test_null_unsets_an_optional_key(self, tmp_path):
+        file = yaml_file(tmp_path, "evaluation: {limit: 5}")
+        assert decode_config(file, "evaluation.limit=null").evaluation.limit is None
+        assert decode_config(file, "evaluation.limit=").evaluation.limit is None
+
+    def test_values_may_hold_equals_signs(self):
+        assert decode_config("evaluation.checkpoint_path=/a=b/c").evaluation.checkpoint_path == "/a=b/c"
+
+    def test_interpolations_are_resolved_as_the_release_uses_them(self, tmp_path):
+        file = yaml_file(
+            tmp_path,
+            "optimizer: {params: {learning_rate: 3e-4}}\n"
+            "lr_scheduler: {params: {learning_rate: '${optimizer.params.learning_rate}'}}",
+        )
+        assert train_config(file).lr_scheduler.params.learning_rate == 3e-4
+        changed = train_config(file, "optimizer.params.learning_rate=5e-4")
+        assert changed.lr_scheduler.params.learning_rate == 5e-4
+
+    def test_rows_of_a_table_may_be_added_on_the_command_line(self):
+        config = decode_config(
+            "table.checkpoints.a=x", "table.checkpoints.b=y", "table.decodings=[[4,4],[8,2]]"
+        )
+        assert config.table.checkpoints == {"a": "x", "b": "y"}
+        assert config.table.decodings == [[4, 4], [8, 2]]
+
+    def test_an_unquoted_no_is_the_choice_no(self, tmp_path):
+        assert (
+            train_config(yaml_file(tmp_path, "training: {mixed_precision: no}")).training.mixed_precision
+            == "no"
+        )
+
+
+class TestMistakesInKeys:
+    @pytest.mark.parametrize(
+        ("argument", "key", "nearest"),
+        [
+            ("rollout.blok_size=4", "rollout.blok_size", "rollout.block_size"),
+            (
+                "rollout.denoising_step_per_block=4",
+                "rollout.denoising_step_per_block",
+                "rollout.denoising_steps_per_block",
+            ),
+            ("rolout.seed=4", "rolout", "rollout"),
+            ("evaluation.checkpoint=x", "evaluation.checkpoint", "evaluation.checkpoint_path"),
+        ],
+    )
+    def test_an_unknown_key_is_answered_with_the_nearest_known_one(self, argument, key, nearest):
+        assert refusal(decode_config, argument) == (
+            f"command line: {key}: expected a known key (nearest: {nearest}), found an unknown one"
+        )
+
+    def test_an_unknown_key_of_a_file_names_the_file(self, tmp_path):
+        file = yaml_file(tmp_path, "training: {lambda_pth: 0.2}")
+        message = refusal(train_config, file)
+        assert message.startswith(f"{tmp_path / 'config.yaml'}: training.lambda_pth: ")
+        assert "nearest: training.lambda_path" in message
+
+    @pytest.mark.parametrize(
+        ("argument", "expected"),
+        [
+            ("rollout", "config=FILE or key=value, found rollout"),
+            ("--seed=4", "config=FILE or key=value, found --seed=4"),
+            ("=4", "config=FILE or key=value, found =4"),
+            ("rollout.block_size: 4", "config=FILE or key=value, found rollout.block_size: 4"),
+            ("rollout.block_size=[4", "key=value, found rollout.block_size=[4"),
+            ("rollout.block_size=${", "key=value, found rollout.block_size=${"),
+            ("rollout=5", "a group of keys, found 5"),
+            ("rollout=null", "a group of keys, found None"),
+            ("rollout.=5", "a known key (nearest: rollout), found an unknown one"),
+            ("rollout.seed.deep=5", "int, found Value '{'deep': 5}'"),
+        ],
+    )
+    def test_arguments_that_are_no_key_and_value_are_refused(self, argument, expected):
+        assert f"expected {expected}" in refusal(decode_config, argument)
+
+    def test_mandatory_keys_left_out_are_named(self):
+        def load(*arguments):
+            return load_config(TrainConfig, list(arguments), "purpose", "example")
+
+        assert refusal(load) == "model.pretrained_model: expected a value, found none"
+        message = refusal(load, "model.pretrained_model=x")
+        assert message == "dataset.optimization_data: expected a value, found none"
+
+
+class TestMistakesInFiles:
+    @pytest.mark.parametrize(
+        ("text", "found"),
+        [
+            ("rollout:\n  seed: [", "did not find expected node content"),
+            ("rollout:\n\tseed: 4", "cannot start any token"),
+            ("rollout:\n  seed: 4\n  seed: 5", "duplicate key seed"),
+            ("rollout: {seed: !!python/object/apply:os.getpid []}", "could not determine a constructor"),
+            ("null: 4", "Incompatible key type"),
+            ("\x00", "control characters are not allowed"),
+        ],
+    )
+    def test_broken_yaml_is_one_line_with_its_place(self, tmp_path, text, found):
+        message = refusal(decode_config, yaml_file(tmp_path, text))
+        assert message.startswith(f"{tmp_path / 'config.yaml'}: expected a readable YAML file, found ")
+        assert found in message
+
+    def test_bytes_that_are_no_text_are_refused(self, tmp_path):
+        (tmp_path / "x.yaml").write_bytes(b"\xff\xfe\x80")
+        assert "readable YAML" in refusal(decode_config, f"config={tmp_path / 'x.yaml'}")
+
+    def test_a_list_is_no_configuration(self, tmp_path):
+        assert "expected keys with values, found a list" in refusal(decode_config, yaml_file(tmp_path, "- a"))
+
+    def test_a_missing_file_is_named(self, tmp_path):
+        path = tmp_path / "none.yaml"
+        assert refusal(decode_config, f"config={path}") == f"{path}: expected a YAML file, found none there"
+
+    @pytest.mark.parametrize("argument", ["config=", "config=/"])
+    def test_a_folder_is_no_file(self, argument):
+        assert "Is a directory" in refusal(decode_config, argument)
+
+    @pytest.mark.parametrize("text", ["rollout:", "rollout: 5", "rollout: [1]", "rollout: ${evaluation}"])
+    def test_a_group_must_hold_keys(self, tmp_path, text):
+        assert "rollout: expected a group of keys" in refusal(decode_config, yaml_file(tmp_path, text))
+
+
+class TestMistakesInValues:
+    @pytest.mark.parametrize(
+        ("argument", "expected"),
+        [
+            ("rollout.block_size=four", "int"),
+            ("rollout.block_size=4.0", "int"),
+            ("rollout.block_size=true", "int"),
+            ("rollout.block_size=null", "int"),
+            ("rollout.block_size=", "int"),
+            ("rollout.block_size=1e3", "int"),
+            ("rollout.block_size=[4]", "int"),
+            ("rollout.block_size=${rollout.temperature}", "int"),
+            ("rollout.block_size=${rollout.nowhere}", "int"),
+            ("rollout.temperature=hot", "float"),
+            ("rollout.temperature=true", "float"),
+            ("rollout.resume=perhaps", "bool"),
+            ("rollout.stop_token_list=5", "list[any] | None"),
+            ("rollout.stop_token_list={a: 1}", "list[any] | None"),
+            ("evaluation.checkpoint_path=[a]", "str | None"),
+            ("evaluation.eval_dataset=null", "str"),
+            ("evaluation.limit=some", "int | None"),
+            ("table.decodings=[4, 2]", "list[list[int]]"),
+            ("table.decodings=[[4, null]]", "list[list[int]]"),
+            ("table.checkpoints=[a]", "dict[str, str]"),
+        ],
+    )
+    def test_a_wrong_type_names_the_key_and_the_expected_type(self, argument, expected):
+        key = argument.partition("=")[0]
+        assert f"{key}: expected {expected}, found " in refusal(decode_config, argument)
+
+    @pytest.mark.parametrize(
+        ("argument", "expected"),
+        [
+            ("rollout.block_size=0", "at least 1, found 0"),
+            ("rollout.block_size=-4", "at least 1, found -4"),
+            ("rollout.denoising_steps_per_block=5", "at most rollout.block_size = 4, found 5"),
+            ("rollout.denoising_steps_per_block=0", "at least 1, found 0"),
+            ("rollout.max_token=0", "at least 1, found 0"),
+            ("rollout.temperature=-0.1", "at least 0, found -0.1"),
+            ("rollout.temperature=nan", "a finite number, found nan"),
+            ("rollout.temperature=.inf", "a finite number, found inf"),
+            ("rollout.top_p=0", "above 0, at most 1, found 0.0"),
+            ("rollout.top_p=1.01", "0 to 1, found 1.01"),
+            ("rollout.top_k=-1", "at least 0, found -1"),
+            ("rollout.dynamic_threshold=1.5", "0 to 1, found 1.5"),
+            ("rollout.dynamic_threshold=-0.5", "0 to 1, found -0.5"),
+            ("rollout.remasking_strategy=random", "one of low_confidence_static, "),
+            ("rollout.num_response_per_task=0", "at least 1, found 0"),
+            ("rollout.seed=-1", "0 to 9223372036854775807, found -1"),
+            ("rollout.seed=9223372036854775808", "0 to 9223372036854775807, found 9223372036854775808"),
+            ("rollout.tensor_parallel_size=2", "1, found 2"),
+            ("rollout.random_init_ratio=0.5", "0, found 0.5"),
+            ("rollout.dtype=int8", "one of auto, "),
+            ("evaluation.data_type=chess", "one of math, code, option, found chess"),
+            ("evaluation.node_index=1", "below evaluation.num_node = 1, found 1"),
+            ("evaluation.node_index=-1", "at least 0, found -1"),
+            ("evaluation.limit=0", "at least 1, found 0"),
+            ("execute.sandbox=trust", "one of auto, bwrap, sandlock, none, found trust"),
+            ("model_base=llama", "one of sdar, found llama"),
+        ],
+    )
+    def test_an_impossible_decoding_value_is_refused(self, argument, expected):
+        key = argument.partition("=")[0]
+        assert refusal(decode_config, argument).startswith(f"{key}: expected {expected}")
+
+    @pytest.mark.parametrize(
+        ("argument", "expected"),
+        [
+            ("training.mask_ratios=[]", "a non-empty list of ratios in (0, 1], found []"),
+            ("training.mask_ratios=[1.0, 0]", "a non-empty list of ratios in (0, 1], found [1.0, 0.0]"),
+            ("training.mask_ratios=[1.5]", "a non-empty list of ratios in (0, 1], found [1.5]"),
+            ("training.mask_ratios=[.nan]", "a non-empty list of ratios in (0, 1], found [nan]"),
+            ("training.objective=magic", "one of sft, redi, dparallel, td, ddo, t3d, found magic"),
+            ("training.mask_strategy=latest", "one of trace, random, trace_earliest, found latest"),
+            ("training.method=ar", "one of semi-ar, found ar"),
+            ("training.target_temp=0.5", "0, found 0.5"),
+            ("training.round_interval=0", "at least 1, found 0"),
+            ("training.reference_temp=1", "0 with fake_expectation=argmax, above 0 with sample or exact"),
+            ("training.block_size_choices=[4]", "sizes of at least 1, and no path loss, found [4]"),
+            ("model.random_ratio=1.5", "0 to 1, found 1.5"),
+            ("optimizer.name=sgd", "one of adamw, found sgd"),
+            ("optimizer.params.learning_rate=nan", "a finite number, found nan"),
+            ("optimizer.params.learning_rate=1e400", "a finite number, found inf"),
+            ("optimizer.params.learning_rate=-1e-5", "at least 0, found -1e-05"),
+            ("optimizer.params.beta1=1", "at least 0, below 1, found 1.0"),
+            ("optimizer.params.beta2=1.5", "0 to 1, found 1.5"),
+            ("experiment.trackers=[wandb, mlflow]", "wandb, tensorboard, found mlflow"),
+        ],
+    )
+    def test_an_impossible_training_value_is_refused(self, argument, expected):
+        key = argument.partition("=")[0]
+        assert refusal(train_config, argument).startswith(f"{key}: expected {expected}")
+
+    @pytest.mark.parametrize(
+        ("key", "value", "own"),
+        [("experiment.max_grad_norm", 2.0, 1.0), ("lr_scheduler.params.learning_rate", 1e-3, 1e-5)],
+    )
+    def test_two_names_of_one_thing_must_agree(self, key, value, own):
+        message = refusal(train_config, f"{key}={value}")
+        assert message == f"{key}: expected null or the value of its namesake, {own}, found {value}"
+        train_config(f"{key}={own}")
+
+    def test_a_table_and_given_rollouts_exclude_each_other(self):
+        table = ["table.checkpoints.a=x", "table.decodings=[[4,4]]"]
+        assert "null beside table.checkpoints" in refusal(decode_config, *table, "evaluation.rollouts=r.json")
+        assert "checkpoints and decodings, or neither" in refusal(decode_config, table[0])
+        assert "at most as many steps" in refusal(decode_config, table[0], "table.decodings=[[4,5]]")
+
+    def test_newlines_of_a_value_do_not_break_the_line(self):
+        assert "four score" in refusal(decode_config, "rollout.block_size='four\n\nscore'")
+
+
+RELEASE_SAMPLE: dict[str, Any] = {
+    "experiment": {"project": "sdar_sample", "num_node": 1},
+    "model_base": "sdar",
+    "rollout": {
+        "tensor_parallel_size": 1,
+        "max_active": 64,
+        "num_task_per_step": 1,
+        "num_response_per_task": 1,
+        "temperature": 0.1,
+        "max_token": 2000,
+        "block_size": 4,
+        "denoising_steps_per_block": 4,
+        "top_p": 1.0,
+        "top_k": 0,
+        "remasking_strategy": "low_confidence_static",
+        "dynamic_threshold": 0.9,
+        "start_with_think": False,
+        "random_init_ratio": 0.0,
+        "batch_size": None,
+        "stop_token_list": None,
+    },
+    "evaluation": {
+        "checkpoint_path": "JetLM/SDAR-4B-Chat",
+        "eval_dataset": "MATH500",
+        "data_type": "math",
+        "num_node": 1,
+        "node_index": 0,
+        "output_unmasking_history": True,
+    },
+    "execute": {"num_chunk": 64},
+}
+RELEASE_TRAIN = """
+experiment:
+  project: ddo_sdar_full_self
+  start_from_scratch: True
+  num_node: 1
+  save_every_steps: 256
+  max_grad_norm: 1.0
+  gradient_clipping: True
+  checkpoints_total_limit: null
+  output_dir: null
+model: {pretrained_model: JetLM/SDAR-4B-Chat, optimized_name: optimized, random_ratio: 0.1}
+dataset: {optimization_data: SDAR-4B-Chat-MATH_train_renamed, data_type: math}
+training:
+  gradient_checkpointing_enable: True
+  gradient_accumulation_steps: 32
+  batch_size_lm: 1
+  mixed_precision: bf16
+  enable_tf32: True
+  seed: 10086
+  num_train_epochs: 30
+  max_grad_norm: 1.0
+  method: semi-ar
+  mask_strategy: trace
+  block_size: 8
+  post_num: 2
+  max_gen_length: 1024
+  max_prompt_len: 512
+  target_temp: 0.0
+  reference_temp: 0.0
+  alpha: 0.5
+  beta: 0.1
+  path_k_steps: 4
+  lambda_path: 0.2
+  mask_ratios: [1.0, 0.75, 0.5, 0.25]
+  mask_ratio_exponent: 8
+  multi_round: True
+  round_interval: 10
+optimizer:
+  name: adamw
+  params: {learning_rate: 1e-5, scale_lr: False, beta1: 0.9, beta2: 0.999, weight_decay: 0.01, epsilon: 1e-8}
+lr_scheduler:
+  scheduler: cosine
+  params:
+    learning_rate: ${optimizer.params.learning_rate}
+    warmup_steps: 20
+    min_lr_scale: 0.1
+wandb: {entity: null, project: null, resume: False, run_id: null}
+"""
+
+
+class TestFiles:
+    def test_every_key_of_the_releases_decoding_files_is_accepted(self, tmp_path):
+        config = decode_config(yaml_file(tmp_path, yaml.safe_dump(RELEASE_SAMPLE)))
+        assert config.rollout.max_token == 2000
+        assert config.rollout.stop_token_list is None
+
+    def test_every_key_of_the_releases_training_files_is_accepted(self, tmp_path):
+        config = load_config(TrainConfig, [yaml_file(tmp_path, RELEASE_TRAIN)], "", "")
+        assert config.optimizer.params.learning_rate == config.lr_scheduler.params.learning_rate == 1e-5
+        assert config.training.mask_ratio_exponent == 8
+
+    @pytest.mark.parametrize("path", sorted((ROOT / "configs").rglob("*.yaml")), ids=lambda path: path.stem)
+    def test_every_file_of_the_repository_loads(self, path):
+        schema = TrainConfig if "training" in yaml.safe_load(path.read_text()) else DecodeConfig
+        assert isinstance(load_config(schema, [f"config={path}"], "", ""), schema)
+
+    def test_the_papers_settings_are_those_of_the_training_file(self):
+        path = ROOT / "configs" / "ddo_sdar_full_self.yaml"
+        training = load_config(TrainConfig, [f"config={path}"], "", "").training
+        assert (training.block_size, training.gradient_accumulation_steps, training.seed) == (8, 32, 10086)
+        assert (training.num_train_epochs, training.round_interval, training.post_num) == (30, 10, 2)
+
+    def test_a_saved_configuration_loads_as_it_was(self, tmp_path):
+        decoding = decode_config(
+            "rollout.stop_token_list=[1, two, '3']",
+            "evaluation.checkpoint_path='null'",
+            "experiment.project='a: b # c'",
+            "table.checkpoints={a: x}",
+            "table.decodings=[[4, 2]]",
+            "rollout.seed=9223372036854775807",
+        )
+        training = train_config("training.mixed_precision='no'", "optimizer.params.epsilon=1e-9")
+        for config in (decoding, training):
+            path = tmp_path / "saved.yaml"
+            save_config(config, path)
+            assert load_config(type(config), [f"config={path}"], "", "") == config
+
+    def test_a_saved_configuration_is_resolved(self, tmp_path):
+        save_config(
+            train_config("lr_scheduler.params.learning_rate=${optimizer.params.learning_rate}"),
+            tmp_path / "c",
+        )
+        assert "${" not in (tmp_path / "c").read_text()
+
+
+@pytest.mark.parametrize("schema", [DecodeConfig, TrainConfig])
+@pytest.mark.parametrize("flag", ["--help", "-h"])
+def test_help_lists_every_key_with_its_default_and_exits_with_0(schema, flag, capsys):
+    with pytest.raises(SystemExit) as caught:
+        load_config(schema, ["rollout.nonsense=1", flag], "What it is for.", "python x.py a=b")
+    assert caught.value.code == 0
+    page = capsys.readouterr().out
+    assert page.startswith("What it is for.\n")
+    assert page.endswith("Example:\n  python x.py a=b\n")
+    if schema is DecodeConfig:
+        known = ["table.decodings = []", "model_base = sdar"]
+        known += [
+            f"{group}.{name} = "
+            for group in ("experiment", "evaluation", "execute")
+            for name in RELEASE_SAMPLE[group]
+        ]
+    else:
+        sections = yaml.safe_load(RELEASE_TRAIN)
+        known = ["model.pretrained_model = required", "lr_scheduler.params.warmup_steps = 20"]
+        known += [
+            f"{group}.{name} = "
+            for group in ("model", "dataset", "training", "wandb")
+            for name in sections[group]
+        ]
+    for line in known:
+        assert f"\n  {line}" in page

@@ -1,0 +1,165 @@
+"""The entry points as people run them: real processes, from the folders that the release names."""
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from t3d.sdar import SDARConfig, SDARForCausalLM
+from t3d.toy.base import save_base
+from t3d.toy.problems import main as write_problems
+
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.fixture(scope="session")
+def checkpoint(tmp_path_factory) -> Path:
+    """A model folder with TinyMath's tokenizer and random weights, shared by the whole session."""
+    folder = tmp_path_factory.getbasetemp() / "checkpoint"
+    if not folder.exists():
+        save_base(folder)
+        shape = {
+            "hidden_size": 32,
+            "intermediate_size": 48,
+            "num_attention_heads": 2,
+            "num_key_value_heads": 2,
+        }
+        config = SDARConfig.from_pretrained(folder, head_dim=16, initializer_range=0.3, **shape)
+        with torch.random.fork_rng():
+            torch.manual_seed(0)
+            SDARForCausalLM(config).save_pretrained(folder)
+    return folder
+
+
+def run(folder: Path, *command: str) -> subprocess.CompletedProcess:
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("PYTHON")}
+    return subprocess.run(
+        [sys.executable, *command],
+        cwd=folder,
+        env=environment | {"OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=300,
+    )
+
+
+def assert_one_line(ended: subprocess.CompletedProcess, *said: str) -> None:
+    """Checks the answer to a mistake: status 2 and one line, nothing before or after it."""
+    assert ended.returncode == 2, ended.stderr
+    assert re.fullmatch(r"error: [^\n]*: expected [^\n]*, found [^\n]*\n", ended.stderr), ended.stderr
+    assert all(text in ended.stderr for text in said)
+    assert ended.stdout == ""
+
+
+def test_stage_1_and_evaluation_from_the_folders_that_people_use(checkpoint, tmp_path):
+    data = tmp_path / "TinyMath.json"
+    write_problems(["--limit", "3", "--out", str(data)])
+    common = [
+        f"experiment.project={tmp_path / 'project'}",
+        f"evaluation.checkpoint_path={os.path.relpath(checkpoint, ROOT)}",
+        f"evaluation.eval_dataset={data}",
+        "rollout.max_token=8",
+    ]
+    evaluated = run(ROOT, "eval.py", "config=configs/toy/eval.yaml", *common)
+    assert evaluated.returncode == 0, evaluated.stderr
+    rollouts = tmp_path / "project" / "temp_data" / "outputs-eval-checkpoint-TinyMath.json"
+    assert len(json.loads(rollouts.read_text())) == 3
+    results = tmp_path / "project" / "results" / "results-eval-checkpoint-TinyMath.json"
+    assert json.loads(results.read_text())["n"] == 3
+    before = rollouts.read_bytes()
+
+    common[1] = f"evaluation.checkpoint_path={os.path.relpath(checkpoint, ROOT / 'sample')}"
+    sampled = run(
+        ROOT / "sample",
+        "sdar_sample.py",
+        "config=../configs/toy/sdar_sample.yaml",
+        *common,
+        "rollout.resume=false",
+    )
+    assert sampled.returncode == 0, sampled.stderr
+    assert rollouts.read_bytes() == before
+    assert "Traceback" not in evaluated.stderr + sampled.stderr
+
+
+def test_a_misspelt_key_is_answered_in_one_line():
+    assert_one_line(
+        run(ROOT / "sample", "sdar_sample.py", "config=../configs/sdar_sample.yaml", "rollout.blok_size=4"),
+        "command line: rollout.blok_size",
+        "nearest: rollout.block_size",
+    )
+
+
+def test_a_missing_data_file_is_answered_in_one_line(checkpoint, tmp_path):
+    assert_one_line(
+        run(
+            ROOT,
+            "eval.py",
+            "config=configs/eval.yaml",
+            f"experiment.project={tmp_path}",
+            f"evaluation.checkpoint_path={checkpoint}",
+            "evaluation.eval_dataset=Nowhere",
+        ),
+        "error: Nowhere: expected a data file, Nowhere or ",
+        str(Path("data") / "Nowhere.json"),
+    )
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_checkpoint_without_weights_is_answered_in_one_line(checkpoint, tmp_path):
+    folder, data = tmp_path / "bare", tmp_path / "TinyMath.json"
+    shutil.copytree(checkpoint, folder, ignore=shutil.ignore_patterns("*.safetensors"))
+    write_problems(["--limit", "2", "--out", str(data)])
+    assert_one_line(
+        run(
+            ROOT,
+            "eval.py",
+            f"experiment.project={tmp_path / 'project'}",
+            f"evaluation.checkpoint_path={folder}",
+            f"evaluation.eval_dataset={data}",
+        ),
+        f"error: {folder}: expected weights (*.safetensors), found none",
+    )
+    assert not [path for path in (tmp_path / "project").rglob("*") if path.is_file()]
+
+
+def test_training_ends_with_one_line_about_a_missing_data_file(checkpoint, tmp_path):
+    ended = run(
+        ROOT,
+        "train/self_ddo_sdar_full.py",
+        "config=configs/toy/t3d.yaml",
+        f"experiment.output_dir={tmp_path / 'run'}",
+        f"model.pretrained_model={checkpoint}",
+        "dataset.optimization_data=Nowhere",
+    )
+    assert ended.returncode == 2, ended.stderr
+    assert ended.stderr.splitlines()[-1].startswith("error: Nowhere: expected a data file, ")
+    assert ended.stderr.count("error: ") == 1
+    assert "Traceback" not in ended.stderr
+
+
+@pytest.mark.parametrize(
+    ("folder", "script", "keys"),
+    [
+        ("sample", "sdar_sample.py", ["rollout.block_size = 4: "]),
+        (".", "eval.py", ["evaluation.checkpoint_path = null: ", "table.decodings = []: "]),
+        (
+            ".",
+            "train/self_ddo_sdar_full.py",
+            ["model.pretrained_model = required: ", "training.objective = t3d: "],
+        ),
+    ],
+)
+def test_help_names_purpose_keys_and_an_example(folder, script, keys):
+    ended = run(ROOT / folder, script, "--help")
+    assert ended.returncode == 0, ended.stderr
+    assert ended.stderr == ""
+    assert re.match(r"[A-Z][^\n]+\.\n", ended.stdout)
+    assert all(f"\n  {key}" in ended.stdout for key in keys)
+    assert f"{Path(script).name} config=" in ended.stdout.split("\nExample:\n")[1]
