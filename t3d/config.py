@@ -25,9 +25,7 @@ Schema = TypeVar("Schema")
 MAX_SEED = 2**63 - 1
 
 
-def key(
-    default: Any, meaning: str, *, low: float | None = None, high: float | None = None, one_of: Any = None
-) -> Any:
+def key(default: Any, meaning: str, *, low: float | None = None, high: float | None = None, one_of: Any = None) -> Any:
     """A config key: default, meaning for `--help`, and the inclusive range or the choices of its value."""
     metadata = {"meaning": meaning, "low": low, "high": high, "one_of": one_of}
     if isinstance(default, list | dict):
@@ -47,15 +45,11 @@ class ExperimentConfig:
     project: str = key("t3d", "name of the run's folder")
     output_dir: str | None = key(None, "folder of the run; null: the release's rule (see README)")
     start_from_scratch: bool = key(True, "false: the same as resume_from=latest")
-    resume_from: str | None = key(
-        None, "null | latest | a folder that a killed run left: continue it exactly"
-    )
+    resume_from: str | None = key(None, "null | latest | a folder that a killed run left: continue it exactly")
     num_node: int = key(1, "machines of the launch; the launch must agree", low=1)
     num_processes: int | None = key(None, "processes of the launch (null: any); the launch must agree", low=1)
     save_every_steps: int = key(256, "global steps between checkpoints", low=1)
-    checkpoints_total_limit: int | None = key(
-        None, "checkpoints kept, the oldest removed first (null: all)", low=1
-    )
+    checkpoints_total_limit: int | None = key(None, "checkpoints kept, the oldest removed first (null: all)", low=1)
     gradient_clipping: bool = key(True, "clip gradients at training.max_grad_norm")
     max_grad_norm: float | None = key(None, "the release's second name for training.max_grad_norm", low=0)
     trackers: list[str] = key([], "of wandb, tensorboard; metrics.jsonl is always written")
@@ -78,9 +72,7 @@ class RolloutConfig:
     seed: int = key(0, "seed of every random stream", low=0, high=MAX_SEED)
     resume: bool = key(True, "continue a rollout that was interrupted; false: start over")
     max_active: int = key(64, "sequences decoded together; does not change results", low=1)
-    batch_size: int | None = key(
-        None, "responses queued together (null or 0: all); does not change results", low=0
-    )
+    batch_size: int | None = key(None, "responses queued together (null or 0: all); does not change results", low=0)
     start_with_think: bool = key(False, "begin the response with <think>")
     stop_token_list: list[Any] | None = key(
         None, "stop tokens, ids or strings; null: the model's end-of-sequence ids and <|im_end|>"
@@ -89,9 +81,7 @@ class RolloutConfig:
     dtype: str = key("auto", "auto: as stored", one_of=("auto", "float32", "bfloat16", "float16"))
     tensor_parallel_size: int = key(1, "GPUs per model copy; more than 1 is not supported yet", low=1, high=1)
     num_task_per_step: int = key(1, "accepted from the release's files, where it has no effect either", low=1)
-    random_init_ratio: float = key(
-        0.0, "share of random tokens in fresh blocks; only 0 is supported", low=0, high=0
-    )
+    random_init_ratio: float = key(0.0, "share of random tokens in fresh blocks; only 0 is supported", low=0, high=0)
 
     def __post_init__(self) -> None:
         """Checks values against each other."""
@@ -121,9 +111,7 @@ class EvaluationConfig:
     def __post_init__(self) -> None:
         """Checks values against each other."""
         if self.node_index >= self.num_node:
-            raise ConfigError(
-                "evaluation.node_index", f"below evaluation.num_node = {self.num_node}", self.node_index
-            )
+            raise ConfigError("evaluation.node_index", f"below evaluation.num_node = {self.num_node}", self.node_index)
 
 
 @dataclass
@@ -133,9 +121,7 @@ class ExecuteConfig:
     num_chunk: int = key(64, "answers per grading batch (progress moves per batch)", low=1)
     num_workers: int = key(2, "grading processes", low=1)
     timeout_s: float = key(10.0, "seconds to grade one math answer", low=0.1)
-    sandbox: str = key(
-        "auto", "isolation of model-written code", one_of=("auto", "bwrap", "sandlock", "none")
-    )
+    sandbox: str = key("auto", "isolation of model-written code", one_of=("auto", "bwrap", "sandlock", "none"))
 
 
 @dataclass
@@ -150,9 +136,7 @@ class TableConfig:
         """Checks the columns."""
         for decoding in self.decodings:
             if len(decoding) != 2 or not 1 <= decoding[1] <= decoding[0]:
-                raise ConfigError(
-                    "table.decodings", "pairs of block_size and at most as many steps", decoding
-                )
+                raise ConfigError("table.decodings", "pairs of block_size and at most as many steps", decoding)
         if bool(self.checkpoints) != bool(self.decodings):
             found = f"{len(self.checkpoints)} and {len(self.decodings)}"
             raise ConfigError("table", "checkpoints and decodings, or neither", found)
@@ -181,30 +165,22 @@ class TrainingConfig:
     """States, losses and schedule of a run (SPEC sections 2 and 3)."""
 
     objective: str = key("t3d", "loss and states", one_of=OBJECTIVES)
-    mask_strategy: str = key(
-        "trace", "states of the trace objectives", one_of=("trace", "random", "trace_earliest")
-    )
+    mask_strategy: str = key("trace", "states of the trace objectives", one_of=("trace", "random", "trace_earliest"))
     block_size: int = key(8, "positions per block", low=1)
     block_size_choices: list[int] | None = key(
         None, "block sizes drawn per sample instead, where no path loss is asked for (trains the toy teacher)"
     )
     block_alignment: str = key("absolute", "where blocks are counted from", one_of=("absolute", "response"))
-    mask_ratios: list[float] = key(
-        [1.0, 0.75, 0.5, 0.25], "ratios r of a block that is masked, each in (0, 1]"
-    )
+    mask_ratios: list[float] = key([1.0, 0.75, 0.5, 0.25], "ratios r of a block that is masked, each in (0, 1]")
     mask_ratio_exponent: float = key(8.0, "r is drawn with probability proportional to r ** this", low=0)
     resample_states: bool = key(True, "draw each sample's state anew at every visit; false: once")
-    lambda_path: float | None = key(
-        None, "weight of the path loss; null: the objective's (t3d 0.2, else 0)", low=0
-    )
+    lambda_path: float | None = key(None, "weight of the path loss; null: the objective's (t3d 0.2, else 0)", low=0)
     path_k_steps: int = key(4, "tokens per coarse step of the path loss", low=1)
     path_loss: str = key("paper", "Eq. 8-9, or the release's mean over levels", one_of=("paper", "release"))
     alpha: float = key(0.5, "weight of DDO's fake term", low=0)
     beta: float = key(0.1, "scale of the log-ratio inside DDO's sigmoid", low=0)
     ddo_level: str = key("sample", "where log-ratios are averaged", one_of=("sample", "block", "token"))
-    fake_expectation: str = key(
-        "argmax", "d_fake's expectation over p_ref", one_of=("argmax", "sample", "exact")
-    )
+    fake_expectation: str = key("argmax", "d_fake's expectation over p_ref", one_of=("argmax", "sample", "exact"))
     reference_temp: float = key(0.0, "temperature of p_ref in d_fake: 0 with argmax, else above 0", low=0)
     target_temp: float = key(0.0, "0: real tokens are those recorded; nothing else is", low=0, high=0)
     certainty_weight: float | None = key(
@@ -229,9 +205,7 @@ class TrainingConfig:
     def __post_init__(self) -> None:
         """Checks values against each other."""
         if not self.mask_ratios or not all(0 < ratio <= 1 for ratio in self.mask_ratios):
-            raise ConfigError(
-                "training.mask_ratios", "a non-empty list of ratios in (0, 1]", self.mask_ratios
-            )
+            raise ConfigError("training.mask_ratios", "a non-empty list of ratios in (0, 1]", self.mask_ratios)
         path = OBJECTIVES[self.objective].path if self.lambda_path is None else self.lambda_path
         sizes = self.block_size_choices
         if sizes is not None and (not sizes or min(sizes) < 1 or path):
@@ -311,9 +285,7 @@ class DecodeConfig:
     def __post_init__(self) -> None:
         """Checks groups against each other."""
         if self.table.checkpoints and self.evaluation.rollouts is not None:
-            raise ConfigError(
-                "evaluation.rollouts", "null beside table.checkpoints", self.evaluation.rollouts
-            )
+            raise ConfigError("evaluation.rollouts", "null beside table.checkpoints", self.evaluation.rollouts)
 
 
 @dataclass
@@ -458,9 +430,7 @@ def _known_values(schema: type, values: Mapping[str, Any], source: str) -> Itera
                 raise ConfigError(f"{source}: {path}", "a group of keys", value)
             elif path not in known:
                 nearest = difflib.get_close_matches(path, sorted(known | groups), n=1, cutoff=0)
-                raise ConfigError(
-                    f"{source}: {path}", f"a known key (nearest: {nearest[0]})", "an unknown one"
-                )
+                raise ConfigError(f"{source}: {path}", f"a known key (nearest: {nearest[0]})", "an unknown one")
             else:
                 yield path, value
 

@@ -148,9 +148,7 @@ class _ListReader:
         value = self.parse()
         separator = self.peek()
         if separator not in (",", "]"):
-            raise self.error(
-                '"," or "]" after a value', repr(separator) if separator else "the end of the file"
-            )
+            raise self.error('"," or "]" after a value', repr(separator) if separator else "the end of the file")
         self.position += 1
         return value, separator
 
@@ -160,9 +158,7 @@ class _ListReader:
             try:
                 value, end = self.decoder.raw_decode(self.window, self.position)
             except json.JSONDecodeError as error:
-                if self.ended or not (
-                    error.msg.startswith("Unterminated string") or self.near_end(error.pos)
-                ):
+                if self.ended or not (error.msg.startswith("Unterminated string") or self.near_end(error.pos)):
                     self.position = min(error.pos, len(self.window))
                     raise self.error("JSON", error.msg) from error
             except RecursionError as error:

@@ -16,16 +16,14 @@ _UNUSABLE = re.compile("[\0\ud800-\udfff]")
 _PROBLEM_HEADING = "This is the problem:\n"
 _MATH = "\nPlease reason step by step, and put your final answer within \\boxed{}."
 _FUNCTION = (
-    "\nPlace your code within a single Python code block ```python ```. "
-    "Do not include more than one code block."
+    "\nPlace your code within a single Python code block ```python ```. Do not include more than one code block."
 )
 _STDIO = (
     "\nYou should put your code in ```python ```. "
     "Use input() to read input and print() to produce output in your script."
 )
 _OPTION = (
-    "\nYou need to think step by step and put the final option "
-    "(A, B, C, or D only-no other character) in \\boxed{}."
+    "\nYou need to think step by step and put the final option (A, B, C, or D only-no other character) in \\boxed{}."
 )
 _WORDING: dict[str, Callable[[str], str]] = {
     "math": lambda problem: problem + _MATH,

@@ -33,9 +33,7 @@ class BlockScores:
     eb_threshold: float
 
 
-def step_quota(
-    denoising_step: Int[Tensor, " rows"], block_size: int, denoising_steps: int
-) -> Int[Tensor, " rows"]:
+def step_quota(denoising_step: Int[Tensor, " rows"], block_size: int, denoising_steps: int) -> Int[Tensor, " rows"]:
     """n_s of 0-based step s: block_size // S, the remainder spread over the first steps."""
     return block_size // denoising_steps + (denoising_step < block_size % denoising_steps).long()
 

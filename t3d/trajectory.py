@@ -81,9 +81,7 @@ def validate_trajectory(trajectory: Trajectory, where: str, block_size: int | No
         raise DataError(f"{where}, field num_steps", "no fewer steps than the last one of step_map", found)
 
 
-def check_step_map(
-    step_map: Any, where: str, block_size: int | None = None, prompt_length: int | None = None
-) -> None:
+def check_step_map(step_map: Any, where: str, block_size: int | None = None, prompt_length: int | None = None) -> None:
     """Checks that the steps are positive and that every block was finished before the next was begun.
 
     Blocks count from position 0 of prompt + response, so the prompt's tail shares the first block. Where the
@@ -112,9 +110,7 @@ def check_step_map(
                 return
             late = max(late, disorder)
     blocks = "1 to 32" if block_size is None else block_size
-    found = (
-        f"block size {blocks}, and a step at or after token {late} that is not above those before its block"
-    )
+    found = f"block size {blocks}, and a step at or after token {late} that is not above those before its block"
     raise DataError(where, "steps that increase from block to block", found)
 
 
@@ -215,14 +211,10 @@ def response_trajectory(
         )
     else:
         check_step_map(step_map, where, block_size, len(prompt_ids))
-        response_ids = _tokenise(
-            record[_text_field(record)][index], f"{where}, field response_ids", tokenizer
-        )
+        response_ids = _tokenise(record[_text_field(record)][index], f"{where}, field response_ids", tokenizer)
         if len(response_ids) != len(step_map):
             found = f"{len(response_ids)} tokens for {len(step_map)} steps"
-            raise DataError(
-                f"{where}, field step_map", "one step per token of the text, tokenised again", found
-            )
+            raise DataError(f"{where}, field step_map", "one step per token of the text, tokenised again", found)
         stopped = tokenizer is not None and response_ids[-1] in tokenizer.all_special_ids
         reason = "stop" if stopped else "length"
         trajectory = Trajectory(prompt_ids, response_ids, step_map, reason, 0, max(step_map))
@@ -273,9 +265,7 @@ def _check_ints(values: Any, minimum: int, where: str) -> None:
         raise DataError(where, "a list of whole numbers", json_kind(values))
     for position, value in enumerate(values):
         if type(value) is not int or value < minimum:
-            raise DataError(
-                where, f"whole numbers of at least {minimum}", f"{value!r} at position {position}"
-            )
+            raise DataError(where, f"whole numbers of at least {minimum}", f"{value!r} at position {position}")
 
 
 def _first_disorder(step_map: Sequence[int], block_size: int, offset: int) -> int | None:

@@ -1,3 +1,5 @@
+import itertools
+import json
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -18,7 +20,10 @@ install_import_hook(
 import pytest  # noqa: E402
 import torch  # noqa: E402
 
+from t3d.config import DecodeConfig, load_config  # noqa: E402
 from t3d.sdar import SDARConfig, SDARForCausalLM  # noqa: E402
+from t3d.toy.base import save_base  # noqa: E402
+from t3d.toy.problems import generate  # noqa: E402
 
 torch.set_num_threads(1)
 
@@ -60,3 +65,47 @@ def tiny_model() -> SDARForCausalLM:
 def build_tiny_model() -> Callable[..., SDARForCausalLM]:
     """Builds a random model from a seed and changed configuration fields."""
     return make_tiny_model
+
+
+@pytest.fixture(scope="session")
+def checkpoint(tmp_path_factory) -> Path:
+    """A model folder with TinyMath's tokenizer and random weights, shared by the whole session."""
+    folder = tmp_path_factory.getbasetemp() / "checkpoint"
+    save_base(folder)
+    shape = {"hidden_size": 32, "intermediate_size": 48, "num_attention_heads": 2, "num_key_value_heads": 2}
+    config = SDARConfig.from_pretrained(folder, head_dim=16, initializer_range=0.3, **shape)
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        SDARForCausalLM(config).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def dataset(tmp_path_factory) -> Path:
+    """Ten TinyMath problems."""
+    path = tmp_path_factory.getbasetemp() / "TinyMath.json"
+    problems = list(itertools.islice(generate("test"), 10))
+    for problem in problems:
+        del problem["answer"]
+    path.write_text(json.dumps(problems))
+    return path
+
+
+@pytest.fixture
+def settings(checkpoint, dataset, tmp_path) -> Callable[..., DecodeConfig]:
+    """Builds a configuration that decodes a few tokens of each problem, with overrides."""
+
+    def build(*overrides: str) -> DecodeConfig:
+        arguments = [
+            f"experiment.project={tmp_path}",
+            f"evaluation.checkpoint_path={checkpoint}",
+            f"evaluation.eval_dataset={dataset}",
+            "rollout.max_token=14",
+            "rollout.denoising_steps_per_block=2",
+            "rollout.temperature=0.7",
+            "rollout.device=cpu",
+            *overrides,
+        ]
+        return load_config(DecodeConfig, arguments, "", "")
+
+    return build

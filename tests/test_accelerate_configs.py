@@ -11,9 +11,7 @@ NAME = re.compile(r"(?P<nodes>\d+)_node_(?P<gpus>\d+)_gpus(?:_deepspeed_zero(?P<
 
 def test_the_names_that_people_use_are_there():
     names = {path.stem for path in FILES}
-    assert {
-        f"1_node_{gpus}_gpus_deepspeed_zero{stage}" for gpus in (1, 2, 4, 8) for stage in (1, 2, 3)
-    } <= names
+    assert {f"1_node_{gpus}_gpus_deepspeed_zero{stage}" for gpus in (1, 2, 4, 8) for stage in (1, 2, 3)} <= names
     assert {f"{nodes}_node_8_gpus_deepspeed_zero1" for nodes in (2, 4, 8)} <= names
     assert "cpu" in names
 

@@ -136,9 +136,7 @@ def test_a_bad_code_record_is_named_with_its_field(dataset_file, bad, complaint)
 
 def test_repeated_ids_name_both_records(dataset_file):
     path = dataset_file(changed(MATH, id="a"), MATH, changed(MATH, id="a"))
-    with pytest.raises(
-        DataError, match="record 2, field id: expected an id of its own, found 'a', the id of record 0"
-    ):
+    with pytest.raises(DataError, match="record 2, field id: expected an id of its own, found 'a', the id of record 0"):
         load_benchmark(path, "math")
     with pytest.raises(DataError, match="field id: expected a string or a whole number, found list"):
         load_benchmark(dataset_file(changed(MATH, id=[])), "math")
@@ -160,13 +158,9 @@ def test_a_file_without_records_is_named(tmp_path, text, complaint):
 
 
 def test_settings_are_checked_before_the_file(tmp_path):
-    with pytest.raises(
-        ConfigError, match=r"evaluation.data_type: expected math or code or option, found 'text'"
-    ):
+    with pytest.raises(ConfigError, match=r"evaluation.data_type: expected math or code or option, found 'text'"):
         load_benchmark(tmp_path / "none.json", "text")
-    with pytest.raises(
-        ConfigError, match=r"evaluation.limit: expected a whole number of at least 1, found 0"
-    ):
+    with pytest.raises(ConfigError, match=r"evaluation.limit: expected a whole number of at least 1, found 0"):
         load_benchmark(tmp_path / "none.json", "math", limit=0)
 
 
@@ -206,9 +200,7 @@ def test_overlap_of_training_and_evaluation_is_told(train_name, eval_name, phras
     assert phrase in warning if phrase else warning is None
 
 
-PROGRAM = (
-    "METADATA = {}\n\n\ndef check(candidate):\n    assert candidate(70) == False  # check\n\n\ncheck(check)"
-)
+PROGRAM = "METADATA = {}\n\n\ndef check(candidate):\n    assert candidate(70) == False  # check\n\n\ncheck(check)"
 SOLUTION = "def check(n):\n    return False\n"
 
 

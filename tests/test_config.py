@@ -80,17 +80,12 @@ class TestLayers:
         assert changed.lr_scheduler.params.learning_rate == 5e-4
 
     def test_rows_of_a_table_may_be_added_on_the_command_line(self):
-        config = decode_config(
-            "table.checkpoints.a=x", "table.checkpoints.b=y", "table.decodings=[[4,4],[8,2]]"
-        )
+        config = decode_config("table.checkpoints.a=x", "table.checkpoints.b=y", "table.decodings=[[4,4],[8,2]]")
         assert config.table.checkpoints == {"a": "x", "b": "y"}
         assert config.table.decodings == [[4, 4], [8, 2]]
 
     def test_an_unquoted_no_is_the_choice_no(self, tmp_path):
-        assert (
-            train_config(yaml_file(tmp_path, "training: {mixed_precision: no}")).training.mixed_precision
-            == "no"
-        )
+        assert train_config(yaml_file(tmp_path, "training: {mixed_precision: no}")).training.mixed_precision == "no"
 
 
 class TestMistakesInKeys:
@@ -432,17 +427,13 @@ def test_help_lists_every_key_with_its_default_and_exits_with_0(schema, flag, ca
     if schema is DecodeConfig:
         known = ["table.decodings = []", "model_base = sdar"]
         known += [
-            f"{group}.{name} = "
-            for group in ("experiment", "evaluation", "execute")
-            for name in RELEASE_SAMPLE[group]
+            f"{group}.{name} = " for group in ("experiment", "evaluation", "execute") for name in RELEASE_SAMPLE[group]
         ]
     else:
         sections = yaml.safe_load(RELEASE_TRAIN)
         known = ["model.pretrained_model = required", "lr_scheduler.params.warmup_steps = 20"]
         known += [
-            f"{group}.{name} = "
-            for group in ("model", "dataset", "training", "wandb")
-            for name in sections[group]
+            f"{group}.{name} = " for group in ("model", "dataset", "training", "wandb") for name in sections[group]
         ]
     for line in known:
         assert f"\n  {line}" in page

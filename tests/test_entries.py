@@ -9,32 +9,10 @@ import sys
 from pathlib import Path
 
 import pytest
-import torch
 
-from t3d.sdar import SDARConfig, SDARForCausalLM
-from t3d.toy.base import save_base
 from t3d.toy.problems import main as write_problems
 
 ROOT = Path(__file__).parents[1]
-
-
-@pytest.fixture(scope="session")
-def checkpoint(tmp_path_factory) -> Path:
-    """A model folder with TinyMath's tokenizer and random weights, shared by the whole session."""
-    folder = tmp_path_factory.getbasetemp() / "checkpoint"
-    if not folder.exists():
-        save_base(folder)
-        shape = {
-            "hidden_size": 32,
-            "intermediate_size": 48,
-            "num_attention_heads": 2,
-            "num_key_value_heads": 2,
-        }
-        config = SDARConfig.from_pretrained(folder, head_dim=16, initializer_range=0.3, **shape)
-        with torch.random.fork_rng():
-            torch.manual_seed(0)
-            SDARForCausalLM(config).save_pretrained(folder)
-    return folder
 
 
 def run(folder: Path, *command: str) -> subprocess.CompletedProcess:

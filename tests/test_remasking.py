@@ -17,9 +17,7 @@ def choose(
     row = torch.tensor([masked, masked]).bool()
     values = torch.tensor([confidence, confidence[::-1]])
     spread = torch.tensor([entropy or [1.0] * len(masked)] * 2)
-    revealed = STRATEGIES[strategy](
-        BlockScores(row, values, spread, torch.tensor([quota, quota]), threshold, bound)
-    )
+    revealed = STRATEGIES[strategy](BlockScores(row, values, spread, torch.tensor([quota, quota]), threshold, bound))
     return revealed[0].nonzero()[:, 0].tolist()
 
 
@@ -34,18 +32,14 @@ def choose(
         (1, 1, [1]),
     ],
 )
-def test_the_remainder_of_the_quota_falls_on_the_first_steps(
-    size: int, steps: int, expected: list[int]
-) -> None:
+def test_the_remainder_of_the_quota_falls_on_the_first_steps(size: int, steps: int, expected: list[int]) -> None:
     assert step_quota(torch.arange(steps), size, steps).tolist() == expected
 
 
 def test_static_reveals_the_most_confident_masked() -> None:
     assert choose("low_confidence_static", [1, 1, 1, 1], [0.1, 0.9, 0.3, 0.5], 2) == [1, 3]
     assert choose("low_confidence_static", [1, 0, 1, 1], [0.1, 0.9, 0.3, 0.5], 2) == [2, 3]
-    assert choose("low_confidence_static", [1, 1, 1, 1], [0.5, 0.5, 0.5, 0.5], 2) == [0, 1], (
-        "of equals the leftmost"
-    )
+    assert choose("low_confidence_static", [1, 1, 1, 1], [0.5, 0.5, 0.5, 0.5], 2) == [0, 1], "of equals the leftmost"
 
 
 def test_static_never_picks_a_revealed_position_when_masks_run_out() -> None:
@@ -69,9 +63,7 @@ def test_sequential_reveals_the_leftmost_masked() -> None:
 
 def test_entropy_bounded_fills_up_to_the_bound_and_reveals_at_least_one() -> None:
     entropies = [0.3, 0.1, 0.2, 0.01]
-    assert choose("entropy_bounded", [1, 1, 1, 1], [0.5] * 4, entropy=entropies) == [1, 2, 3], (
-        ".01 + .1 + .2 <= .35"
-    )
+    assert choose("entropy_bounded", [1, 1, 1, 1], [0.5] * 4, entropy=entropies) == [1, 2, 3], ".01 + .1 + .2 <= .35"
     assert choose("entropy_bounded", [1, 1, 1, 1], [0.5] * 4, entropy=entropies, bound=0.3) == [1, 3]
     assert choose("entropy_bounded", [1, 1, 1, 0], [0.5] * 4, entropy=entropies, bound=0.0) == [1]
     assert choose("entropy_bounded", [1, 0, 0, 0], [0.5] * 4, entropy=[9.0, 0, 0, 0]) == [0]

@@ -76,8 +76,7 @@ def test_the_script_renames_keeps_the_rest_and_drops_the_invalid(tmp_path):
     assert list(written[0]) == list(first)
     assert sorted(os.listdir(tmp_path)) == [SOURCE, TARGET]
     assert result.stderr.splitlines() == [
-        "dropped record 1: response 0, field step_map: expected whole numbers of at least 1, "
-        "found 0 at position 0",
+        "dropped record 1: response 0, field step_map: expected whole numbers of at least 1, found 0 at position 0",
         "dropped record 3, response 1: field step_map: expected one step per token of response_ids, "
         "found 2 steps for 1 tokens",
         f"{TARGET}: 4 records read, 3 kept, 1 dropped (1 expected whole numbers of at least 1); "

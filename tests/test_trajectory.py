@@ -199,9 +199,7 @@ def test_texts_without_ids_are_tokenised_again(text_field):
 
 def test_texts_that_tokenise_to_another_length_are_rejected_not_trimmed():
     record = release_record(step_map=[[1, 2, 3], [1, 2, 3]])
-    with pytest.raises(
-        DataError, match=r"record 4, response 1, field step_map: .* found 2 tokens for 3 steps"
-    ):
+    with pytest.raises(DataError, match=r"record 4, response 1, field step_map: .* found 2 tokens for 3 steps"):
         record_trajectories(record, "record 4", WordTokenizer())
 
 

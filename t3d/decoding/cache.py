@@ -16,22 +16,19 @@ class SlotCache(Cache):
     block after the query's own, and a block is always written before a query of it, or of a later one, is asked.
     """
 
-    def __init__(
-        self, config: SDARConfig, num_slots: int, max_length: int, dtype: torch.dtype, device: torch.device
-    ):
+    def __init__(self, config: SDARConfig, num_slots: int, max_length: int, dtype: torch.dtype, device: torch.device):
         """Allocates 2 * layers * num_slots * max_length * kv_heads * head_dim elements."""
         super().__init__(layers=[])
-        shape = (config.num_hidden_layers, num_slots, max_length, config.num_key_value_heads, config.head_dim)
+        num_heads = config.num_key_value_heads or config.num_attention_heads
+        shape = (config.num_hidden_layers, num_slots, max_length, num_heads, config.head_dim)
         self.keys = torch.zeros(shape, dtype=dtype, device=device)
         self.values = torch.zeros(shape, dtype=dtype, device=device)
 
-    def select(
-        self, slots: Int[Tensor, " rows"], positions: Int[Tensor, "rows query"], num_keys: int
-    ) -> None:
+    def select(self, slots: Int[Tensor, " rows"], positions: Int[Tensor, "rows query"], num_keys: int) -> None:
         """Points the next forward at `slots` and `positions`; its queries may see keys 0..num_keys-1."""
         self._slots, self._positions, self._num_keys = slots, positions, num_keys
 
-    def update(  # type: ignore[override]
+    def update(
         self,
         key_states: Float[Tensor, "rows heads query dim"],
         value_states: Float[Tensor, "rows heads query dim"],

@@ -79,9 +79,7 @@ class Engine:
         free: slots that hold no sequence.
     """
 
-    def __init__(
-        self, model: SDARForCausalLM, config: DecodingConfig, num_slots: int, longest_prompt: int
-    ) -> None:
+    def __init__(self, model: SDARForCausalLM, config: DecodingConfig, num_slots: int, longest_prompt: int) -> None:
         """Allocates the cache for `num_slots` sequences of the greatest length that can occur."""
         size, device = config.block_size, model.device
         self.model, self.config, self.device = model, config, device
@@ -130,9 +128,7 @@ class Engine:
         if slots:
             longest = max(self._start[slot] for slot in slots)
             rows = torch.tensor(slots, device=self.device)
-            self._forward(
-                rows, torch.arange(longest, device=self.device).expand(len(slots), -1), longest, None
-            )
+            self._forward(rows, torch.arange(longest, device=self.device).expand(len(slots), -1), longest, None)
 
     @torch.inference_mode()
     def step(self) -> list[tuple[int, Trajectory]]:
@@ -170,9 +166,7 @@ class Engine:
     ) -> tuple[Bool[Tensor, "rows block"], Int[Tensor, "rows block"]]:
         """Draws a token at every masked position and asks the strategy which are revealed."""
         config, step = self.config, self.block_step[rows]
-        probabilities = token_probabilities(
-            logits, config.mask_id, config.temperature, config.top_k, config.top_p
-        )
+        probabilities = token_probabilities(logits, config.mask_id, config.temperature, config.top_k, config.top_p)
         uniforms = None
         if config.temperature > 0:
             block = self.block_start[rows] // config.block_size - self.first_block[rows]
@@ -187,9 +181,7 @@ class Engine:
             eb_threshold=config.eb_threshold,
         )
         last_step = (step == config.denoising_steps - 1)[:, None]
-        return torch.where(last_step, masked, STRATEGIES[config.remasking_strategy](scores)), _scatter(
-            masked, drawn
-        )
+        return torch.where(last_step, masked, STRATEGIES[config.remasking_strategy](scores)), _scatter(masked, drawn)
 
     def _forward(
         self,
@@ -203,9 +195,7 @@ class Engine:
         self.cache.select(rows, positions, num_keys)
         return self.model(
             self.ids[rows[:, None], positions],
-            attention_mask=block_causal_mask(positions, keys.expand(len(rows), -1), self.config.block_size)[
-                :, None
-            ],
+            attention_mask=block_causal_mask(positions, keys.expand(len(rows), -1), self.config.block_size)[:, None],
             position_ids=positions,
             past_key_values=self.cache,
             logit_rows=torch.zeros_like(positions, dtype=torch.bool) if wanted is None else wanted,

@@ -14,9 +14,7 @@ from t3d.trajectory import Trajectory
 
 
 @torch.inference_mode()
-def decode_plain(
-    model: SDARForCausalLM, prompt: list[int], config: DecodingConfig, stream: int = 0
-) -> Trajectory:
+def decode_plain(model: SDARForCausalLM, prompt: list[int], config: DecodingConfig, stream: int = 0) -> Trajectory:
     """Decodes one prompt.  `num_forwards` counts what a cached decoder that fuses commits would need."""
     size, steps = config.block_size, config.denoising_steps
     start = len(prompt) // size * size
@@ -67,9 +65,7 @@ def _denoise(
     positions = torch.arange(len(tokens), device=model.device)
     mask = block_causal_mask(positions, positions, config.block_size)[None, None]
     logits = model(ids, attention_mask=mask).logits[0, -config.block_size :].cpu()
-    probabilities = token_probabilities(
-        logits, config.mask_id, config.temperature, config.top_k, config.top_p
-    )
+    probabilities = token_probabilities(logits, config.mask_id, config.temperature, config.top_k, config.top_p)
     drawn, confidence = draw_tokens(probabilities, uniforms if config.temperature > 0 else None)
     if step == config.denoising_steps - 1:
         return masked.clone(), drawn

@@ -59,9 +59,7 @@ class Program:
 
     def __post_init__(self) -> None:
         if len(self.inputs) != len(self.outputs):
-            raise DataError(
-                "test_output", f"{len(self.inputs)} entries, as many as test_input", len(self.outputs)
-            )
+            raise DataError("test_output", f"{len(self.inputs)} entries, as many as test_input", len(self.outputs))
         if not self.timeout_s > 0:
             raise DataError("test_time_limit", "a positive number of seconds", self.timeout_s)
 
@@ -82,9 +80,7 @@ def run_tests(code: str, tests: list[str], timeout_s: float, sandbox: str = "aut
     return [verdict.passed for verdict in verdicts]
 
 
-def run_stdio(
-    code: str, inputs: list[str], outputs: list[str], timeout_s: float, sandbox: str = "auto"
-) -> list[bool]:
+def run_stdio(code: str, inputs: list[str], outputs: list[str], timeout_s: float, sandbox: str = "auto") -> list[bool]:
     """Runs `code` once for each input; returns whether it printed the expected output (see `run_tests`)."""
     program = Program(code, timeout_s, inputs=inputs, outputs=outputs)
     (verdicts,) = grade_code_many([program], num_workers=1, sandbox=sandbox)

@@ -35,9 +35,7 @@ _UNICODE = str.maketrans(
         "\0": "",
     }
 )
-_TEXT_COMMANDS = (
-    "text|mbox|textnormal|textrm|textbf|textit|mathrm|mathbf|mathit|mathsf|boldsymbol|bold|rm|operatorname"
-)
+_TEXT_COMMANDS = "text|mbox|textnormal|textrm|textbf|textit|mathrm|mathbf|mathit|mathsf|boldsymbol|bold|rm|operatorname"
 _TOKEN = re.compile(rf"\\(?:{_TEXT_COMMANDS})\s*\{{[^{{}}]*\}}|\\[a-zA-Z]+|\\.|.", re.DOTALL)
 _TEXT_TOKEN = re.compile(r"\\[a-z]+\s*\{([^{}]*)\}", re.DOTALL)
 _SYNONYMS = {
@@ -65,9 +63,7 @@ _STRUCTURE = re.compile(r"\\begin\{[a-zA-Z*]+\}|\\end\{[a-zA-Z*]+\}|\\[a-zA-Z]+|
 
 _DECIMAL = r"(?:\d+\.?\d*|\.\d+)"
 _NUMBER = re.compile(rf"([-+]?){_DECIMAL}")
-_RATIO = re.compile(
-    rf"([-+]?)(?:\\frac\{{([-+]?{_DECIMAL})\}}\{{([-+]?{_DECIMAL})\}}|({_DECIMAL})/({_DECIMAL}))"
-)
+_RATIO = re.compile(rf"([-+]?)(?:\\frac\{{([-+]?{_DECIMAL})\}}\{{([-+]?{_DECIMAL})\}}|({_DECIMAL})/({_DECIMAL}))")
 _MIXED = re.compile(r"([-+]?)(\d+)\\frac\{(\d+)\}\{(\d+)\}")
 _SPACED_MIXED = re.compile(r"(?<![\d.])(\d+)\s+(\d+)/(\d+)(?!\d)")
 _MARKED_THOUSANDS = re.compile(r"(?<=\d)(?:,\s*\\!\s*|\{,\}|\\,)(?=\d{3})")
@@ -240,9 +236,7 @@ def split_top_level(text: str, separators: tuple[str, ...]) -> list[str]:
     current: list[str] = []
     depth = 0
     for token in _STRUCTURE.findall(text):
-        depth += (token in _OPEN or token.startswith(r"\begin{")) - (
-            token in _CLOSE or token.startswith(r"\end{")
-        )
+        depth += (token in _OPEN or token.startswith(r"\begin{")) - (token in _CLOSE or token.startswith(r"\end{"))
         if depth == 0 and token in separators:
             parts.append("".join(current))
             current = []

@@ -183,9 +183,7 @@ def _by_matrix(ours: str, theirs: str) -> bool | None:
     rows = [[row.split("&") for row in match[2].split(r"\\") if row.strip()] for match in (left, right)]
     if [len(row) for row in rows[0]] != [len(row) for row in rows[1]]:
         return False
-    return all(
-        _equal(a, b) for one, other in zip(*rows, strict=True) for a, b in zip(one, other, strict=True)
-    )
+    return all(_equal(a, b) for one, other in zip(*rows, strict=True) for a, b in zip(one, other, strict=True))
 
 
 def _by_union(ours: str, theirs: str) -> bool | None:
@@ -197,9 +195,7 @@ def _by_brackets(ours: str, theirs: str) -> bool | None:
     """Tuples and intervals: the same brackets, the same entries in the same order; sets: any order."""
     left, right = read.brackets(ours), read.brackets(theirs)
     if left and left[0] == r"\{":
-        return _same_members(
-            read.elements(left[1]), read.elements(right[1] if right and right[0] == r"\{" else theirs)
-        )
+        return _same_members(read.elements(left[1]), read.elements(right[1] if right and right[0] == r"\{" else theirs))
     if right and right[0] == r"\{":
         return _same_members(read.elements(ours), read.elements(right[1]))
     sides = [(side, read.split_top_level(side[1], (",", ";"))) for side in (left, right) if side]

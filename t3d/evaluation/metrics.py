@@ -6,9 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 
-def metrics(
-    correct: Sequence[bool], records: Sequence[dict[str, Any]], seconds: float | None
-) -> dict[str, Any]:
+def metrics(correct: Sequence[bool], records: Sequence[dict[str, Any]], seconds: float | None) -> dict[str, Any]:
     """Accuracy and cost over all responses.
 
     A ratio of two counts is a ratio of sums: `tokens_per_step` is all tokens over all denoising steps.
@@ -35,9 +33,7 @@ def metrics(
         "tokens_per_forward": tokens / forwards if forwards else None,
         "tokens_per_second": tokens / seconds if seconds else None,
         "latency_s": seconds / n if seconds else None,
-        "finish_reasons": dict(
-            Counter(reason for record in records for reason in record.get("finish_reason", []))
-        ),
+        "finish_reasons": dict(Counter(reason for record in records for reason in record.get("finish_reason", []))),
     }
 
 

@@ -48,9 +48,7 @@ def evaluate(config: DecodeConfig) -> dict[str, Any]:
         "checkpoint": details.get("checkpoint", config.evaluation.checkpoint_path),
         "rollouts": str(path),
         **_decoding(config, details),
-        **metrics(
-            correct, records, details.get("seconds") if len(records) == details.get("problems") else None
-        ),
+        **metrics(correct, records, details.get("seconds") if len(records) == details.get("problems") else None),
         "repaired_records": repaired,
         "ungraded": sum(reason != "graded" for record in graded for reason in record["grading"]),
         "environment": {name: version(name) for name in PACKAGES} | {"python": platform.python_version()},
@@ -117,18 +115,14 @@ def _grade_math(part: Sequence[tuple[str, dict]], execute: ExecuteConfig) -> lis
 
 def _grade_option(part: Sequence[tuple[str, dict]], execute: ExecuteConfig) -> list[tuple[bool, str, Any]]:
     del execute
-    return [
-        (answer == record["ground_truth_answer"].strip().upper(), "graded", None) for answer, record in part
-    ]
+    return [(answer == record["ground_truth_answer"].strip().upper(), "graded", None) for answer, record in part]
 
 
 def _grade_code(part: Sequence[tuple[str, dict]], execute: ExecuteConfig) -> list[tuple[bool, str, Any]]:
     programs = [
         Program(answer, record["test_time_limit"], tests=record["test_list"])
         if record["test_method"] == "function"
-        else Program(
-            answer, record["test_time_limit"], inputs=record["test_input"], outputs=record["test_output"]
-        )
+        else Program(answer, record["test_time_limit"], inputs=record["test_input"], outputs=record["test_output"])
         for answer, record in part
     ]
     verdicts = grade_code_many(programs, num_workers=execute.num_workers, sandbox=execute.sandbox)

@@ -59,13 +59,9 @@ def markdown(cells: list[dict[str, Any]]) -> str:
     """The table in Markdown: a row per model and data set, a column per decoding, accuracy in %."""
     columns = list(dict.fromkeys((cell["block_size"], cell["denoising_steps"]) for cell in cells))
     rows = list(dict.fromkeys((cell["model"], cell["dataset"]) for cell in cells))
-    by_place = {
-        (cell["model"], cell["dataset"], cell["block_size"], cell["denoising_steps"]): cell for cell in cells
-    }
+    by_place = {(cell["model"], cell["dataset"], cell["block_size"], cell["denoising_steps"]): cell for cell in cells}
     lines = [
-        "| model | data set | "
-        + " | ".join(f"block {block}, {steps} steps" for block, steps in columns)
-        + " |",
+        "| model | data set | " + " | ".join(f"block {block}, {steps} steps" for block, steps in columns) + " |",
         "|---" * (len(columns) + 2) + "|",
     ]
     for model, dataset in rows:

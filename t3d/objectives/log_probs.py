@@ -5,9 +5,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 
-def token_log_probs(
-    log_probs: Float[Tensor, "rows vocab"], tokens: Int[Tensor, " rows"]
-) -> Float[Tensor, " rows"]:
+def token_log_probs(log_probs: Float[Tensor, "rows vocab"], tokens: Int[Tensor, " rows"]) -> Float[Tensor, " rows"]:
     """Log p(token) of each row, in nats."""
     return log_probs.gather(-1, tokens[:, None])[:, 0]
 

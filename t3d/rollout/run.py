@@ -125,9 +125,7 @@ def _fingerprint(
     }
 
 
-def decoding_config(
-    settings: RolloutConfig, folder: Path, tokenizer: PreTrainedTokenizerBase
-) -> DecodingConfig:
+def decoding_config(settings: RolloutConfig, folder: Path, tokenizer: PreTrainedTokenizerBase) -> DecodingConfig:
     """The decoder's settings: the configuration's, with the model's mask token and stop tokens.
 
     Raises:
@@ -173,14 +171,9 @@ def _problems(config: DecodeConfig) -> tuple[int, list[dict[str, Any]]]:
     """This machine's share of the data set, and the number of its first problem."""
     evaluation = config.evaluation
     items = load_benchmark(find_data(evaluation.eval_dataset), evaluation.data_type, evaluation.limit)
-    share = [
-        len(items) * node // evaluation.num_node
-        for node in (evaluation.node_index, evaluation.node_index + 1)
-    ]
+    share = [len(items) * node // evaluation.num_node for node in (evaluation.node_index, evaluation.node_index + 1)]
     if share[0] == share[1]:
-        raise ConfigError(
-            "evaluation.num_node", f"at most one machine per problem ({len(items)})", evaluation.num_node
-        )
+        raise ConfigError("evaluation.num_node", f"at most one machine per problem ({len(items)})", evaluation.num_node)
     return share[0], items[share[0] : share[1]]
 
 
@@ -190,9 +183,7 @@ def _requests(
     """Every response to decode; streams are numbered over the whole data set, not this machine's share."""
     responses = config.rollout.num_response_per_task
     for number, item in enumerate(items):
-        prompt, ids = build_prompt(
-            tokenizer, item, config.evaluation.data_type, config.rollout.start_with_think
-        )
+        prompt, ids = build_prompt(tokenizer, item, config.evaluation.data_type, config.rollout.start_with_think)
         for response in range(responses):
             yield Request(number, (first + number) * responses + response, prompt, ids)
 
@@ -209,9 +200,7 @@ def _decode(
     started, before = time.perf_counter(), shard.seconds
     tokens = forwards = 0
     size = settings.batch_size or len(waiting)
-    with tqdm(
-        total=len(requests), initial=len(requests) - len(waiting), desc="rollout", unit="response"
-    ) as progress:
+    with tqdm(total=len(requests), initial=len(requests) - len(waiting), desc="rollout", unit="response") as progress:
         for start in range(0, len(waiting), size):
             numbers = waiting[start : start + size]
             prompts = [requests[number].prompt_ids for number in numbers]
@@ -258,9 +247,7 @@ def _records(
         yield record
 
 
-def response_text(
-    trajectory: Trajectory, decoding: DecodingConfig, tokenizer: PreTrainedTokenizerBase
-) -> str:
+def response_text(trajectory: Trajectory, decoding: DecodingConfig, tokenizer: PreTrainedTokenizerBase) -> str:
     """The response as people read it: without the stop token, other special tokens spelled out."""
     ids = trajectory.response_ids
     if ids[-1] in decoding.stop_ids:
@@ -274,9 +261,7 @@ def _token_id(token: Any, tokenizer: PreTrainedTokenizerBase) -> int:
         return token
     if isinstance(token, str) and token in known:
         return known[token]
-    raise ConfigError(
-        "rollout.stop_token_list", "tokens of the model's vocabulary, or their ids", repr(token)
-    )
+    raise ConfigError("rollout.stop_token_list", "tokens of the model's vocabulary, or their ids", repr(token))
 
 
 def _same(details: Path, fingerprint: dict[str, Any]) -> bool:

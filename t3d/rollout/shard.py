@@ -70,9 +70,7 @@ class Shard:
                 os.fsync(self._file.fileno())
                 self._synced = time.monotonic()
         except OSError as error:
-            raise DataError(
-                self.path, "room to write (the finished responses are kept)", error.strerror
-            ) from error
+            raise DataError(self.path, "room to write (the finished responses are kept)", error.strerror) from error
 
     def _open(self) -> IO[bytes]:
         """Opens the file behind its last whole line; a new one gets its header."""

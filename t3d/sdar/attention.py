@@ -31,8 +31,7 @@ def block_causal_mask(
     newest blocks): a key of a later block is hidden whatever the cache holds there.
     """
     return (
-        block_index(query_positions, block_size)[..., :, None]
-        >= block_index(key_positions, block_size)[..., None, :]
+        block_index(query_positions, block_size)[..., :, None] >= block_index(key_positions, block_size)[..., None, :]
     )
 
 
@@ -56,9 +55,7 @@ def training_mask(
     query_noisy, key_noisy = noisy[..., :, None], noisy[..., None, :]
     clean_key = ~key_noisy & torch.where(query_noisy, key_block < query_block, key_block <= query_block)
     noisy_key = query_noisy & key_noisy & (key_block == query_block)
-    same_document = (documents[..., :, None] == documents[..., None, :]) & (
-        documents[..., None, :] != PAD_DOCUMENT
-    )
+    same_document = (documents[..., :, None] == documents[..., None, :]) & (documents[..., None, :] != PAD_DOCUMENT)
     itself = torch.eye(blocks.shape[-1], dtype=torch.bool, device=blocks.device)
     return same_document & (clean_key | noisy_key) | itself
 

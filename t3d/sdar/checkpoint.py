@@ -107,9 +107,7 @@ def load_model(folder: Path, dtype: torch.dtype | None = None, random_init: bool
     for problem in ("missing_keys", "mismatched_keys"):
         if report[problem]:
             names = sorted(map(str, report[problem]))
-            raise CheckpointError(
-                folder, f"no {problem.replace('_', ' ')}", f"{len(names)}, such as {names[0]}"
-            )
+            raise CheckpointError(folder, f"no {problem.replace('_', ' ')}", f"{len(names)}, such as {names[0]}")
     return model.eval()
 
 
@@ -134,9 +132,7 @@ def chat_end_id(tokenizer: PreTrainedTokenizerBase) -> int:
     """
     found = tokenizer.get_vocab().get(CHAT_END, tokenizer.eos_token_id)
     if found is None:
-        raise CheckpointError(
-            tokenizer.name_or_path, f"a tokenizer with {CHAT_END} or an eos_token", "neither"
-        )
+        raise CheckpointError(tokenizer.name_or_path, f"a tokenizer with {CHAT_END} or an eos_token", "neither")
     return found
 
 

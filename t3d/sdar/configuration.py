@@ -27,9 +27,7 @@ class SDARConfig(Qwen3Config):
         if block_size < 1:
             raise ValueError(f"block_size: expected at least 1, found {block_size}")
         if not 0 <= mask_token_id < self.vocab_size:
-            raise ValueError(
-                f"mask_token_id: expected an id below vocab_size {self.vocab_size}, found {mask_token_id}"
-            )
+            raise ValueError(f"mask_token_id: expected an id below vocab_size {self.vocab_size}, found {mask_token_id}")
 
     @property
     def rotary_base(self) -> float:

@@ -20,6 +20,7 @@ class SDARForCausalLM(Qwen3ForCausalLM):
     """
 
     config_class = SDARConfig
+    config: SDARConfig
 
     def forward(
         self,
@@ -56,9 +57,7 @@ class SDARForCausalLM(Qwen3ForCausalLM):
                 raise ValueError("attention_mask: expected a mask over the cached keys, found None")
             attention_mask = block_causal_mask(position_ids, position_ids, self.config.block_size)[:, None]
         if attention_mask.dim() != 4:
-            raise ValueError(
-                f"attention_mask: expected [batch, 1, seq, key], found {list(attention_mask.shape)}"
-            )
+            raise ValueError(f"attention_mask: expected [batch, 1, seq, key], found {list(attention_mask.shape)}")
         hidden: Float[Tensor, "batch seq hidden"] = self.model(
             input_ids=input_ids,
             attention_mask=self._backend_mask(attention_mask),
@@ -67,9 +66,7 @@ class SDARForCausalLM(Qwen3ForCausalLM):
             use_cache=past_key_values is not None,
             **kwargs,
         ).last_hidden_state
-        return CausalLMOutputWithPast(
-            logits=self.lm_head(hidden if logit_rows is None else hidden[logit_rows])
-        )
+        return CausalLMOutputWithPast(logits=self.lm_head(hidden if logit_rows is None else hidden[logit_rows]))
 
     def _backend_mask(self, mask: Bool[Tensor, "batch 1 seq key"]) -> Tensor:
         """The mask as the attention takes it: eager adds it to the scores, some others ignore it."""

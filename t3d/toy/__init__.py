@@ -1,0 +1,1 @@
+"""A small world in which the whole method runs on a CPU: problems, tokenizer, model."""

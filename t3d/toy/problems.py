@@ -319,15 +319,13 @@ Operands = tuple[int, ...]
 def operand_tuples(split: str) -> list[Operands]:
     """All operand tuples of a split: (a, b, c, d) for two groups, (a, b, e) with e < 0 for a loss.
 
-    Each tuple belongs to exactly one split, so that no test problem's arithmetic was seen in training.
+    Each tuple belongs to exactly one split.  Tuples are ordered: a test problem's reordering (b times a, or its
+    groups swapped) may be in the train split, so what is held out is the problem, not every fact it rests on.
     """
     small = range(2, 7)
     groups: list[Operands] = list(itertools.product(small, repeat=4))
     changes: list[Operands] = [
-        (a, b, e)
-        for a, b in itertools.product(small, repeat=2)
-        for e in range(-20, 21)
-        if abs(e) > 1 and a * b + e > 0
+        (a, b, e) for a, b in itertools.product(small, repeat=2) for e in range(-20, 21) if abs(e) > 1 and a * b + e > 0
     ]
     chosen: list[Operands] = []
     for tuples in (groups, changes):
@@ -408,9 +406,7 @@ def main(arguments: list[str]) -> None:
     parser.add_argument("--split", choices=SPLITS, default="test", help="operands of which split")
     parser.add_argument("--limit", type=int, default=1000, help="number of problems")
     parser.add_argument("--seed", type=int, default=0, help="another seed, other problems of the same split")
-    parser.add_argument(
-        "--solutions", action="store_true", default=False, help="add a worked `answer` to each problem"
-    )
+    parser.add_argument("--solutions", action="store_true", default=False, help="add a worked `answer` to each problem")
     parser.add_argument("--out", type=Path, required=True, help="file to write")
     options = parser.parse_args(arguments)
     if options.limit < 1 or options.seed < 0:

@@ -33,9 +33,7 @@ def build_tokenizer(num_problems: int = 20_000) -> PreTrainedTokenizerFast:
         vocab_size=VOCAB_SIZE,
         show_progress=False,
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-        special_tokens=[
-            AddedToken(token, special=True) for token in (END_OF_TEXT, TURN_START, TURN_END, MASK)
-        ],
+        special_tokens=[AddedToken(token, special=True) for token in (END_OF_TEXT, TURN_START, TURN_END, MASK)],
     )
     problems = itertools.islice(generate("train"), num_problems)
     texts = (f"{user_message(item, 'math')}\nuser\nassistant\n{item['answer']}" for item in problems)

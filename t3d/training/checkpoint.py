@@ -58,9 +58,7 @@ def load_state(accelerator: Accelerator, folder: Path, reference: nn.Module | No
         meta = json.loads((folder / META).read_text(encoding="utf-8"))
         if meta["num_processes"] != accelerator.num_processes:
             found = f"{accelerator.num_processes} now"
-            raise CheckpointError(
-                folder, f"the {meta['num_processes']} processes that it was saved by", found
-            )
+            raise CheckpointError(folder, f"the {meta['num_processes']} processes that it was saved by", found)
         accelerator.load_state(str(folder))
         if reference is not None:
             load_model(reference, str(folder / REFERENCE))
@@ -68,9 +66,7 @@ def load_state(accelerator: Accelerator, folder: Path, reference: nn.Module | No
         raise
     except Exception as error:
         reason = " ".join(str(error).split())[:200]
-        raise CheckpointError(
-            folder, "a whole training state", f"{type(error).__name__}: {reason}"
-        ) from error
+        raise CheckpointError(folder, "a whole training state", f"{type(error).__name__}: {reason}") from error
     return int(meta["step"])
 
 

@@ -1,6 +1,5 @@
 """The accelerator of a run: as many processes as were asked for, on whatever device there is."""
 
-import logging
 import os
 
 import torch
@@ -9,8 +8,6 @@ from accelerate.utils import InitProcessGroupKwargs
 
 from t3d.config import TrainConfig
 from t3d.errors import ConfigError
-
-log = logging.getLogger(__name__)
 
 
 def make_accelerator(config: TrainConfig) -> Accelerator:
@@ -38,12 +35,4 @@ def make_accelerator(config: TrainConfig) -> Accelerator:
         found = f"{accelerator.num_processes} (a launcher that started one process alone looks like this)"
         raise ConfigError("experiment.num_processes", f"a launch of {asked} processes", found)
     torch.backends.cuda.matmul.allow_tf32 = training.enable_tf32
-    if accelerator.is_main_process:
-        log.info(
-            "%d process(es) on %s, %s, mixed precision %s",
-            accelerator.num_processes,
-            accelerator.device.type,
-            accelerator.distributed_type.value,
-            accelerator.mixed_precision,
-        )
     return accelerator

@@ -64,9 +64,7 @@ class Trainer:
         )
         self.lengths = [len(sample.prompt_ids) + 2 * len(sample.response_ids) for sample in self.samples]
         self.order = SampleOrder(len(self.samples), training.seed)
-        self.global_batch = (
-            training.batch_size_lm * training.gradient_accumulation_steps * accelerator.num_processes
-        )
+        self.global_batch = training.batch_size_lm * training.gradient_accumulation_steps * accelerator.num_processes
         epochs = math.ceil(len(self.samples) * training.num_train_epochs / self.global_batch)
         self.num_steps = training.max_steps or epochs
         self.folder, resume_state = open_run_folder(config, accelerator)
@@ -79,10 +77,15 @@ class Trainer:
         main = self.accelerator.is_main_process
         if main:
             save_config(self.config, self.folder / "config.yaml")
-            log.info("%s: %d samples, %d steps", self.folder, len(self.samples), self.num_steps)
-        with (
-            closing(MetricsLog(self.folder, self.config, self.step)) if main else nullcontext() as metrics_log
-        ):
+            log.info(
+                "%s: %d samples, %d steps, %d process(es) on %s",
+                self.folder,
+                len(self.samples),
+                self.num_steps,
+                self.accelerator.num_processes,
+                self.accelerator.device.type,
+            )
+        with closing(MetricsLog(self.folder, self.config, self.step)) if main else nullcontext() as metrics_log:
             self._train(metrics_log)
         self.save(final)
         return final
@@ -134,9 +137,7 @@ class Trainer:
                 totals[name] += values.detach().sum()
             totals["tokens"] += batch.num_tokens
         self.step += 1
-        metrics = self._metrics(
-            totals, float(grad_norm if grad_norm is not None else math.nan), rate, started
-        )
+        metrics = self._metrics(totals, float(grad_norm if grad_norm is not None else math.nan), rate, started)
         if self.reference is not None and training.multi_round and self.step % training.round_interval == 0:
             refresh(self.reference, accelerator.unwrap_model(self.student))
         return metrics
@@ -202,9 +203,7 @@ class Trainer:
         self, totals: dict[str, torch.Tensor], grad_norm: float, rate: float, started: float
     ) -> dict[str, float]:
         names = sorted(totals)
-        summed = self.accelerator.reduce(
-            torch.stack([totals[name].float() for name in names]), "sum"
-        ).tolist()
+        summed = self.accelerator.reduce(torch.stack([totals[name].float() for name in names]), "sum").tolist()
         values = dict(zip(names, summed, strict=True))
         tokens = values.pop("tokens")
         means = {name: value / self.global_batch for name, value in values.items()}

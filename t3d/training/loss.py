@@ -108,12 +108,8 @@ def _ddo(real: Tensor, fake: Tensor, batch: Batch, settings: LossSettings) -> di
     else:
         # Renumbered, as a block whose wanted rows are all visible has no ratio.
         blocks, block = batch.block[batch.masked].unique(return_inverse=True)
-        per_block = ddo_terms(
-            group_mean(real, block, len(blocks)), group_mean(fake, block, len(blocks)), settings.beta
-        )
-        loss_real, loss_fake = (
-            group_mean(part, batch.block_sample[blocks], num_samples) for part in per_block
-        )
+        per_block = ddo_terms(group_mean(real, block, len(blocks)), group_mean(fake, block, len(blocks)), settings.beta)
+        loss_real, loss_fake = (group_mean(part, batch.block_sample[blocks], num_samples) for part in per_block)
     return {
         "loss/ddo": loss_real + settings.alpha * loss_fake,
         "loss/ddo_real": loss_real,

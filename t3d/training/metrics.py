@@ -59,9 +59,7 @@ def _whole_lines(path: Path) -> list[str]:
     """Complete lines of an earlier log; a line that a kill cut short is left out."""
     if not path.exists():
         return []
-    return [
-        line for line in path.read_text(encoding="utf-8").splitlines(keepends=True) if line.endswith("}\n")
-    ]
+    return [line for line in path.read_text(encoding="utf-8").splitlines(keepends=True) if line.endswith("}\n")]
 
 
 def _start_wandb(folder: Path, config: TrainConfig) -> Any:

@@ -105,8 +105,6 @@ def collate(states: Sequence[State], pad_id: int, device: torch.device, visible_
 def _number_blocks(rows: Sequence[np.ndarray], block_sizes: Sequence[int]) -> tuple[Tensor, Tensor]:
     """Block of each wanted row, counting only blocks that have one, and the sample of each such block."""
     used = [np.flatnonzero(row) // size for row, size in zip(rows, block_sizes, strict=True)]
-    pairs = np.concatenate(
-        [np.stack([np.full(len(blocks), index), blocks]) for index, blocks in enumerate(used)], 1
-    )
+    pairs = np.concatenate([np.stack([np.full(len(blocks), index), blocks]) for index, blocks in enumerate(used)], 1)
     unique, numbers = np.unique(pairs, axis=1, return_inverse=True)
     return torch.from_numpy(numbers.reshape(-1)), torch.from_numpy(unique[0])

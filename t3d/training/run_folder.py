@@ -49,8 +49,7 @@ def _open(config: TrainConfig) -> tuple[Path, Path | None]:
             )
         folder.mkdir(parents=True, exist_ok=True)
         return folder, None
-    folder = _latest(config) if resume == "latest" else Path(resume)
-    assert folder is not None
+    folder = (_latest(config) if resume == "latest" else None) or Path(resume)
     if folder.parent.name == "state":
         folder, states = folder.parent.parent, [folder]
     else:

@@ -10,9 +10,7 @@ from t3d.training.loss import LossSettings
 from t3d.training.states import StateSettings
 
 
-def state_settings(
-    config: TrainConfig, model: SDARConfig, tokenizer: PreTrainedTokenizerBase
-) -> StateSettings:
+def state_settings(config: TrainConfig, model: SDARConfig, tokenizer: PreTrainedTokenizerBase) -> StateSettings:
     """How states are drawn: the objective's kind, in the configuration's variant."""
     training = config.training
     strategy = {"trace": training.mask_strategy, "random": "uniform", "all_mask": "all_mask"}[

@@ -101,9 +101,7 @@ def draw_state(sample: TrainingSample, settings: StateSettings, stream: np.rando
     noisy_start = block_origin_start(prompt_length, size, origin)
     end = prompt_length + len(sample.response_ids)
     num_fill = (noisy_start - end) % size
-    tokens = np.array(
-        [*sample.prompt_ids, *sample.response_ids, *[settings.pad_id] * num_fill], dtype=np.int64
-    )
+    tokens = np.array([*sample.prompt_ids, *sample.response_ids, *[settings.pad_id] * num_fill], dtype=np.int64)
     targets = tokens[noisy_start:]
     steps = _steps(sample, noisy_start, num_fill)
     scored = steps > 0

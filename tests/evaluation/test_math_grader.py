@@ -214,9 +214,7 @@ def test_algebra_that_never_ends_is_wrong_after_the_timeout(monkeypatch):
 
 def test_grades_in_any_thread():
     grades = []
-    threads = [
-        threading.Thread(target=lambda: grades.append(grade_math("(x+1)^2", "x^2+2x+1"))) for _ in range(3)
-    ]
+    threads = [threading.Thread(target=lambda: grades.append(grade_math("(x+1)^2", "x^2+2x+1"))) for _ in range(3)]
     for thread in threads:
         thread.start()
     for thread in threads:
@@ -276,11 +274,7 @@ def latex_variants(answer):
     if r"\text{" not in answer and r"\left" not in answer:
         yield re.sub(r"(?<!\\)\)", r"\\right)", re.sub(r"(?<!\\)\(", r"\\left(", answer))
     yield answer.replace(r"\left", "").replace(r"\right", "")
-    yield (
-        re.sub(r"(?<!\\)([,=+])(?!\\!)", r" \1 ", answer)
-        if not re.search(r"\d,\d{3}(?!\d)", answer)
-        else answer
-    )
+    yield (re.sub(r"(?<!\\)([,=+])(?!\\!)", r" \1 ", answer) if not re.search(r"\d,\d{3}(?!\d)", answer) else answer)
     yield re.sub(r"(?<=\d),\\!(?=\d{3})", ",", answer)
     yield re.sub(r"(?<=\d),\\!(?=\d{3})", "", answer)
     if re.fullmatch(r"\d{4,}", answer):
@@ -324,9 +318,7 @@ def test_shuffled_gold_is_wrong():
     answers = random.Random(1).sample(gold(), 1000)
     wrong = [*answers[1:], answers[0]]
     results = grade_math_many(list(zip(wrong, answers, strict=True)), num_workers=2)
-    right = [
-        pair for pair, result in zip(zip(wrong, answers, strict=True), results, strict=True) if result.correct
-    ]
+    right = [pair for pair, result in zip(zip(wrong, answers, strict=True), results, strict=True) if result.correct]
     assert len(right) <= 3, right
 
 

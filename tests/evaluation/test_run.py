@@ -209,13 +209,9 @@ class TestDecodedRollouts:
 
     def test_grading_its_file_again_gives_the_same_figures(self, settings, checkpoint):
         results = evaluate(settings())
-        again = evaluate(
-            settings(f"evaluation.rollouts={results['rollouts']}", "evaluation.checkpoint_path=null")
-        )
+        again = evaluate(settings(f"evaluation.rollouts={results['rollouts']}", "evaluation.checkpoint_path=null"))
         changed = {name for name in results if results[name] != again[name]}
-        assert changed == {
-            "config"
-        }  # data set, checkpoint, settings and times are those recorded beside the file
+        assert changed == {"config"}  # data set, checkpoint, settings and times are those recorded beside the file
 
     def test_the_time_of_all_problems_is_not_taken_for_that_of_some(self, settings):
         results = evaluate(settings())

@@ -13,9 +13,7 @@ from t3d.evaluation.code_grader import Program, grade_code_many, run_stdio, run_
 from t3d.evaluation.sandbox import Limits, find_sandbox
 from t3d.evaluation.seccomp import denied_system_calls
 
-needs_bwrap = pytest.mark.skipif(
-    shutil.which("bwrap") is None, reason="needs bubblewrap: apt-get install bubblewrap"
-)
+needs_bwrap = pytest.mark.skipif(shutil.which("bwrap") is None, reason="needs bubblewrap: apt-get install bubblewrap")
 
 # Each defines f, which the test wants to be the identity, and gets it wrong.
 HOSTILE = {
@@ -82,9 +80,7 @@ HOSTILE = {
         "        if os.waitpid(child, 0)[1] == 0: return guess\n    return 0"
     ),
     "fork bomb": "import os\nwhile True:\n    try: os.fork()\n    except OSError: pass",
-    "thread bomb": (
-        "import threading, time\nwhile True:\n    threading.Thread(target=time.sleep, args=(9,)).start()"
-    ),
+    "thread bomb": ("import threading, time\nwhile True:\n    threading.Thread(target=time.sleep, args=(9,)).start()"),
     "subprocess": "import subprocess\nsubprocess.run(['/bin/true'])\ndef f(x): return 0",
     "memory hog": "hog = bytearray(1 << 40)\ndef f(x): return x",
     "creeping memory hog": "hog = []\nwhile True: hog.append(bytearray(1 << 24))",
@@ -158,9 +154,7 @@ def test_hostile_programs_neither_pass_nor_escape_nor_linger():
 
 
 def _processes():
-    return subprocess.run(
-        ["ps", "-eo", "args"], capture_output=True, text=True, check=False
-    ).stdout.splitlines()
+    return subprocess.run(["ps", "-eo", "args"], capture_output=True, text=True, check=False).stdout.splitlines()
 
 
 @needs_bwrap
@@ -174,9 +168,9 @@ def test_the_outside_is_out_of_reach(action):
 def test_environment_is_clean(monkeypatch):
     monkeypatch.setenv("T3D_SECRET", "hunter2")
     code = "import os\nseen = dict(os.environ)"
-    assert run_tests(
-        code, ["assert set(seen) <= {'PATH', 'HOME', 'LANG', 'PWD', 'LC_CTYPE'}, seen"], 2.0, "bwrap"
-    ) == [True]
+    assert run_tests(code, ["assert set(seen) <= {'PATH', 'HOME', 'LANG', 'PWD', 'LC_CTYPE'}, seen"], 2.0, "bwrap") == [
+        True
+    ]
 
 
 @needs_bwrap
@@ -198,9 +192,7 @@ def test_threads_work():
 @needs_bwrap
 def test_a_hostile_program_does_not_slow_the_others_beyond_its_timeout():
     honest = [Program("def f(x): return x", 5.0, tests=["assert f(1) == 1"])] * 10
-    hostile = [
-        Program(HOSTILE[name], 1.0, tests=[TEST]) for name in ("fork bomb", "infinite prints", "memory hog")
-    ]
+    hostile = [Program(HOSTILE[name], 1.0, tests=[TEST]) for name in ("fork bomb", "infinite prints", "memory hog")]
     began = time.monotonic()
     verdicts = grade_code_many([*hostile, *honest], num_workers=2, sandbox="bwrap")
     assert all(verdict.passed for (verdict,) in verdicts[3:])
@@ -210,9 +202,7 @@ def test_a_hostile_program_does_not_slow_the_others_beyond_its_timeout():
 @needs_bwrap
 def test_output_and_memory_limits_apply():
     box = find_sandbox("bwrap")
-    flood = box.run(
-        {"mode": "stdio", "code": "while True: print('x' * 9999)", "stdin": ""}, 20, Limits(output_mb=1)
-    )
+    flood = box.run({"mode": "stdio", "code": "while True: print('x' * 9999)", "stdin": ""}, 20, Limits(output_mb=1))
     assert flood.end == "output_limit"
     assert len(flood.stdout) < 2 << 20
     hog = box.run({"mode": "stdio", "code": "bytearray(200 << 20)", "stdin": ""}, 20, Limits(memory_mb=128))

@@ -28,9 +28,7 @@ def test_only_correct_positions_are_sharpened() -> None:
 
 
 def test_gradients_match_finite_differences() -> None:
-    logits = torch.randn(
-        6, 4, dtype=torch.double, generator=torch.Generator().manual_seed(0)
-    ).requires_grad_()
+    logits = torch.randn(6, 4, dtype=torch.double, generator=torch.Generator().manual_seed(0)).requires_grad_()
     targets = logits.argmax(-1)
     targets[::3] = (targets[::3] + 1) % 4
     sample = torch.tensor([0, 0, 1, 1, 1, 2])

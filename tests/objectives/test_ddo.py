@@ -13,9 +13,7 @@ def sigmoid(value: float) -> float:
 
 def test_ddo_loss_worked_by_hand() -> None:
     # Both ratios 0: -log(1/2) - alpha log(1/2).
-    assert float(ddo_loss(torch.zeros(3), torch.zeros(3), alpha=0.5, beta=0.1)) == pytest.approx(
-        1.5 * math.log(2)
-    )
+    assert float(ddo_loss(torch.zeros(3), torch.zeros(3), alpha=0.5, beta=0.1)) == pytest.approx(1.5 * math.log(2))
     # beta d_real = .2, .4; beta d_fake = -.1, .3.
     real, fake = torch.tensor([2.0, 4.0]), torch.tensor([-1.0, 3.0])
     by_hand = [

@@ -11,9 +11,7 @@ REFERENCE = torch.tensor([[0.25, 0.25, 0.5], [0.1, 0.6, 0.3]]).log()
 
 
 def test_token_log_probs_pick_the_token_of_each_row() -> None:
-    assert token_log_probs(STUDENT, torch.tensor([0, 2])).tolist() == pytest.approx(
-        [math.log(0.5), math.log(0.7)]
-    )
+    assert token_log_probs(STUDENT, torch.tensor([0, 2])).tolist() == pytest.approx([math.log(0.5), math.log(0.7)])
 
 
 def test_expected_log_ratio_worked_by_hand() -> None:
@@ -71,12 +69,6 @@ def test_no_gradient_reaches_the_reference() -> None:
 
 
 def test_gradients_match_finite_differences() -> None:
-    logits = torch.randn(
-        3, 5, dtype=torch.double, generator=torch.Generator().manual_seed(0)
-    ).requires_grad_()
-    reference = torch.randn(3, 5, dtype=torch.double, generator=torch.Generator().manual_seed(1)).log_softmax(
-        -1
-    )
-    assert torch.autograd.gradcheck(
-        lambda row: expected_log_ratio(row.log_softmax(-1), reference, 1.5), (logits,)
-    )
+    logits = torch.randn(3, 5, dtype=torch.double, generator=torch.Generator().manual_seed(0)).requires_grad_()
+    reference = torch.randn(3, 5, dtype=torch.double, generator=torch.Generator().manual_seed(1)).log_softmax(-1)
+    assert torch.autograd.gradcheck(lambda row: expected_log_ratio(row.log_softmax(-1), reference, 1.5), (logits,))

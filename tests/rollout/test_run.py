@@ -148,9 +148,7 @@ class TestStopTokens:
 
     @pytest.mark.parametrize("token", ["nonsense-token", "-1", "99999", "1.5", "true", "[1]", "null"])
     def test_a_token_that_the_model_does_not_have_is_refused(self, settings, tmp_path, token):
-        with pytest.raises(
-            ConfigError, match=r"rollout\.stop_token_list: expected tokens of the model's vocabulary"
-        ):
+        with pytest.raises(ConfigError, match=r"rollout\.stop_token_list: expected tokens of the model's vocabulary"):
             rollout(settings(f"rollout.stop_token_list=[{token}]"))
         assert list(tmp_path.iterdir()) == []
 
@@ -176,9 +174,7 @@ class TestReproducibility:
         records = decoded(settings("rollout.num_response_per_task=2"))
         assert all(len({tuple(ids) for ids in record["response_ids"]}) == 2 for record in records)
         reseeded = decoded(settings("rollout.num_response_per_task=2", "rollout.seed=1"))
-        assert all(
-            one["response_ids"] != other["response_ids"] for one, other in zip(records, reseeded, strict=True)
-        )
+        assert all(one["response_ids"] != other["response_ids"] for one, other in zip(records, reseeded, strict=True))
 
     @pytest.mark.parametrize("num_node", [2, 3])
     def test_the_shares_of_several_machines_are_the_file_of_one(self, settings, num_node):
@@ -192,9 +188,7 @@ class TestReproducibility:
         assert parts == whole
 
     def test_more_machines_than_problems_are_refused(self, settings):
-        with pytest.raises(
-            ConfigError, match=r"evaluation.num_node: expected at most one machine per problem \(10\)"
-        ):
+        with pytest.raises(ConfigError, match=r"evaluation.num_node: expected at most one machine per problem \(10\)"):
             rollout(settings("evaluation.num_node=11"))
 
 
@@ -204,9 +198,7 @@ class TestResume:
         interrupted("rollout.max_active=2")
         added = []
         add = Shard.add
-        monkeypatch.setattr(
-            Shard, "add", lambda self, number, *rest: (added.append(number), add(self, number, *rest))
-        )
+        monkeypatch.setattr(Shard, "add", lambda self, number, *rest: (added.append(number), add(self, number, *rest)))
         path = rollout(settings())
         assert len(added) == 6
         assert path.read_bytes() == whole
@@ -336,9 +328,7 @@ class TestMistakes:
         problems[1]["question"] = "How many? " * 2000
         data = tmp_path / "long.json"
         data.write_text(json.dumps(problems))
-        with pytest.raises(
-            DataError, match="prompt 1: expected prompt and response within the model's 2048 positions"
-        ):
+        with pytest.raises(DataError, match="prompt 1: expected prompt and response within the model's 2048 positions"):
             rollout(settings(f"evaluation.eval_dataset={data}", "rollout.num_response_per_task=3"))
         assert [path.name for path in tmp_path.iterdir()] == ["long.json"]
 
@@ -380,7 +370,5 @@ class TestMistakes:
             rollout(settings(f"experiment.project={tmp_path / 'file'}"))
 
     def test_names_with_dots_and_trailing_slashes_are_kept(self, settings, checkpoint, tmp_path):
-        config = settings(
-            f"evaluation.checkpoint_path={checkpoint}-1.7B/", "evaluation.eval_dataset=MATH-v1.5"
-        )
+        config = settings(f"evaluation.checkpoint_path={checkpoint}-1.7B/", "evaluation.eval_dataset=MATH-v1.5")
         assert rollout_path(config).name == "outputs-eval-checkpoint-1.7B-MATH-v1.5.json"

@@ -91,8 +91,7 @@ def test_other_settings_are_refused_by_name_and_leave_the_file_alone(tmp_path, n
     with pytest.raises(DataError) as caught:
         Shard(path, now, resume=True)
     assert str(caught.value) == (
-        f"{path}: expected the settings of the interrupted run (rollout.resume=false starts over),"
-        f" found {change}"
+        f"{path}: expected the settings of the interrupted run (rollout.resume=false starts over), found {change}"
     )
     assert path.read_bytes() == whole
 

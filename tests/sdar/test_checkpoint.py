@@ -138,9 +138,7 @@ MISTAKES = {
     "a missing key": edit_weights(lambda weights: weights.pop(NORM)),
     "a key of another shape": edit_weights(lambda weights: weights.update({NORM: torch.ones(9)})),
     "configured wider than the weights": edit_config(hidden_size=64),
-    "configured deeper than the weights": edit_config(
-        num_hidden_layers=3, layer_types=["full_attention"] * 3
-    ),
+    "configured deeper than the weights": edit_config(num_hidden_layers=3, layer_types=["full_attention"] * 3),
 }
 
 
@@ -192,23 +190,17 @@ def test_an_id_that_the_hub_cannot_give_is_one_error(monkeypatch: pytest.MonkeyP
 def test_saved_folders_differ_from_their_source_in_the_weights_alone(
     build_tiny_model, tmp_path: Path, tied: bool, dtype: torch.dtype
 ) -> None:
-    source = publish(
-        build_tiny_model(seed=1, tie_word_embeddings=tied).to(dtype), tmp_path / "source", "10KB"
-    )
+    source = publish(build_tiny_model(seed=1, tie_word_embeddings=tied).to(dtype), tmp_path / "source", "10KB")
     (source / "generation_config.json").write_text('{"eos_token_id":   [1, 2]}')
     (source / "pytorch_model.bin").write_bytes(b"weights of an older format")
     trained = build_tiny_model(seed=2, tie_word_embeddings=tied)
     target = tmp_path / "deep" / "target"
     save_model(trained, trained.state_dict(), source, target)
 
-    carried = {
-        name: data for name, data in files(source).items() if "model" not in name or name.endswith(".py")
-    }
+    carried = {name: data for name, data in files(source).items() if "model" not in name or name.endswith(".py")}
     saved = files(target)
     assert {name: saved[name] for name in carried} == carried
-    assert set(saved) - set(carried) == {"model.safetensors"}, (
-        "old shards, indices and other formats stay behind"
-    )
+    assert set(saved) - set(carried) == {"model.safetensors"}, "old shards, indices and other formats stay behind"
     loaded = load_model(target)
     assert loaded.dtype == dtype
     assert_equal_weights(loaded, trained.to(dtype))

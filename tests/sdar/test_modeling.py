@@ -39,9 +39,7 @@ def test_no_mask_means_block_causal_by_the_configured_block_size(build_tiny_mode
 
 @torch.no_grad()
 @pytest.mark.parametrize("implementation", ["sdpa", "eager"])
-def test_logits_are_qwen3s_under_the_same_weights_and_mask(
-    tiny_model, build_tiny_model, ids, implementation
-) -> None:
+def test_logits_are_qwen3s_under_the_same_weights_and_mask(tiny_model, build_tiny_model, ids, implementation) -> None:
     fields = {name: value for name, value in tiny_model.config.to_dict().items() if name != "model_type"}
     qwen = Qwen3ForCausalLM(Qwen3Config(**fields)).eval()
     qwen.load_state_dict(tiny_model.state_dict())
@@ -78,9 +76,7 @@ def test_positions_decide_blocks_and_rotation(tiny_model, ids: torch.Tensor) -> 
         tiny_model(ids, position_ids=shifted).logits, tiny_model(ids).logits, rtol=1e-4, atol=1e-4
     )
     # ... elsewhere the blocks change.
-    assert not torch.allclose(
-        tiny_model(ids, position_ids=shifted + 1).logits, tiny_model(ids).logits, atol=1e-2
-    )
+    assert not torch.allclose(tiny_model(ids, position_ids=shifted + 1).logits, tiny_model(ids).logits, atol=1e-2)
 
 
 def test_a_cache_without_a_mask_is_refused(tiny_model, ids: torch.Tensor) -> None:
@@ -103,9 +99,7 @@ def test_published_shapes_build_with_qwen3s_parameter_names(shape: dict, tied: b
     ours = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
     assert ours == {name: tuple(tensor.shape) for name, tensor in qwen.state_dict().items()}
     assert "model.layers.0.self_attn.q_norm.weight" in ours
-    assert sum(parameter.numel() for parameter in model.parameters()) / 1e6 == pytest.approx(
-        millions, abs=0.1
-    )
+    assert sum(parameter.numel() for parameter in model.parameters()) / 1e6 == pytest.approx(millions, abs=0.1)
     hidden, layers, vocab = shape["hidden_size"], shape["num_hidden_layers"], shape["vocab_size"]
     queries, keys = shape["num_attention_heads"] * 128, shape["num_key_value_heads"] * 128
     attention = 2 * hidden * queries + 2 * hidden * keys + 2 * 128
@@ -152,7 +146,5 @@ def test_rope_theta_reaches_the_rotation(build_tiny_model, base: float) -> None:
 def test_an_attention_that_would_ignore_the_mask_is_refused(build_tiny_model, ids: torch.Tensor) -> None:
     model = build_tiny_model()
     model.config._attn_implementation = "flash_attention_2"
-    with pytest.raises(
-        ValueError, match="attn_implementation: expected sdpa or eager, found flash_attention_2"
-    ):
+    with pytest.raises(ValueError, match="attn_implementation: expected sdpa or eager, found flash_attention_2"):
         model(ids)

@@ -89,8 +89,7 @@ def test_splits_share_no_operands_and_no_question(problems):
     assert (
         len(set.union(*tuples.values()))
         == sum(map(len, tuples.values()))
-        == 5**4
-        + sum(a * b + e > 0 for a in range(2, 7) for b in range(2, 7) for e in range(-20, 21) if abs(e) > 1)
+        == 5**4 + sum(a * b + e > 0 for a in range(2, 7) for b in range(2, 7) for e in range(-20, 21) if abs(e) > 1)
     )
     shares = [len(tuples[split]) / sum(map(len, tuples.values())) for split in SPLITS]
     assert shares == pytest.approx([0.8, 0.1, 0.1], abs=0.005)
@@ -132,9 +131,7 @@ class TestCommand:
         path = tmp_path / "deep" / "TinyMath.json"
         main(["--split", "test", "--limit", "50", "--out", str(path)])
         items = load_benchmark(path, "math")
-        assert [item["question"] for item in items] == [
-            problem["question"] for problem in problems["test"][:50]
-        ]
+        assert [item["question"] for item in items] == [problem["question"] for problem in problems["test"][:50]]
         assert all(set(item) == {"question", "ground_truth_answer"} for item in items)
 
     def test_solutions_are_added_on_request(self, tmp_path, problems):

@@ -113,9 +113,7 @@ def fake_ratio(token: Token, options: Options) -> Tensor:
     weights = [math.exp(value / options.reference_temp) for value in token.reference.tolist()]
     total = sum(weights)
     if options.fake_expectation == "exact":
-        return sum(
-            (weight / total * ratio for weight, ratio in zip(weights, ratios, strict=True)), torch.zeros(())
-        )
+        return sum((weight / total * ratio for weight, ratio in zip(weights, ratios, strict=True)), torch.zeros(()))
     mass = 0.0
     for index, weight in enumerate(weights):
         mass += weight / total
@@ -181,13 +179,7 @@ def oracle_losses(
         else:
             terms["loss/path"] = mean(
                 [
-                    mean(
-                        [
-                            -token.student[token.target]
-                            for token in tokens
-                            if token.pi <= level and not token.pad
-                        ]
-                    )
+                    mean([-token.student[token.target] for token in tokens if token.pi <= level and not token.pad])
                     for level in range(1, levels + 1)
                 ]
             )

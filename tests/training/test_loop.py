@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -63,16 +64,16 @@ def assert_close(ours: dict[str, torch.Tensor], theirs: dict[str, torch.Tensor],
 
 
 @pytest.mark.parametrize("objective", OBJECTIVES)
-def test_every_objective_trains_and_its_checkpoint_loads(model_folder, trajectories, tmp_path, objective):
-    before = load_file(model_folder / "model.safetensors")
-    after = run(model_folder, trajectories, tmp_path / "run", f"training.objective={objective}")
+def test_every_objective_trains_and_its_checkpoint_loads(checkpoint, trajectories, tmp_path, objective):
+    before = load_file(checkpoint / "model.safetensors")
+    after = run(checkpoint, trajectories, tmp_path / "run", f"training.objective={objective}")
     assert any(not torch.equal(after[name], before[name]) for name in before)
     SDARForCausalLM.from_pretrained(tmp_path / "run/ckpt/optimized")
     assert [line["step"] for line in metrics(tmp_path / "run")] == [1, 2, 3]
 
 
-def test_metrics_hold_what_the_contract_names(model_folder, trajectories, tmp_path):
-    run(model_folder, trajectories, tmp_path / "run")
+def test_metrics_hold_what_the_contract_names(checkpoint, trajectories, tmp_path):
+    run(checkpoint, trajectories, tmp_path / "run")
     names = {"step", "epoch", "round", "lr", "grad_norm", "tokens_per_second", "ratio/real", "ratio/fake"}
     names |= {f"loss/{term}" for term in ("total", "ddo", "ddo_real", "ddo_fake", "path")}
     lines = metrics(tmp_path / "run")
@@ -82,24 +83,24 @@ def test_metrics_hold_what_the_contract_names(model_folder, trajectories, tmp_pa
     assert lines[1]["lr"] == pytest.approx(1e-3)
 
 
-def test_log_ratios_are_exactly_zero_at_the_start_and_after_a_refresh(model_folder, trajectories, tmp_path):
-    run(model_folder, trajectories, tmp_path / "run")
+def test_log_ratios_are_exactly_zero_at_the_start_and_after_a_refresh(checkpoint, trajectories, tmp_path):
+    run(checkpoint, trajectories, tmp_path / "run")
     lines = metrics(tmp_path / "run")
     assert lines[0]["ratio/real"] == lines[0]["ratio/fake"] == 0
     assert lines[1]["ratio/real"] != 0
     assert lines[2]["ratio/real"] == lines[2]["ratio/fake"] == 0
 
 
-def test_one_round_keeps_its_first_reference(model_folder, trajectories, tmp_path):
-    run(model_folder, trajectories, tmp_path / "run", "training.multi_round=false")
+def test_one_round_keeps_its_first_reference(checkpoint, trajectories, tmp_path):
+    run(checkpoint, trajectories, tmp_path / "run", "training.multi_round=false")
     assert metrics(tmp_path / "run")[2]["ratio/real"] != 0
 
 
 @pytest.mark.parametrize("objective", ["t3d", "sft"])
-def test_accumulation_equals_one_large_batch(model_folder, trajectories, tmp_path, objective):
+def test_accumulation_equals_one_large_batch(checkpoint, trajectories, tmp_path, objective):
     weights = [
         run(
-            model_folder,
+            checkpoint,
             trajectories,
             tmp_path / f"{micro}",
             f"training.objective={objective}",
@@ -113,42 +114,36 @@ def test_accumulation_equals_one_large_batch(model_folder, trajectories, tmp_pat
     assert_close(*weights, tolerance=1e-6)
 
 
-def test_gradient_checkpointing_changes_nothing(model_folder, trajectories, tmp_path):
-    plain = run(model_folder, trajectories, tmp_path / "plain")
-    saved = run(model_folder, trajectories, tmp_path / "saved", "training.gradient_checkpointing_enable=true")
+def test_gradient_checkpointing_changes_nothing(checkpoint, trajectories, tmp_path):
+    plain = run(checkpoint, trajectories, tmp_path / "plain")
+    saved = run(checkpoint, trajectories, tmp_path / "saved", "training.gradient_checkpointing_enable=true")
     assert_close(plain, saved, tolerance=1e-6)
 
 
-def test_same_seed_same_weights_other_seed_other_weights(model_folder, trajectories, tmp_path):
-    first = run(model_folder, trajectories, tmp_path / "1")
-    assert_equal(first, run(model_folder, trajectories, tmp_path / "2"))
-    other = run(model_folder, trajectories, tmp_path / "3", "training.seed=1")
+def test_same_seed_same_weights_other_seed_other_weights(checkpoint, trajectories, tmp_path):
+    first = run(checkpoint, trajectories, tmp_path / "1")
+    assert_equal(first, run(checkpoint, trajectories, tmp_path / "2"))
+    other = run(checkpoint, trajectories, tmp_path / "3", "training.seed=1")
     assert any(not torch.equal(first[name], other[name]) for name in first)
 
 
-def test_resumed_run_equals_uninterrupted_one_bit_for_bit(model_folder, trajectories, tmp_path):
-    whole = run(model_folder, trajectories, tmp_path / "whole")
-    run(model_folder, trajectories, tmp_path / "cut")
+def test_resumed_run_equals_uninterrupted_one_bit_for_bit(checkpoint, trajectories, tmp_path):
+    whole = run(checkpoint, trajectories, tmp_path / "whole")
+    run(checkpoint, trajectories, tmp_path / "cut")
     for step in ("000002", "000003"):  # as a kill after step 1 would leave it
-        shutil_rmtree(tmp_path / "cut/state" / f"step-{step}")
-    resumed = run(model_folder, trajectories, tmp_path / "cut", "experiment.resume_from=latest")
+        shutil.rmtree(tmp_path / "cut/state" / f"step-{step}")
+    resumed = run(checkpoint, trajectories, tmp_path / "cut", "experiment.resume_from=latest")
     assert_equal(whole, resumed)
     assert [line["step"] for line in metrics(tmp_path / "cut")] == [1, 2, 3]
 
 
-def shutil_rmtree(path: Path) -> None:
-    import shutil
-
-    shutil.rmtree(path)
-
-
 @pytest.mark.slow
-def test_killed_processes_end_with_the_weights_of_an_unkilled_one(model_folder, trajectories, tmp_path):
+def test_killed_processes_end_with_the_weights_of_an_unkilled_one(checkpoint, trajectories, tmp_path):
     steps = ["training.max_steps=12", "experiment.checkpoints_total_limit=2"]
-    whole = run(model_folder, trajectories, tmp_path / "whole", *steps)
+    whole = run(checkpoint, trajectories, tmp_path / "whole", *steps)
     folder = tmp_path / "killed"
     command = [sys.executable, str(ROOT / "train/self_ddo_sdar_full.py")]
-    command += arguments(model_folder, trajectories, folder, *steps, "experiment.resume_from=latest")
+    command += arguments(checkpoint, trajectories, folder, *steps, "experiment.resume_from=latest")
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     for kill_after in (2, 5, 9):
         process = subprocess.Popen(command, env=environment, stderr=subprocess.DEVNULL)
@@ -163,38 +158,36 @@ def test_killed_processes_end_with_the_weights_of_an_unkilled_one(model_folder, 
     assert len(list((folder / "state").iterdir())) == 2
 
 
-def test_checkpoints_beyond_the_limit_are_removed_oldest_first(model_folder, trajectories, tmp_path):
-    run(model_folder, trajectories, tmp_path / "run", "experiment.checkpoints_total_limit=1")
+def test_checkpoints_beyond_the_limit_are_removed_oldest_first(checkpoint, trajectories, tmp_path):
+    run(checkpoint, trajectories, tmp_path / "run", "experiment.checkpoints_total_limit=1")
     assert [path.name for path in (tmp_path / "run/state").iterdir()] == ["step-000003"]
     assert sorted(path.name for path in (tmp_path / "run/ckpt").iterdir()) == ["optimized", "step-000002"]
 
 
-def test_a_new_run_never_overwrites_an_old_one(model_folder, trajectories, tmp_path):
-    run(model_folder, trajectories, tmp_path / "run")
+def test_a_new_run_never_overwrites_an_old_one(checkpoint, trajectories, tmp_path):
+    run(checkpoint, trajectories, tmp_path / "run")
     with pytest.raises(ConfigError, match="resume_from=latest"):
-        run(model_folder, trajectories, tmp_path / "run")
+        run(checkpoint, trajectories, tmp_path / "run")
 
 
-def test_resuming_with_other_settings_is_refused_by_name(model_folder, trajectories, tmp_path):
-    run(model_folder, trajectories, tmp_path / "run")
+def test_resuming_with_other_settings_is_refused_by_name(checkpoint, trajectories, tmp_path):
+    run(checkpoint, trajectories, tmp_path / "run")
     with pytest.raises(ConfigError, match=r"training\.beta"):
-        run(
-            model_folder, trajectories, tmp_path / "run", "experiment.resume_from=latest", "training.beta=0.5"
-        )
+        run(checkpoint, trajectories, tmp_path / "run", "experiment.resume_from=latest", "training.beta=0.5")
 
 
-def test_resuming_from_nothing_is_an_error(model_folder, trajectories, tmp_path):
+def test_resuming_from_nothing_is_an_error(checkpoint, trajectories, tmp_path):
     with pytest.raises(CheckpointError, match="state"):
-        run(model_folder, trajectories, tmp_path / "run", f"experiment.resume_from={tmp_path}")
+        run(checkpoint, trajectories, tmp_path / "run", f"experiment.resume_from={tmp_path}")
 
 
-def test_corrupt_state_is_an_error_and_stays(model_folder, trajectories, tmp_path):
-    run(model_folder, trajectories, tmp_path / "run")
+def test_corrupt_state_is_an_error_and_stays(checkpoint, trajectories, tmp_path):
+    run(checkpoint, trajectories, tmp_path / "run")
     state = tmp_path / "run/state/step-000003/optimizer.bin"
     state.write_bytes(state.read_bytes()[:100])
     with pytest.raises(CheckpointError, match="step-000003"):
         run(
-            model_folder,
+            checkpoint,
             trajectories,
             tmp_path / "run",
             "experiment.resume_from=latest",
@@ -203,35 +196,35 @@ def test_corrupt_state_is_an_error_and_stays(model_folder, trajectories, tmp_pat
     assert state.exists()
 
 
-def test_loss_that_is_no_number_stops_with_step_and_samples(model_folder, trajectories, tmp_path):
+def test_loss_that_is_no_number_stops_with_step_and_samples(checkpoint, trajectories, tmp_path):
     with pytest.raises(UserError, match=r"global step \d, samples \[.*last good state"):
-        run(model_folder, trajectories, tmp_path / "run", "optimizer.params.learning_rate=1e30")
+        run(checkpoint, trajectories, tmp_path / "run", "optimizer.params.learning_rate=1e30")
 
 
-def test_long_prompts_are_left_out_with_their_step_maps(model_folder, trajectories, tmp_path):
+def test_long_prompts_are_left_out_with_their_step_maps(checkpoint, trajectories, tmp_path):
     records = json.loads(trajectories.read_text())
     longest = max(len(record["prompt_ids"]) for record in records)
     with pytest.raises(DataError, match="max_prompt_len"):
-        run(model_folder, trajectories, tmp_path / "run", "training.max_prompt_len=1")
-    run(model_folder, trajectories, tmp_path / "run2", f"training.max_prompt_len={longest - 1}")
+        run(checkpoint, trajectories, tmp_path / "run", "training.max_prompt_len=1")
+    run(checkpoint, trajectories, tmp_path / "run2", f"training.max_prompt_len={longest - 1}")
 
 
-def test_trace_objective_refuses_records_without_step_maps(model_folder, answers, tmp_path):
+def test_trace_objective_refuses_records_without_step_maps(checkpoint, answers, tmp_path):
     with pytest.raises(DataError, match="record 0"):
-        run(model_folder, answers, tmp_path / "run")
-    run(model_folder, answers, tmp_path / "sft", "training.objective=sft")
+        run(checkpoint, answers, tmp_path / "run")
+    run(checkpoint, answers, tmp_path / "sft", "training.objective=sft")
 
 
-def test_launch_of_another_size_is_refused(model_folder, trajectories, tmp_path):
+def test_launch_of_another_size_is_refused(checkpoint, trajectories, tmp_path):
     with pytest.raises(ConfigError, match="num_processes"):
-        run(model_folder, trajectories, tmp_path / "run", "experiment.num_processes=2")
+        run(checkpoint, trajectories, tmp_path / "run", "experiment.num_processes=2")
 
 
 @pytest.mark.slow
-def test_two_processes_equal_one(model_folder, trajectories, tmp_path):
+def test_two_processes_equal_one(checkpoint, trajectories, tmp_path):
     """2 processes x 4 samples = 1 process x 8, through torchrun and gloo."""
     single = run(
-        model_folder,
+        checkpoint,
         trajectories,
         tmp_path / "one",
         "training.batch_size_lm=8",
@@ -248,7 +241,7 @@ def test_two_processes_equal_one(model_folder, trajectories, tmp_path):
     ]
     command += [str(ROOT / "train/self_ddo_sdar_full.py")]
     command += arguments(
-        model_folder,
+        checkpoint,
         trajectories,
         tmp_path / "two",
         "training.gradient_accumulation_steps=1",

@@ -53,9 +53,7 @@ def make_samples(num: int = 4) -> list[TrainingSample]:
     return samples
 
 
-def draw_states(
-    samples: list[TrainingSample], options: Options, size: int, strategy: str = "trace"
-) -> list[State]:
+def draw_states(samples: list[TrainingSample], options: Options, size: int, strategy: str = "trace") -> list[State]:
     settings = StateSettings(
         strategy,
         (size,),
@@ -122,15 +120,11 @@ VARIANTS = {
     "single coarse steps": dataclasses.replace(T3D, path_k_steps=1),
     "uneven coarse steps": dataclasses.replace(T3D, path_k_steps=3),
     "release path": dataclasses.replace(T3D, path_loss="release", path_k_steps=2),
-    "release path, block ratios": dataclasses.replace(
-        T3D, path_loss="release", path_k_steps=2, ddo_level="block"
-    ),
+    "release path, block ratios": dataclasses.replace(T3D, path_loss="release", path_k_steps=2, ddo_level="block"),
     "release path, no pads": dataclasses.replace(T3D, path_loss="release", post_num=0),
     "pads": dataclasses.replace(T3D, post_num=2),
     "response alignment": dataclasses.replace(T3D, alignment="response", post_num=2),
-    "every term": dataclasses.replace(
-        T3D, cross_entropy=0.7, certainty=1.5, path=0.3, ddo=0.9, ddo_level="token"
-    ),
+    "every term": dataclasses.replace(T3D, cross_entropy=0.7, certainty=1.5, path=0.3, ddo=0.9, ddo_level="token"),
     "naive td with path": dataclasses.replace(PRESETS["td"], path=0.2),
 }
 
@@ -180,9 +174,7 @@ def test_gradients_equal_the_oracles(student, reference, variant: str) -> None:
         oracle_losses(student, reference, sample, state, options)["loss/total"]
         for sample, state in zip(samples, states, strict=True)
     )
-    for mine, other in zip(
-        torch.autograd.grad(ours, parameters), torch.autograd.grad(theirs, parameters), strict=True
-    ):
+    for mine, other in zip(torch.autograd.grad(ours, parameters), torch.autograd.grad(theirs, parameters), strict=True):
         torch.testing.assert_close(mine, other, rtol=1e-3, atol=1e-5)
 
 
@@ -198,9 +190,7 @@ def test_the_sum_over_samples_does_not_depend_on_batching(student, reference, na
             for start in range(0, 6, batch_size)
         ]
         for term, values in whole.items():
-            torch.testing.assert_close(
-                torch.cat([part[term] for part in parts]), values, rtol=1e-4, atol=1e-5
-            )
+            torch.testing.assert_close(torch.cat([part[term] for part in parts]), values, rtol=1e-4, atol=1e-5)
 
 
 def test_at_student_equal_to_reference_every_ratio_is_zero(student) -> None:
@@ -231,9 +221,7 @@ def test_a_sample_without_a_counted_position_has_no_loss(student, reference) -> 
 # The fake term's sign (first order around student = reference: -alpha beta / 2 (p_tau - p) per token)
 
 
-def fake_gradient(
-    reference_logits: torch.Tensor, kind: str, temperature: float, num_draws: int = 1
-) -> torch.Tensor:
+def fake_gradient(reference_logits: torch.Tensor, kind: str, temperature: float, num_draws: int = 1) -> torch.Tensor:
     """Gradient of the mean fake log-ratio with respect to the student's logits, at student = reference."""
     logits = reference_logits.clone().requires_grad_()
     settings = dataclasses.replace(T3D, fake_expectation=kind, reference_temp=temperature)

@@ -70,9 +70,7 @@ def test_rows_of_the_batch_belong_to_their_logits(tiny_model) -> None:
     chooser = random.Random(2)
     states = [
         draw(
-            TrainingSample(
-                [1] * chooser.randint(0, 6), list(range(length)), list(range(1, length + 1)), ended=True
-            ),
+            TrainingSample([1] * chooser.randint(0, 6), list(range(length)), list(range(1, length + 1)), ended=True),
             index=index,
             strategy="random",
             mask_ratios=(0.5,),
@@ -83,9 +81,7 @@ def test_rows_of_the_batch_belong_to_their_logits(tiny_model) -> None:
     batch = collate(states, PAD, CPU)
     rows = batch.logit_rows.nonzero()
     num_rows = len(rows)
-    assert {
-        len(getattr(batch, name)) for name in ("targets", "masked", "coarse_step", "sample", "block")
-    } == {num_rows}
+    assert {len(getattr(batch, name)) for name in ("targets", "masked", "coarse_step", "sample", "block")} == {num_rows}
     for row, (sample, place) in enumerate(rows.tolist()):
         state = states[sample]
         noisy = place - len(state.clean_ids)
@@ -97,9 +93,7 @@ def test_rows_of_the_batch_belong_to_their_logits(tiny_model) -> None:
         assert batch.block_sample[batch.block[row]] == sample
     pairs = [(sample, int(batch.position_ids[sample, place]) // 4) for sample, place in rows.tolist()]
     numbers = batch.block.tolist()
-    assert len(set(zip(pairs, numbers, strict=True))) == len(set(pairs)) == len(set(numbers)), (
-        "one number per block"
-    )
+    assert len(set(zip(pairs, numbers, strict=True))) == len(set(pairs)) == len(set(numbers)), "one number per block"
     assert sorted(set(numbers)) == list(range(len(batch.block_sample)))
 
 
@@ -209,9 +203,7 @@ def test_the_layout_gives_the_decoders_logits_in_every_state_of_a_trajectory(
     assert len(recorded) == done.num_steps
     # Whole blocks only: of a block cut at the limit not every state is on record.
     num_kept = (prompt_length + 19) // size * size - prompt_length
-    sample = TrainingSample(
-        done.prompt_ids, done.response_ids[:num_kept], done.step_map[:num_kept], ended=False
-    )
+    sample = TrainingSample(done.prompt_ids, done.response_ids[:num_kept], done.step_map[:num_kept], ended=False)
     num_compared = 0
     for step, (ids, positions, wanted, decoded) in enumerate(recorded, start=1):
         left = int(positions[-1]) // size * size

@@ -7,9 +7,7 @@ from t3d.config import SchedulerConfig, SchedulerParams
 from t3d.training.schedule import SampleOrder, learning_rate, micro_batches
 
 
-def rate(
-    step: int, num_steps: int = 120, shape: str = "cosine", warmup: int = 20, floor: float = 0.1
-) -> float:
+def rate(step: int, num_steps: int = 120, shape: str = "cosine", warmup: int = 20, floor: float = 0.1) -> float:
     config = SchedulerConfig(scheduler=shape, params=SchedulerParams(warmup_steps=warmup, min_lr_scale=floor))
     return learning_rate(step, num_steps, 1e-5, config) / 1e-5
 
@@ -40,9 +38,7 @@ def test_linear_and_constant_by_hand() -> None:
 @pytest.mark.parametrize("shape", ["cosine", "linear"])
 @pytest.mark.parametrize("num_steps", [1, 5, 20, 21, 120])
 @pytest.mark.parametrize("warmup", [0, 1, 20, 500])
-def test_the_rate_rises_then_falls_and_never_leaves_its_bounds(
-    shape: str, num_steps: int, warmup: int
-) -> None:
+def test_the_rate_rises_then_falls_and_never_leaves_its_bounds(shape: str, num_steps: int, warmup: int) -> None:
     # RELEASE 11: the release's cosine is unclamped and rises again.
     rates = [rate(step, num_steps, shape, warmup) for step in range(3 * num_steps + 5)]
     peak = min(warmup, num_steps)
@@ -83,9 +79,7 @@ def test_micro_batches_deal_out_the_global_batch_exactly(num_processes: int, bat
     global_batch = 24
     lengths = [(index * 7919) % 31 for index in range(10)]
     visits = SampleOrder(10, seed=0).visits(3, global_batch)
-    shares = [
-        micro_batches(visits, lengths, batch_size, process, num_processes) for process in range(num_processes)
-    ]
+    shares = [micro_batches(visits, lengths, batch_size, process, num_processes) for process in range(num_processes)]
     assert sorted(visit for share in shares for part in share for visit in part) == sorted(visits)
     assert {len(share) for share in shares} == {global_batch // batch_size // num_processes}
     assert {len(part) for share in shares for part in share} == {batch_size}

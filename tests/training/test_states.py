@@ -11,9 +11,7 @@ from t3d.training.states import State, StateSettings, TrainingSample, draw_state
 MASK, PAD = 47, 46
 SETTINGS = StateSettings("trace", (4,), MASK, PAD, vocab_size=48, path_k_steps=2)
 # Block size 4: the prompt's last two tokens share a block with two response tokens; two pads end the last.
-SAMPLE = TrainingSample(
-    [1, 2, 3, 4, 5, 6], [10, 11, 12, 13, 14, 15, 16, 17], [2, 1, 5, 4, 3, 6, 8, 7], ended=True
-)
+SAMPLE = TrainingSample([1, 2, 3, 4, 5, 6], [10, 11, 12, 13, 14, 15, 16, 17], [2, 1, 5, 4, 3, 6, 8, 7], ended=True)
 
 
 def draw(sample: TrainingSample = SAMPLE, seed: int = 0, **changes: object) -> State:
@@ -127,9 +125,7 @@ def test_prompt_tails_are_never_masked_nor_scored_and_every_block_masks(
 ) -> None:
     sample = TrainingSample([5] * prompt_length, [9] * 11, list(range(1, 12)), ended=True)
     for seed in range(5):
-        state = draw(
-            sample, seed, strategy=strategy, alignment=alignment, mask_ratios=(1.0, 0.25), post_num=2
-        )
+        state = draw(sample, seed, strategy=strategy, alignment=alignment, mask_ratios=(1.0, 0.25), post_num=2)
         tail = prompt_length - state.noisy_start
         assert not state.masked[:tail].any()
         assert not state.scored[:tail].any()
@@ -146,9 +142,7 @@ def test_prompt_tails_are_never_masked_nor_scored_and_every_block_masks(
     ("ended", "post_num", "num_scored_pads"),
     [(True, 0, 0), (True, 1, 1), (True, 2, 2), (True, 9, 3), (False, 2, 0)],
 )
-def test_pads_count_after_a_stop_token_up_to_post_num(
-    ended: bool, post_num: int, num_scored_pads: int
-) -> None:
+def test_pads_count_after_a_stop_token_up_to_post_num(ended: bool, post_num: int, num_scored_pads: int) -> None:
     sample = TrainingSample([1] * 4, [9] * 5, [1, 2, 3, 4, 5], ended=ended)
     state = draw(sample, post_num=post_num)
     assert state.targets.tolist() == [9] * 5 + [PAD] * 3
@@ -173,9 +167,7 @@ def test_ratios_are_drawn_by_their_power() -> None:
     )
     weights = [ratio**exponent for ratio in ratios]
     expected = [draws * weight / sum(weights) for weight in weights]
-    assert chi_square([counts[size] for size in (4, 3, 2, 1)], expected) < 16.27, (
-        "p < 0.001, 3 degrees of freedom"
-    )
+    assert chi_square([counts[size] for size in (4, 3, 2, 1)], expected) < 16.27, "p < 0.001, 3 degrees of freedom"
 
 
 def test_one_ratio_is_drawn_per_sample_not_per_block() -> None:
@@ -234,9 +226,7 @@ def test_a_visit_repeats_by_seed_epoch_and_sample_and_by_nothing_else() -> None:
 
 def test_block_sizes_are_drawn_per_sample() -> None:
     sizes = Counter(
-        draw_state(
-            SAMPLE, dataclasses.replace(SETTINGS, block_sizes=(4, 8)), sample_stream(0, 0, index)
-        ).block_size
+        draw_state(SAMPLE, dataclasses.replace(SETTINGS, block_sizes=(4, 8)), sample_stream(0, 0, index)).block_size
         for index in range(400)
     )
     assert set(sizes) == {4, 8}
