@@ -1,10 +1,9 @@
 """Evaluation: decode a benchmark with a checkpoint, grade the answers, write results (or a whole table of them)."""
 
-import logging
 import sys
 
 from t3d.config import DecodeConfig, load_config
-from t3d.errors import run_entry
+from t3d.entry import run_entry
 from t3d.evaluation.run import evaluate
 from t3d.evaluation.tables import markdown, run_table
 
@@ -16,7 +15,6 @@ EXAMPLE = (
 
 def main(arguments: list[str]) -> None:
     """Parses the configuration and evaluates."""
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
     config = load_config(DecodeConfig, arguments, __doc__ or "", EXAMPLE)
     if config.table.checkpoints:
         sys.stdout.write(markdown(run_table(config)))

@@ -6,7 +6,7 @@ from pathlib import Path
 from t3d.arguments import ArgumentParser
 from t3d.benchmarks import DATASETS
 from t3d.download import download_dataset
-from t3d.errors import run_entry
+from t3d.entry import run_entry
 
 logger = logging.getLogger("download_data")
 
@@ -29,7 +29,6 @@ def main(argv: list[str]) -> None:
     parser.add_argument("--dataset", required=True, choices=hosted, help="which data set")
     parser.add_argument("--output_dir", type=Path, default=Path(), help="folder that receives the file")
     arguments = parser.parse_args(argv)
-    logging.basicConfig(level=logging.WARNING, format="%(message)s")
     logger.setLevel(logging.INFO)
     path, num_records = download_dataset(DATASETS[arguments.dataset], arguments.output_dir)
     logger.info("%s: %d records", path, num_records)

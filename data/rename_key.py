@@ -1,10 +1,9 @@
 """Stage 2: turns a rollout file into the file that training reads."""
 
-import logging
 from pathlib import Path
 
 from t3d.arguments import ArgumentParser
-from t3d.errors import run_entry
+from t3d.entry import run_entry
 from t3d.preprocess import rename_answers
 
 
@@ -26,7 +25,6 @@ def main(argv: list[str]) -> None:
     parser.add_argument("--model_name", required=True, help="the model that made the rollouts")
     parser.add_argument("--dataset", required=True, help="the data set that it answered")
     arguments = parser.parse_args(argv)
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
     stem = f"{arguments.model_name}-{arguments.dataset}"
     rename_answers(Path(f"{stem}.json"), Path(f"{stem}_renamed.json"))
 

@@ -1,9 +1,7 @@
 """Stage 1: decode a data set with a checkpoint and record the step at which each token was revealed."""
 
-import logging
-
 from t3d.config import DecodeConfig, load_config
-from t3d.errors import run_entry
+from t3d.entry import run_entry
 from t3d.rollout import rollout
 
 EXAMPLE = (
@@ -14,7 +12,6 @@ EXAMPLE = (
 
 def main(arguments: list[str]) -> None:
     """Parses the configuration and decodes."""
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
     rollout(load_config(DecodeConfig, arguments, __doc__ or "", EXAMPLE))
 
 

@@ -1,15 +1,12 @@
 """The user's mistakes: one line each, naming the place, what was expected and what was found."""
 
-import os
-import sys
-from collections.abc import Callable
 from pathlib import Path
 
 
 class UserError(Exception):
     """A mistake in a config, data file, checkpoint or prompt that its owner can mend.
 
-    Entry points print it as one line starting `error: ` and exit with status 2 (see `run_entry`).
+    Entry points print it as one line starting `error: ` and exit with status 2 (see `t3d.entry`).
     """
 
     def __init__(self, where: str | Path, expected: str, found: object) -> None:
@@ -29,16 +26,3 @@ class DataError(UserError):
 
 class CheckpointError(UserError):
     """A model folder or a training state."""
-
-
-def run_entry(main: Callable[[list[str]], None]) -> None:
-    """Runs an entry point on the command line: status 0 on success, 2 with one line for a user's mistake.
-
-    Under torchrun only local rank 0 prints the line: every process meets the same mistake.
-    """
-    try:
-        main(sys.argv[1:])
-    except UserError as error:
-        if os.environ.get("LOCAL_RANK", "0") == "0":
-            sys.stderr.write(f"error: {error}\n")
-        sys.exit(2)

@@ -141,3 +141,49 @@ def test_help_names_purpose_keys_and_an_example(folder, script, keys):
     assert re.match(r"[A-Z][^\n]+\.\n", ended.stdout)
     assert all(f"\n  {key}" in ended.stdout for key in keys)
     assert f"{Path(script).name} config=" in ended.stdout.split("\nExample:\n")[1]
+
+
+@pytest.mark.slow
+def test_the_releases_commands_run_one_after_the_other(checkpoint, tmp_path):
+    """Stage 1 from sample/, stage 2 from data/, stage 3 by accelerate launch and evaluation from above them."""
+    for folder in ("sample", "data"):
+        (tmp_path / folder).mkdir()
+    write_problems(["--limit", "8", "--out", str(tmp_path / "data/TinyMath.json")])
+    decoding = ["evaluation.eval_dataset=TinyMath", "rollout.max_token=12", "experiment.project=mine"]
+    sampled = run(
+        tmp_path / "sample",
+        str(ROOT / "sample/sdar_sample.py"),
+        f"config={ROOT}/configs/sdar_sample.yaml",
+        f"evaluation.checkpoint_path={checkpoint}",
+        *decoding,
+    )
+    assert sampled.returncode == 0, sampled.stderr
+    rollouts = tmp_path / "mine/temp_data/outputs-eval-checkpoint-TinyMath.json"
+    rollouts.rename(tmp_path / "data/checkpoint-TinyMath.json")
+    renamed = run(
+        tmp_path / "data", str(ROOT / "data/rename_key.py"), "--model_name", "checkpoint", "--dataset", "TinyMath"
+    )
+    assert renamed.returncode == 0, renamed.stderr
+    trained = run(
+        tmp_path,
+        *("-m", "accelerate.commands.launch", "--num_machines", "1", "--machine_rank", "0"),
+        *("--main_process_ip", "127.0.0.1", "--main_process_port", "8889"),
+        *("--config_file", str(ROOT / "accelerate_configs/cpu.yaml")),
+        str(ROOT / "train/self_ddo_sdar_full.py"),
+        f"config={ROOT}/configs/ddo_sdar_full_self.yaml",
+        f"model.pretrained_model={checkpoint}",
+        "dataset.optimization_data=checkpoint-TinyMath_renamed",
+        "training.max_steps=2",
+        "training.gradient_accumulation_steps=2",
+    )
+    assert trained.returncode == 0, trained.stderr
+    (student,) = tmp_path.glob("experiments/checkpoint/math/ddo_sdar_full_self/*/ckpt/optimized")
+    evaluated = run(
+        tmp_path,
+        str(ROOT / "eval.py"),
+        f"config={ROOT}/configs/eval.yaml",
+        f"evaluation.checkpoint_path={student}",
+        *decoding,
+    )
+    assert evaluated.returncode == 0, evaluated.stderr
+    assert json.loads((tmp_path / "mine/results/results-eval-optimized-TinyMath.json").read_text())["n"] == 8

@@ -1,48 +1,7 @@
-import pytest
-
-from t3d.errors import CheckpointError, ConfigError, DataError, UserError, run_entry
+from t3d.errors import DataError
 
 
 def test_a_mistake_names_place_expectation_and_finding():
     error = DataError("file.json, record 3", "a list", None)
     assert str(error) == "file.json, record 3: expected a list, found None"
     assert (error.where, error.expected, error.found) == ("file.json, record 3", "a list", "None")
-
-
-def test_success_leaves_status_0(capsys):
-    seen = []
-    run_entry(seen.append)
-    assert len(seen) == 1
-    assert capsys.readouterr().err == ""
-
-
-@pytest.mark.parametrize("kind", [ConfigError, DataError, CheckpointError])
-def test_a_users_mistake_is_one_line_and_status_2(kind, capsys):
-    def main(arguments: list[str]) -> None:
-        raise kind("a\nb", "c\r\nd", "e\n\nf")
-
-    with pytest.raises(SystemExit) as caught:
-        run_entry(main)
-    assert caught.value.code == 2
-    output = capsys.readouterr()
-    assert output.out == ""
-    assert output.err == "error: a b: expected c d, found e f\n"
-
-
-def test_only_the_first_process_of_a_machine_prints_the_line(capsys, monkeypatch):
-    def main(arguments: list[str]) -> None:
-        raise UserError("a", "b", "c")
-
-    monkeypatch.setenv("LOCAL_RANK", "1")
-    with pytest.raises(SystemExit) as caught:
-        run_entry(main)
-    assert caught.value.code == 2
-    assert capsys.readouterr().err == ""
-
-
-def test_a_bug_keeps_its_traceback():
-    def main(arguments: list[str]) -> None:
-        raise RuntimeError("a bug")
-
-    with pytest.raises(RuntimeError, match="a bug"):
-        run_entry(main)

@@ -1,9 +1,7 @@
 """Stage 3: train a student on trajectories (or one of the baselines) through accelerate."""
 
-import logging
-
 from t3d.config import TrainConfig, load_config
-from t3d.errors import run_entry
+from t3d.entry import run_entry
 from t3d.training.loop import train
 
 EXAMPLE = (
@@ -14,7 +12,6 @@ EXAMPLE = (
 
 def main(arguments: list[str]) -> None:
     """Parses the configuration and trains."""
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
     train(load_config(TrainConfig, arguments, __doc__ or "", EXAMPLE))
 
 

@@ -209,7 +209,9 @@ def _decode(
                 seconds = time.perf_counter() - started
                 shard.add(numbers[place], trajectory, before + seconds)
                 tokens, forwards = tokens + len(trajectory.response_ids), forwards + trajectory.num_forwards
-                progress.set_postfix(tok_s=f"{tokens / seconds:.0f}", tok_forward=f"{tokens / forwards:.2f}")
+                progress.set_postfix(
+                    tok_s=f"{tokens / seconds:.0f}", tok_forward=f"{tokens / forwards:.2f}", refresh=False
+                )
                 progress.update()
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from transformers import GenerationConfig
 
 from t3d.arguments import ArgumentParser
-from t3d.errors import run_entry
+from t3d.entry import run_entry
 from t3d.folders import make_folder
 from t3d.sdar.configuration import SDARConfig
 from t3d.toy.tokenizer import TURN_END, build_tokenizer
@@ -55,5 +55,4 @@ def main(arguments: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
     run_entry(main)

@@ -15,7 +15,8 @@ from typing import Any
 import numpy as np
 
 from t3d.arguments import ArgumentParser
-from t3d.errors import UserError, run_entry
+from t3d.entry import run_entry
+from t3d.errors import UserError
 from t3d.files import write_json_atomic
 from t3d.folders import make_folder
 
@@ -421,5 +422,4 @@ def main(arguments: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
     run_entry(main)

@@ -1,9 +1,16 @@
 #!/bin/sh
-# Trains the built-in teacher from random weights, with the scripts that a real model is trained with.
+# Trains the built-in teacher from random weights, with the scripts that a real model is trained with: one long run,
+# and a second one from its end on fresh problems at half the rate.  A killed run goes on where it was.
 set -eu
 work=build/toy
+train() { "$BIN/python" train/self_ddo_sdar_full.py config=configs/toy/teacher.yaml experiment.resume_from=latest "$@"; }
+
 "$BIN/python" -m t3d.toy.base --out $work/base
 "$BIN/python" -m t3d.toy.problems --split train --limit 100000 --solutions --out $work/train.json
-"$BIN/python" train/self_ddo_sdar_full.py config=configs/toy/teacher.yaml experiment.resume_from=latest
+train
+"$BIN/python" -m t3d.toy.problems --split train --seed 1 --limit 100000 --solutions --out $work/train_more.json
+train experiment.output_dir=$work/run_more model.pretrained_model=$work/run/ckpt/teacher model.random_init=false \
+    dataset.optimization_data=$work/train_more.json training.max_steps=3500 training.seed=10087 \
+    optimizer.params.learning_rate=1e-3
 rm -rf t3d/toy/teacher
-cp -r $work/run/ckpt/teacher t3d/toy/teacher
+cp -r $work/run_more/ckpt/teacher t3d/toy/teacher

@@ -103,7 +103,7 @@ class Trainer:
                 if metrics_log is not None:
                     metrics_log.write(metrics)
                 speed = f"{metrics['tokens_per_second']:.0f}"
-                progress.set_postfix(loss=f"{metrics['loss/total']:.4f}", tok_s=speed)
+                progress.set_postfix(loss=f"{metrics['loss/total']:.4f}", tok_s=speed, refresh=False)
                 progress.update()
                 if self.step % self.config.experiment.save_every_steps == 0 and self.step < self.num_steps:
                     self.save(step_folder(self.folder / "ckpt", self.step))

@@ -1,0 +1,61 @@
+import os
+
+import pytest
+
+from t3d.entry import CACHES, run_entry, use_cache_root
+from t3d.errors import CheckpointError, ConfigError, DataError, UserError
+
+
+@pytest.fixture(autouse=True)
+def environment(monkeypatch, tmp_path):
+    """Caches under a folder of the test, forgotten after it."""
+    monkeypatch.setenv("T3D_CACHE_ROOT", str(tmp_path))
+    for variable in CACHES:
+        monkeypatch.setenv(variable, "")
+        monkeypatch.delenv(variable)
+
+
+def test_success_leaves_status_0(capsys):
+    seen = []
+    run_entry(seen.append)
+    assert len(seen) == 1
+    assert capsys.readouterr().err == ""
+
+
+@pytest.mark.parametrize("kind", [ConfigError, DataError, CheckpointError])
+def test_a_users_mistake_is_one_line_and_status_2(kind, capsys):
+    def main(arguments: list[str]) -> None:
+        raise kind("a\nb", "c\r\nd", "e\n\nf")
+
+    with pytest.raises(SystemExit) as caught:
+        run_entry(main)
+    assert caught.value.code == 2
+    output = capsys.readouterr()
+    assert output.out == ""
+    assert output.err == "error: a b: expected c d, found e f\n"
+
+
+def test_only_the_first_process_of_a_machine_prints_the_line(capsys, monkeypatch):
+    def main(arguments: list[str]) -> None:
+        raise UserError("a", "b", "c")
+
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    with pytest.raises(SystemExit) as caught:
+        run_entry(main)
+    assert caught.value.code == 2
+    assert capsys.readouterr().err == ""
+
+
+def test_a_bug_keeps_its_traceback():
+    def main(arguments: list[str]) -> None:
+        raise RuntimeError("a bug")
+
+    with pytest.raises(RuntimeError, match="a bug"):
+        run_entry(main)
+
+
+def test_compiled_kernels_are_cached_under_the_cache_root(monkeypatch, tmp_path):
+    monkeypatch.setenv("TRITON_CACHE_DIR", "/mine")
+    use_cache_root()
+    assert os.environ["TRITON_CACHE_DIR"] == "/mine"
+    assert os.environ["TORCH_EXTENSIONS_DIR"] == str(tmp_path / "torch_extensions")
