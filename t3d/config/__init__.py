@@ -1,0 +1,27 @@
+"""Configuration: what can be set (`schema`), and how it is read (`loading`)."""
+
+from t3d.config.loading import help_text, load_config, save_config
+from t3d.config.schema import (
+    DecodeConfig,
+    ExecuteConfig,
+    RolloutConfig,
+    SchedulerConfig,
+    SchedulerParams,
+    TableConfig,
+    TrainConfig,
+    TrainingConfig,
+)
+
+__all__ = [
+    "DecodeConfig",
+    "ExecuteConfig",
+    "RolloutConfig",
+    "SchedulerConfig",
+    "SchedulerParams",
+    "TableConfig",
+    "TrainConfig",
+    "TrainingConfig",
+    "help_text",
+    "load_config",
+    "save_config",
+]
