@@ -165,6 +165,8 @@ def save_model(model: SDARForCausalLM, state: Mapping[str, Tensor], source: Path
     dtype: Any = load_config(source).dtype or torch.float32
     with atomic_folder(target) as folder:
         weights = {name: tensor.detach().to("cpu", dtype) for name, tensor in state.items()}
+        if model.config.tie_word_embeddings:
+            weights.pop("lm_head.weight", None)  # DeepSpeed gathers it beside the embeddings that it is
         model.save_pretrained(folder, state_dict=weights, max_shard_size=MAX_SHARD_SIZE)
         for path in folder.iterdir():
             if not WEIGHTS.fullmatch(path.name):

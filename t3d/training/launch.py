@@ -20,6 +20,11 @@ def make_accelerator(config: TrainConfig) -> Accelerator:
     # torchrun and accelerate launch set WORLD_SIZE; without CUDA accelerate would not find its backend by itself.
     several_on_cpu = int(os.environ.get("WORLD_SIZE", "1")) > 1 and not torch.cuda.is_available()
     handlers = [InitProcessGroupKwargs(backend="gloo")] if several_on_cpu else []
+    if several_on_cpu and os.environ.get("ACCELERATE_USE_DEEPSPEED") == "true":
+        import deepspeed.ops
+
+        # Its shared-memory collectives are compiled on first use, for a minute, and compute what gloo computes.
+        deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     accelerator = Accelerator(
         gradient_accumulation_steps=training.gradient_accumulation_steps,
         mixed_precision=training.mixed_precision,

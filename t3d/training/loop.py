@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 from accelerate import Accelerator
 from tqdm import tqdm
+from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 
 from t3d.config import TrainConfig, save_config
 from t3d.errors import UserError
@@ -156,10 +157,11 @@ class Trainer:
     def _prepare_models(self) -> None:
         config, accelerator = self.config, self.accelerator
         torch.manual_seed(config.training.seed)
+        # Under ZeRO-3 transformers would cut parameters up while loading; the reference needs them whole, and the
+        # student's are cut up when it is prepared.
+        unset_hf_deepspeed_config()
         student = load_model(self.source, torch.float32, config.model.random_init)
-        self.reference = None
-        if self.loss_settings.needs_reference:
-            self.reference = frozen_copy(student).to(accelerator.device)
+        self.reference = frozen_copy(student) if self.loss_settings.needs_reference else None
         if config.training.gradient_checkpointing_enable:
             student.recompute_activations()
         params = config.optimizer.params
@@ -172,6 +174,9 @@ class Trainer:
             weight_decay=params.weight_decay,
         )
         self.student, self.optimizer = accelerator.prepare(student.train(), optimizer)
+        if self.reference is not None:
+            # DeepSpeed keeps the student in the precision it computes in; equal weights must give equal logits.
+            self.reference.to(accelerator.device, next(self.student.parameters()).dtype)
 
     def _batch(self, visits: list[tuple[int, int]]) -> Batch:
         training = self.config.training

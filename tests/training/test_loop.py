@@ -220,33 +220,50 @@ def test_launch_of_another_size_is_refused(checkpoint, trajectories, tmp_path):
         run(checkpoint, trajectories, tmp_path / "run", "experiment.num_processes=2")
 
 
+def eight_samples(checkpoint: Path, trajectories: Path, folder: Path, *overrides: str) -> list[str]:
+    """Arguments of 8 samples per global step, without accumulation, with checkpoints at steps 2 and 3."""
+    steps = ["training.gradient_accumulation_steps=1", "experiment.save_every_steps=2", "training.round_interval=2"]
+    return arguments(checkpoint, trajectories, folder, *steps, *overrides)
+
+
+def launch_two(arguments: list[str], port: int, **environment: str) -> None:
+    """Runs the training script in two CPU processes, through torchrun and gloo."""
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", str(port)]
+    command += [str(ROOT / "train/self_ddo_sdar_full.py"), *arguments, "experiment.num_processes=2"]
+    ended = subprocess.run(
+        command, env={**os.environ, "OMP_NUM_THREADS": "1", **environment}, capture_output=True, text=True, check=False
+    )
+    assert ended.returncode == 0, ended.stderr[-3000:]
+
+
+@pytest.fixture(scope="module")
+def single(checkpoint, trajectories, tmp_path_factory) -> dict[str, torch.Tensor]:
+    """Weights that one process ends with."""
+    folder = tmp_path_factory.mktemp("single") / "run"
+    settings = eight_samples(checkpoint, trajectories, folder, "training.batch_size_lm=8")
+    return load_file(train(load_config(TrainConfig, settings, "", "")) / "model.safetensors")
+
+
 @pytest.mark.slow
-def test_two_processes_equal_one(checkpoint, trajectories, tmp_path):
-    """2 processes x 4 samples = 1 process x 8, through torchrun and gloo."""
-    single = run(
-        checkpoint,
-        trajectories,
-        tmp_path / "one",
-        "training.batch_size_lm=8",
-        "training.gradient_accumulation_steps=1",
+def test_two_processes_equal_one(checkpoint, trajectories, tmp_path, single):
+    launch_two(eight_samples(checkpoint, trajectories, tmp_path / "run"), 29613, ACCELERATE_USE_CPU="true")
+    assert_close(single, load_file(tmp_path / "run/ckpt/optimized/model.safetensors"), tolerance=1e-6)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("stage", [1, 2, 3])
+def test_two_deepspeed_processes_equal_one(checkpoint, trajectories, tmp_path, single, stage):
+    """Sharded by ZeRO: the same weights, and log-ratios of exactly 0 after the reference was refreshed."""
+    folder = tmp_path / "run"
+    launch_two(
+        eight_samples(checkpoint, trajectories, folder),
+        29620 + stage,
+        ACCELERATE_USE_DEEPSPEED="true",
+        ACCELERATE_DEEPSPEED_ZERO_STAGE=str(stage),
+        ACCELERATE_DEEPSPEED_ZERO3_SAVE_16BIT_MODEL="true",
     )
-    command = [
-        sys.executable,
-        "-m",
-        "torch.distributed.run",
-        "--nproc_per_node",
-        "2",
-        "--master_port",
-        "29613",
-    ]
-    command += [str(ROOT / "train/self_ddo_sdar_full.py")]
-    command += arguments(
-        checkpoint,
-        trajectories,
-        tmp_path / "two",
-        "training.gradient_accumulation_steps=1",
-        "experiment.num_processes=2",
-    )
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"}
-    subprocess.run(command, env=environment, check=True, capture_output=True)
-    assert_close(single, load_file(tmp_path / "two/ckpt/optimized/model.safetensors"), tolerance=1e-6)
+    assert list((folder / "state/step-000003").glob("pytorch_model/*optim_states.pt")), "DeepSpeed was not used"
+    assert_close(single, load_file(folder / "ckpt/optimized/model.safetensors"), tolerance=1e-5)
+    ratios = [line["ratio/real"] for line in metrics(folder)]
+    assert ratios[0] == ratios[2] == 0
+    assert ratios[1] != 0
