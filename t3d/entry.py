@@ -21,7 +21,9 @@ def run_entry(main: Callable[[list[str]], None]) -> None:
 
     Under torchrun only local rank 0 prints the line: every process meets the same mistake.
     """
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    logging.basicConfig(format="%(message)s")
+    for ours in ("t3d", "__main__"):  # the libraries' own news is not the user's
+        logging.getLogger(ours).setLevel(logging.INFO)
     use_cache_root()
     try:
         main(sys.argv[1:])

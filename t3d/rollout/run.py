@@ -76,12 +76,12 @@ def rollout(config: DecodeConfig) -> Path:
     """
     path = rollout_path(config)
     folder = resolve_checkpoint(str(config.evaluation.checkpoint_path))
-    tokenizer = load_tokenizer(folder)
+    model_config, tokenizer = load_config(folder), load_tokenizer(folder)
     first, items = _problems(config)
     requests = list(_requests(first, items, tokenizer, config))
     decoding = decoding_config(config.rollout, folder, tokenizer)
     one_per_problem = [request.prompt_ids for request in requests[:: config.rollout.num_response_per_task]]
-    check_lengths(load_config(folder), one_per_problem, decoding)
+    check_lengths(model_config, one_per_problem, decoding)
     fingerprint = _fingerprint(folder, items, requests, decoding, config)
     details = path.with_suffix(".meta.json")
     if config.rollout.resume and path.exists() and _same(details, fingerprint):

@@ -53,9 +53,9 @@ class Trainer:
         training = config.training
         self.config, self.accelerator = config, accelerator
         self.source = resolve_checkpoint(config.model.pretrained_model)
-        tokenizer = load_tokenizer(self.source)
+        model_config, tokenizer = load_config(self.source), load_tokenizer(self.source)
         self.loss_settings = loss_settings(training)
-        self.state_settings = state_settings(config, load_config(self.source), tokenizer)
+        self.state_settings = state_settings(config, model_config, tokenizer)
         self.samples = load_samples(
             find_data(config.dataset.optimization_data),
             tokenizer,
@@ -68,8 +68,8 @@ class Trainer:
         self.global_batch = training.batch_size_lm * training.gradient_accumulation_steps * accelerator.num_processes
         epochs = math.ceil(len(self.samples) * training.num_train_epochs / self.global_batch)
         self.num_steps = training.max_steps or epochs
-        self.folder, resume_state = open_run_folder(config, accelerator)
         self._prepare_models()
+        self.folder, resume_state = open_run_folder(config, accelerator)
         self.step = 0 if resume_state is None else load_state(accelerator, resume_state, self.reference)
 
     def run(self) -> Path:
