@@ -25,7 +25,7 @@ def make_folder(folder: Path) -> Path:
 @contextmanager
 def atomic_folder(target: Path) -> Iterator[Path]:
     """Gives a folder beside `target` that takes its place once the block has ended without an error."""
-    target.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(target.parent)
     temporary = target.with_name(f".{target.name}.{secrets.token_hex(4)}.tmp")
     temporary.mkdir()
     try:

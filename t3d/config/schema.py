@@ -7,6 +7,7 @@ from omegaconf import MISSING
 
 from t3d.errors import ConfigError
 from t3d.objectives.registry import OBJECTIVES
+from t3d.prompts import DATA_TYPES
 from t3d.remasking import STRATEGIES
 
 MAX_SEED = 2**63 - 1
@@ -88,7 +89,7 @@ class EvaluationConfig:
 
     checkpoint_path: str | None = key(None, "model folder or hub id")
     eval_dataset: str = key("MATH500", "data set: a JSON file, or the name of one in data/")
-    data_type: str = key("math", "kind of problem", one_of=("math", "code", "option"))
+    data_type: str = key("math", "kind of problem", one_of=DATA_TYPES)
     limit: int | None = key(None, "only the first N problems (null: all)", low=1)
     rollouts: str | None = key(None, "grade this rollout file; no model is needed")
     num_node: int = key(1, "machines that share the problems", low=1)
@@ -144,7 +145,7 @@ class DatasetConfig:
     """The training data."""
 
     optimization_data: str = key(MISSING, "training data: a JSON file, or the name of one in data/")
-    data_type: str = key("math", "kind of problem", one_of=("math", "code", "option"))
+    data_type: str = key("math", "kind of problem", one_of=DATA_TYPES)
 
 
 @dataclass
@@ -189,13 +190,17 @@ class TrainingConfig:
     gradient_checkpointing_enable: bool = key(True, "recompute activations in the backward pass")
     method: str = key("semi-ar", "the only training method of the release", one_of=("semi-ar",))
 
+    @property
+    def path_weight(self) -> float:
+        """Weight of the path loss: the objective's, unless `lambda_path` says otherwise."""
+        return OBJECTIVES[self.objective].path if self.lambda_path is None else self.lambda_path
+
     def __post_init__(self) -> None:
         """Checks values against each other."""
         if not self.mask_ratios or not all(0 < ratio <= 1 for ratio in self.mask_ratios):
             raise ConfigError("training.mask_ratios", "a non-empty list of ratios in (0, 1]", self.mask_ratios)
-        path = OBJECTIVES[self.objective].path if self.lambda_path is None else self.lambda_path
         sizes = self.block_size_choices
-        if sizes is not None and (not sizes or min(sizes) < 1 or path):
+        if sizes is not None and (not sizes or min(sizes) < 1 or self.path_weight):
             raise ConfigError("training.block_size_choices", "sizes of at least 1, and no path loss", sizes)
         if (self.fake_expectation == "argmax") != (self.reference_temp == 0):
             raise ConfigError(

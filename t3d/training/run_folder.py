@@ -10,7 +10,8 @@ from accelerate.utils import broadcast_object_list
 from omegaconf import OmegaConf
 
 from t3d.config import TrainConfig
-from t3d.errors import CheckpointError, ConfigError
+from t3d.errors import CheckpointError, ConfigError, UserError
+from t3d.folders import make_folder
 from t3d.training.checkpoint import saved_steps
 
 FREE_GROUPS = ("experiment", "wandb")
@@ -28,7 +29,7 @@ def open_run_folder(config: TrainConfig, accelerator: Accelerator) -> tuple[Path
     if accelerator.is_main_process:
         try:
             answer = [_open(config)]
-        except (CheckpointError, ConfigError) as error:
+        except UserError as error:
             answer = [error]
     broadcast_object_list(answer)
     if isinstance(answer[0], Exception):
@@ -47,8 +48,7 @@ def _open(config: TrainConfig) -> tuple[Path, Path | None]:
                 "a new folder, or experiment.resume_from=latest",
                 f"the run in {folder}",
             )
-        folder.mkdir(parents=True, exist_ok=True)
-        return folder, None
+        return make_folder(folder), None
     folder = (_latest(config) if resume == "latest" else None) or Path(resume)
     if folder.parent.name == "state":
         folder, states = folder.parent.parent, [folder]

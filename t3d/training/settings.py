@@ -38,7 +38,7 @@ def loss_settings(training: TrainingConfig) -> LossSettings:
     return LossSettings(
         cross_entropy=preset.cross_entropy,
         ddo=preset.ddo,
-        path=preset.path if training.lambda_path is None else training.lambda_path,
+        path=training.path_weight,
         certainty=preset.certainty if training.certainty_weight is None else training.certainty_weight,
         alpha=training.alpha,
         beta=training.beta,
