@@ -33,6 +33,8 @@ from t3d.evaluation.seccomp import denied_system_calls
 NOBODY = 65534
 STARTUP_S = 60.0
 STDERR_TAIL = 4096
+# What a sandbox sets for itself; bubblewrap adds PWD, the C library LC_CTYPE.
+INSIDE = {"PATH", "HOME", "LANG", "PWD", "TMPDIR", "LC_CTYPE"}
 INSTALL = "bubblewrap (`apt-get install bubblewrap`) or sandlock (`pip install sandlock`)"
 
 
@@ -179,16 +181,16 @@ def spoil():
 def sealed():
     hidden = refused(open, {path!r})
     refused(spoil)
-    return hidden and refused(escape) and {variable!r} not in os.environ
+    return hidden and refused(escape) and set(os.environ) <= {environment!r}
 """
 
 
 def _isolates(sandbox: Sandbox) -> bool:
     """Tries the sandbox out: honest code runs; our files, environment and network stay out of reach."""
-    nonce, variable = secrets.token_hex(16), next(iter(os.environ.keys() - {"PATH", "HOME", "LANG"}), "USER")
+    nonce = secrets.token_hex(16)
     with tempfile.NamedTemporaryFile() as own:
         os.chmod(own.name, 0o666)
-        code = _PROBE.format(path=own.name, variable=variable)
+        code = _PROBE.format(path=own.name, environment=INSIDE)
         request = {"mode": "function", "code": code, "test": "assert sealed()", "nonce": nonce}
         try:
             run = sandbox.run(request, timeout_s=10)

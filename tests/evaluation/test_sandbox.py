@@ -165,6 +165,15 @@ def test_the_outside_is_out_of_reach(action):
 
 
 @needs_bwrap
+def test_a_sandbox_works_whatever_our_own_environment_holds(monkeypatch):
+    for name in list(os.environ):
+        if name != "PATH":
+            monkeypatch.delenv(name)
+    monkeypatch.setenv("PWD", "/")  # bubblewrap sets it inside, too
+    module._probe.cache_clear()
+    assert find_sandbox("bwrap").name == "bwrap"
+
+
 def test_environment_is_clean(monkeypatch):
     monkeypatch.setenv("T3D_SECRET", "hunter2")
     code = "import os\nseen = dict(os.environ)"
