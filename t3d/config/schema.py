@@ -92,7 +92,7 @@ class EvaluationConfig:
     data_type: str = key("math", "kind of problem", one_of=DATA_TYPES)
     limit: int | None = key(None, "only the first N problems (null: all)", low=1)
     rollouts: str | None = key(None, "grade this rollout file; no model is needed")
-    repair_known_bad: bool = key(True, "mend the test programs that nothing can pass (MBPP has two); false: as published")
+    repair_known_bad: bool = key(True, "mend test programs that nothing can pass (MBPP has two); false: as published")
     num_node: int = key(1, "machines that share the problems", low=1)
     node_index: int = key(0, "number of this machine, from 0", low=0)
     output_unmasking_history: bool = key(True, "write step_map to the rollout file (training needs it)")

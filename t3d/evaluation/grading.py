@@ -29,7 +29,7 @@ class Grade:
     correct: bool | None
     status: str = "graded"
     detail: str = ""
-    execution_result: list[str] | None = None
+    execution_result: Sequence[str] | None = None
 
 
 Answer = tuple[str, dict[str, Any]]

@@ -1,6 +1,7 @@
 """What an evaluation reads: a rollout file, what was recorded beside it, and what its model was trained on."""
 
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,9 +14,7 @@ from t3d.config import DecodeConfig
 from t3d.errors import DataError
 from t3d.files import json_kind, read_json
 from t3d.paths import dataset_name, find_data
-from t3d.trajectory import response_fields
 
-COUNTS = ("response_length", "num_steps", "num_forwards")
 DECODING = (
     *("block_size", "denoising_steps", "temperature", "top_k", "top_p", "remasking_strategy", "seed"),
     *("dynamic_threshold", "max_new_tokens"),
@@ -116,28 +115,33 @@ def training_data(checkpoint: str | None) -> str | None:
 
 
 def _check_responses(record: dict[str, Any], where: str) -> None:
+    """Checks what grading and metrics use: the texts, and of `_ENTRIES` what the record has."""
     texts = record.get("full_output")
     if not isinstance(texts, list) or not texts or not all(isinstance(text, str) for text in texts):
         found = "an empty list" if texts == [] else json_kind(texts)
         raise DataError(f"{where}, field full_output", "a list of responses", found)
-    for field in (*COUNTS, "finish_reason", "error"):
-        if field in record and not isinstance(record[field], list):
-            raise DataError(f"{where}, field {field}", "a list with one entry per response", json_kind(record[field]))
-    for field in (*response_fields(record), *({"error"} & record.keys())):
-        if len(record[field]) != len(texts):
-            found = f"{len(record[field])} for {len(texts)} responses"
-            raise DataError(f"{where}, field {field}", "one entry per response", found)
-    for field in COUNTS:
-        for value in record.get(field, []):
-            if type(value) is not int or value < 0:  # a bool is an int to isinstance
-                raise DataError(f"{where}, field {field}", "whole numbers of at least 0", repr(value))
-    for field, kinds in (("finish_reason", (str,)), ("error", (str, type(None)))):
-        if wrong := [value for value in record.get(field, []) if not isinstance(value, kinds)]:
-            raise DataError(f"{where}, field {field}", "texts", json_kind(wrong[0]))
+    for field, (expected, is_valid) in _ENTRIES.items():
+        values = record.get(field, [None] * len(texts))
+        if not isinstance(values, list) or len(values) != len(texts):
+            found = f"{len(values)}" if isinstance(values, list) else json_kind(values)
+            raise DataError(f"{where}, field {field}", f"a list of {len(texts)}, one per response", found)
+        if wrong := [value for value in values if field in record and not is_valid(value)]:
+            raise DataError(f"{where}, field {field}", expected, repr(wrong[0]))
     if not isinstance(record.get("prompt_ids", []), list):
         raise DataError(f"{where}, field prompt_ids", "a list of token ids", json_kind(record["prompt_ids"]))
-    if "block_size" in record and (type(record["block_size"]) is not int or record["block_size"] < 1):
-        raise DataError(f"{where}, field block_size", "a whole number of at least 1", repr(record["block_size"]))
+    if not _is_count(record.get("block_size", 1)):
+        raise DataError(f"{where}, field block_size", "a whole number", repr(record["block_size"]))
+
+
+def _is_count(value: Any) -> bool:
+    return type(value) is int and value >= 0  # a bool is an int to isinstance
+
+
+_ENTRIES: dict[str, tuple[str, Callable[[Any], bool]]] = {
+    **dict.fromkeys(("response_length", "num_steps", "num_forwards"), ("whole numbers of at least 0", _is_count)),
+    "finish_reason": ("strings", lambda value: isinstance(value, str)),
+    "error": ("strings or nulls", lambda value: value is None or isinstance(value, str)),
+}
 
 
 def _field(recorded: Any, name: str, kind: Any, path: Path, group: str = "") -> Any:

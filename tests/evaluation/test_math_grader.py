@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from t3d.errors import UserError
 from t3d.evaluation import math_grader
 from t3d.evaluation.math_grader import GradeResult, grade_math, grade_math_many
 
@@ -249,11 +250,68 @@ def test_a_worker_that_hangs_or_dies_is_named_and_replaced(monkeypatch, tmp_path
     assert results == [
         GradeResult(False, "timeout"),
         GradeResult(True),
-        GradeResult(False, "error"),
-        GradeResult(False, "error"),
+        GradeResult(False, "crashed"),
+        GradeResult(False, "crashed"),
         GradeResult(True),
     ]
     assert time.monotonic() - began < 30
+
+
+def test_a_workers_memory_is_limited(monkeypatch, tmp_path):
+    (tmp_path / "math_verify.py").write_text(
+        "LatexExtractionConfig = object\n"
+        "def parse(text, *_, **__): return [len(bytearray(400 << 20))]\n"
+        "def verify(gold, prediction, **_): return True\n"
+    )
+    monkeypatch.syspath_prepend(str(tmp_path))
+    pair = ("x+2", "x+1")
+    assert grade_math_many([pair], memory_mb=256) == [GradeResult(False, "crashed")]
+    assert grade_math_many([pair], memory_mb=1024) == [GradeResult(True)]
+
+
+@pytest.mark.parametrize(
+    "prediction", [r"\binom{100000000}{50000000}", r"(x+y+z+w)^{500}", r"9^{9999}\cdot 9^{9999}", r"9999!+x"]
+)
+def test_expressions_that_the_guard_lets_pass_stay_within_time_and_memory(prediction):
+    began = time.monotonic()
+    (result,) = grade_math_many([(prediction, "x+7")], timeout_s=2, memory_mb=512)
+    assert not result.correct
+    assert time.monotonic() - began < 15
+
+
+def test_what_a_worker_prints_is_no_reply(monkeypatch, tmp_path):
+    (tmp_path / "math_verify.py").write_text(
+        "LatexExtractionConfig = object\n"
+        "def parse(text, *_, **__):\n"
+        "    print('{\"correct\": true}', flush=True)\n"
+        "    return [text]\n"
+        "def verify(gold, prediction, **_): return False\n"
+    )
+    monkeypatch.syspath_prepend(str(tmp_path))
+    assert grade_math_many([("x+2", "x+1"), ("x+3", "x+1")]) == [GradeResult(False)] * 2
+
+
+def test_without_room_for_a_worker_nothing_is_learnt(monkeypatch):
+    def refuse(*_, **__):
+        raise BlockingIOError(11, "Resource temporarily unavailable")
+
+    monkeypatch.setattr(math_grader.subprocess, "Popen", refuse)
+    easy, hard = grade_math_many([("5", "5"), ("x+2", "2+x")])
+    assert easy == GradeResult(True)
+    assert hard.status == "error"
+    assert "Resource temporarily unavailable" in hard.detail
+    monkeypatch.setattr(math_grader, "_worker", math_grader._Worker(512))
+    with pytest.raises(UserError, match="math grading: expected a worker process, found .* unavailable"):
+        grade_math("x+2", "2+x")
+
+
+def test_a_worker_that_died_between_two_answers_is_replaced():
+    worker = math_grader._Worker(512)
+    assert worker.grade(("x+2", "2+x"), 10) == GradeResult(True)
+    worker.process.kill()
+    worker.process.wait()
+    assert worker.grade(("x+3", "3+x"), 10) == GradeResult(True)
+    worker.stop()
 
 
 def gold():
