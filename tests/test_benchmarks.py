@@ -82,7 +82,11 @@ def test_limit_takes_the_first_records_but_all_are_checked(dataset_file):
         (changed(MATH, question="a\0"), "math", "record 1, field question: expected text without NUL"),
         (changed(MATH, question="\ud800"), "math", "field question: .* found '.ud800' at character 0"),
         *(
-            (changed(OPTION, ground_truth_answer=bad), "option", "field ground_truth_answer: expected one of A, B, C, D")
+            (
+                changed(OPTION, ground_truth_answer=bad),
+                "option",
+                "field ground_truth_answer: expected one of A, B, C, D",
+            )
             for bad in ("E", "b", " B", "", "B.", 1, None, ["B"])
         ),
         (changed(MATH, ground_truth_answer=WITHOUT), "math", "field ground_truth_answer: expected the field"),

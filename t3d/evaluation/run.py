@@ -36,6 +36,7 @@ def evaluate(config: DecodeConfig) -> dict[str, Any]:
         log.info("not compared with %s, which is not here: the problems of %s", evaluation.eval_dataset, path)
     dataset = details.dataset or dataset_name(evaluation.eval_dataset)
     checkpoint = details.checkpoint or evaluation.checkpoint_path
+    leakage = _leakage(checkpoint, dataset)
     mended = known_bad(records)
     if evaluation.repair_known_bad:
         records = [mended.get(index, record) for index, record in enumerate(records)]
@@ -48,7 +49,7 @@ def evaluate(config: DecodeConfig) -> dict[str, Any]:
         **metrics(graded, details.seconds if len(records) == details.problems else None),
         "left_out": left_out(graded),
         "known_bad": {"repaired": evaluation.repair_known_bad, "records": _named(mended)},
-        "leakage": _leakage(checkpoint, dataset),
+        "leakage": leakage,
         "environment": environment(),
         "config": asdict(config),
     }

@@ -301,7 +301,7 @@ def test_without_room_for_a_worker_nothing_is_learnt(monkeypatch):
     assert hard.status == "error"
     assert "Resource temporarily unavailable" in hard.detail
     monkeypatch.setattr(math_grader, "_worker", math_grader._Worker(512))
-    with pytest.raises(UserError, match="math grading: expected a worker process, found .* unavailable"):
+    with pytest.raises(UserError, match=r"math grading: expected a worker process, found .* unavailable"):
         grade_math("x+2", "2+x")
 
 

@@ -13,9 +13,7 @@ def record(grades: list[bool | None], **fields: object) -> dict:
 
 
 def counted(grades: list[bool | None], lengths: list[int], steps: list[int], forwards: list[int], reasons: list[str]):
-    return record(
-        grades, response_length=lengths, num_steps=steps, num_forwards=forwards, finish_reason=reasons
-    )
+    return record(grades, response_length=lengths, num_steps=steps, num_forwards=forwards, finish_reason=reasons)
 
 
 def test_figures_worked_by_hand():
@@ -24,7 +22,8 @@ def test_figures_worked_by_hand():
     The first prompt fills a block and took a prefill for each of its two responses, the second does not.
     """
     records = [
-        counted([True, False], [10, 20], [5, 10], [6, 12], ["stop", "length"]) | {"prompt_ids": [1] * 4, "block_size": 4},
+        counted([True, False], [10, 20], [5, 10], [6, 12], ["stop", "length"])
+        | {"prompt_ids": [1] * 4, "block_size": 4},
         counted([True, True], [6, 4], [3, 2], [4, 3], ["stop", "stop"]) | {"prompt_ids": [1] * 3, "block_size": 4},
     ]
     assert metrics(records, seconds=8.0) == {
