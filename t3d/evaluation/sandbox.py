@@ -105,7 +105,11 @@ class Sandbox:
         if self.drop_inside:
             request["uid"] = _private_uid()
         try:
-            with _memory_file(json.dumps(request).encode()) as stdin, self._start(stdin, limits) as process:
+            with (
+                tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as tmp,
+                _memory_file(json.dumps(request).encode()) as stdin,
+                self._start(stdin, tmp, limits) as process,
+            ):
                 try:
                     return _watch(process, timeout_s, limits.output_mb << 20)
                 finally:
@@ -113,10 +117,10 @@ class Sandbox:
         except OSError as error:  # no process or descriptor to be had: that is not the fault of foreign code
             return Run("not_started", 0, b"", str(error))
 
-    def _start(self, stdin: int, limits: Limits) -> "subprocess.Popen[bytes]":
+    def _start(self, stdin: int, tmp: str, limits: Limits) -> "subprocess.Popen[bytes]":
         python = [self.python, "-I", "-S", "-X", "utf8", "-c", _harness_source()]
-        numbers = {"{file_bytes}": limits.file_mb << 20, "{num_threads}": limits.num_threads}
-        prefix = [str(numbers.get(part, part)) for part in self.prefix]
+        values = {"{file_bytes}": limits.file_mb << 20, "{num_threads}": limits.num_threads, "{tmp}": tmp}
+        prefix = [str(values.get(part, part)) for part in self.prefix]
         pass_fds: tuple[int, ...] = ()
         calls = denied_system_calls() if self.filters_calls else b""
         with _pipe_holding(calls) as calls_fd:
@@ -250,16 +254,15 @@ def _sandlocks() -> Iterator[Sandbox]:
     libraries, python = _runtime()
     readable = [path for path in libraries if os.path.exists(path)] + ["/dev/null", "/dev/urandom"]
     launch = (
-        "import sys, tempfile, sandlock\n"
-        "with tempfile.TemporaryDirectory() as tmp:\n"
-        f"    box = sandlock.Sandbox(fs_readable={readable!r},\n"
-        "        fs_writable=[tmp, '/dev/null'],\n"
-        "        cwd=tmp, clean_env=True, env={'HOME': tmp, 'TMPDIR': tmp, 'LANG': 'C.UTF-8'},\n"
-        "        max_processes=int(sys.argv[1]), no_coredump=True)\n"
-        "    status = box.run_interactive(sys.argv[2:])\n"
-        "sys.exit(status)\n"
+        "import sys, sandlock\n"
+        "tmp, max_processes, *command = sys.argv[1:]\n"
+        f"box = sandlock.Sandbox(fs_readable={readable!r},\n"
+        "    fs_writable=[tmp, '/dev/null'],\n"
+        "    cwd=tmp, clean_env=True, env={'HOME': tmp, 'TMPDIR': tmp, 'LANG': 'C.UTF-8'},\n"
+        "    max_processes=int(max_processes), no_coredump=True)\n"
+        "sys.exit(box.run_interactive(command))\n"
     )
-    yield Sandbox("sandlock", (sys.executable, "-I", "-c", launch, "{num_threads}"), python=python)
+    yield Sandbox("sandlock", (sys.executable, "-I", "-c", launch, "{tmp}", "{num_threads}"), python=python)
 
 
 @functools.lru_cache(maxsize=1)

@@ -314,15 +314,18 @@ def test_a_worker_that_died_between_two_answers_is_replaced():
     worker.stop()
 
 
-def gold():
+def all_gold():
     if not DATA.is_dir():
         pytest.skip(f"needs the data sets in {DATA}")
-    answers = {
+    return [
         record["ground_truth_answer"]
         for name in ("GSM8K", "MATH_train")
         for record in json.loads((DATA / f"{name}.json").read_text(encoding="utf-8"))
-    }
-    return sorted(answers)
+    ]
+
+
+def gold():
+    return sorted(set(all_gold()))
 
 
 def latex_variants(answer):
@@ -372,12 +375,17 @@ def test_all_gold_and_its_variants_are_right_in_time():
 
 
 @pytest.mark.slow
-def test_shuffled_gold_is_wrong():
-    answers = random.Random(1).sample(gold(), 1000)
-    wrong = [*answers[1:], answers[0]]
+def test_shuffled_gold_is_wrong_and_ten_thousand_answers_take_minutes_at_most():
+    answers = all_gold()
+    wrong = random.Random(1).sample(answers, len(answers))
+    began = time.monotonic()
     results = grade_math_many(list(zip(wrong, answers, strict=True)), num_workers=2)
-    right = [pair for pair, result in zip(zip(wrong, answers, strict=True), results, strict=True) if result.correct]
-    assert len(right) <= 3, right
+    assert time.monotonic() - began < 300 * len(answers) / 10_000
+    assert {result.status for result in results} == {"graded"}
+    graded = zip(wrong, answers, results, strict=True)
+    # A few differ in spelling only: "9 values" and "9".
+    right = [(ours, theirs) for ours, theirs, result in graded if result.correct and ours != theirs]
+    assert len(right) <= 5, right
 
 
 def test_shape_of_the_guard():

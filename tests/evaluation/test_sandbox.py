@@ -327,6 +327,19 @@ def test_the_fallback_refuses_the_same_things(backend):
     assert not any(verdict.passed for (verdict,) in verdicts)
 
 
+@pytest.mark.parametrize("backend", ["bwrap", "sandlock", "none"])
+def test_a_killed_program_leaves_no_files(backend, tmp_path, monkeypatch):
+    monkeypatch.setattr(module.tempfile, "tempdir", str(tmp_path))
+    try:
+        box = find_sandbox(backend)
+    except UserError as error:
+        pytest.skip(str(error))
+    code = "import os\nopen(os.environ.get('TMPDIR', os.getcwd()) + '/mark', 'w').write('x')\nwhile True: pass"
+    assert box.run({"mode": "stdio", "code": code, "stdin": ""}, 0.5).end == "timeout"
+    left = [path.name for path in tmp_path.iterdir()]
+    assert left == (["mark"] if backend == "none" else [])
+
+
 def test_none_grades_only_when_asked_by_name():
     assert run_tests("def f(x): return x", [TEST, "assert f(1) == 2"], 5.0, "none") == [True, False]
     assert run_stdio("print(input())", ["a", "b"], ["a", "c"], 5.0, "none") == [True, False]
