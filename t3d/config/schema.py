@@ -107,7 +107,7 @@ class EvaluationConfig:
 class ExecuteConfig:
     """How answers are graded."""
 
-    num_chunk: int = key(64, "answers per grading batch (progress moves per batch)", low=1)
+    num_chunk: int = key(64, "a grading batch (progress moves per batch) is 16 times as many answers", low=1)
     num_workers: int = key(2, "grading processes", low=1)
     timeout_s: float = key(10.0, "seconds to grade one math answer", low=0.1)
     sandbox: str = key("auto", "isolation of model-written code", one_of=("auto", "bwrap", "sandlock", "none"))

@@ -6,8 +6,8 @@ program ended with status 0 and its output has the expected words in the expecte
 What no test of this kind can catch, as solution and test share an interpreter:
 - an answer built to satisfy any comparison (an object that equals everything);
 - a solution that, while the test calls it, reads the expected values out of its caller's frames, or replaces
-  what the test uses next: a builtin, a module's function, a class's method. (What it replaced before the test
-  began is put back.)
+  what the test uses next: a builtin, a module's function, a class's method. (Builtins and functions that it
+  replaced before the test began are put back.)
 - one that corrupts the interpreter's memory, as crafted bytecode can.
 
 Such a program passes by persuading the test itself, not by forging the verdict.

@@ -1,10 +1,11 @@
 """Runs code that nobody trusts: one isolated, limited process per run.
 
 Backends, best first: `bwrap` (bubblewrap: no network, a read-only system without /proc, a private /tmp, no
-environment, an unprivileged user, no new processes), `sandlock` (PyPI, Landlock and seccomp, needs no root),
-and `none` (limits and a process group only), which is never chosen unless it is asked for by name. The
-sandbox offers Python's standard library and nothing else: that is what the benchmarks need. What no limit
-bounds, only the timeout: the number of (empty) files in bubblewrap's /tmp.
+environment, an unprivileged user, no new processes), `sandlock` (PyPI, Landlock and seccomp, needs no root;
+weaker: it keeps the caller's user, and files in memory are not counted), and `none` (limits and a process
+group only), which is never chosen unless it is asked for by name. The sandbox offers Python's standard
+library and nothing else: that is what the benchmarks need. What no limit bounds, only the timeout: the number
+of (empty) files in bubblewrap's /tmp.
 """
 
 import functools
