@@ -9,6 +9,7 @@ from typing import Any
 
 from t3d.errors import ConfigError, DataError
 from t3d.files import json_kind, read_json
+from t3d.paths import dataset_name
 from t3d.prompts import DATA_TYPES, TEST_METHODS, check_text
 
 
@@ -92,12 +93,13 @@ def leakage_warning(train_name: str, eval_name: str | None = None) -> str | None
     """Words a warning if evaluating after training on `train_name` measures memory.
 
     Args:
-        train_name: a data set, or a rollout file's name such as "SDAR-4B-Chat-MATH_train_renamed".
+        train_name: a data set or a rollout file such as "SDAR-4B-Chat-MATH_train_renamed", by name or path.
         eval_name: the data set evaluated on; None, while training, for any.
 
     Returns:
         One line for the log, or None if no overlap is known.
     """
+    train_name = dataset_name(train_name)
     source = train_name.removesuffix("_renamed").rpartition("-")[2]
     if source == eval_name:
         return f"{eval_name} is what {train_name} was made from: the model was trained on these problems"

@@ -13,7 +13,7 @@ from t3d.benchmarks import load_benchmark
 from t3d.config import DecodeConfig
 from t3d.errors import DataError
 from t3d.files import json_kind, read_json
-from t3d.paths import dataset_name, find_data
+from t3d.paths import find_data
 
 DECODING = (
     *("block_size", "denoising_steps", "temperature", "top_k", "top_p", "remasking_strategy", "seed"),
@@ -111,7 +111,7 @@ def training_data(checkpoint: str | None) -> str | None:
         name = OmegaConf.select(OmegaConf.load(source), "dataset.optimization_data")
     except (OSError, YAMLError, UnicodeDecodeError) as error:
         raise DataError(source, "the configuration of a training run", error) from error
-    return None if name is None else dataset_name(str(name))
+    return None if name is None else str(name)
 
 
 def _check_responses(record: dict[str, Any], where: str) -> None:

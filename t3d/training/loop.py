@@ -15,7 +15,7 @@ from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 from t3d.benchmarks import leakage_warning
 from t3d.config import TrainConfig, save_config
 from t3d.errors import UserError
-from t3d.paths import dataset_name, find_data
+from t3d.paths import find_data
 from t3d.sdar.checkpoint import load_config, load_model, load_tokenizer, resolve_checkpoint, save_model
 from t3d.training.checkpoint import load_state, prune, save_state, saved_steps, step_folder
 from t3d.training.data import load_samples
@@ -87,7 +87,7 @@ class Trainer:
                 self.accelerator.num_processes,
                 self.accelerator.device.type,
             )
-            if leakage := leakage_warning(dataset_name(self.config.dataset.optimization_data)):
+            if leakage := leakage_warning(self.config.dataset.optimization_data):
                 log.warning("%s", leakage)
         with closing(MetricsLog(self.folder, self.config, self.step)) if main else nullcontext() as metrics_log:
             self._train(metrics_log)
