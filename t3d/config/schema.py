@@ -60,6 +60,9 @@ class RolloutConfig:
     seed: int = key(0, "seed of every random stream", low=0, high=MAX_SEED)
     resume: bool = key(True, "continue a rollout that was interrupted; false: start over")
     max_active: int = key(64, "sequences decoded together; does not change results", low=1)
+    num_workers: int = key(0, "decoding processes on this machine (0: one per visible GPU, or one)", low=0)
+    confidence: str = key("scaled", "confidence of remasking", one_of=("scaled", "raw"))
+    record: list[str] = key([], "figures per token kept in the rollout file, of logprob, entropy")
     batch_size: int | None = key(None, "responses queued together (null or 0: all); does not change results", low=0)
     start_with_think: bool = key(False, "begin the response with <think>")
     stop_token_list: list[Any] | None = key(
@@ -81,6 +84,8 @@ class RolloutConfig:
             )
         if self.top_p == 0:
             raise ConfigError("rollout.top_p", "above 0, at most 1", self.top_p)
+        if not set(self.record) <= {"logprob", "entropy"}:
+            raise ConfigError("rollout.record", "of logprob, entropy", self.record)
 
 
 @dataclass
