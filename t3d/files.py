@@ -71,7 +71,8 @@ def whole_lines(path: Path) -> list[bytes]:
 
 def remove_temporaries(path: Path) -> None:
     """Removes what `atomic_writer` left of `path` in processes that were killed; none may be at work on it."""
-    for temporary in path.parent.glob(f".{glob.escape(path.name)}.*.tmp"):
+    target = Path(os.path.realpath(path))
+    for temporary in target.parent.glob(f".{glob.escape(target.name)}.*.tmp"):
         temporary.unlink(missing_ok=True)
 
 

@@ -36,6 +36,8 @@ class Progress:
 
     def add(self, done: Done) -> None:
         """Counts a response that is stored."""
+        if not self.seconds:
+            self.bar.unpause()  # processes have started and models are loaded: the time left is that of decoding
         self.tokens, self.forwards = self.tokens + done.tokens, self.forwards + done.forwards
         self.seconds = max(self.seconds, done.seconds)
         if done.error is not None:

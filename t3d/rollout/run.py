@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from tqdm.contrib.logging import logging_redirect_tqdm
 
 from t3d.config import DecodeConfig, RolloutConfig, save_config
 from t3d.errors import ConfigError, DataError
@@ -125,7 +126,8 @@ def _decode(
         for worker in range(num_workers)
     ]
     total = len(job.requests) if ranks.size == 1 else len(requests)  # each of several ranks knows of its own only
-    with Progress(total, total - len(requests), settings.num_response_per_task, hidden=ranks.rank > 0) as progress:
+    bar = Progress(total, total - len(requests), settings.num_response_per_task, hidden=ranks.rank > 0)
+    with bar as progress, logging_redirect_tqdm():
         if len(shares) > 1:
             run_workers(shares, progress.add)
         elif shares:
