@@ -70,7 +70,7 @@ class RolloutConfig:
     )
     device: str = key("auto", "auto (cuda, else mps, else cpu) or a torch device string")
     dtype: str = key("auto", "auto: as stored", one_of=("auto", "float32", "bfloat16", "float16"))
-    tensor_parallel_size: int = key(1, "GPUs per model copy; more than 1 is not supported yet", low=1, high=1)
+    tensor_parallel_size: int = key(1, "processes of the launch that hold the model together: all or 1", low=1)
     num_task_per_step: int = key(1, "accepted from the release's files, where it has no effect either", low=1)
     random_init_ratio: float = key(0.0, "share of random tokens in fresh blocks; only 0 is supported", low=0, high=0)
 

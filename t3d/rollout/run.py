@@ -65,9 +65,13 @@ def rollout(config: DecodeConfig) -> Path:
     if waiting is None:
         return path
     session = ranks.on_first(lambda: secrets.token_hex(8))
-    mine = [job.requests[number] for number in waiting[ranks.rank :: ranks.size]]
+    divided = config.rollout.tensor_parallel_size > 1
+    mine = [job.requests[number] for number in (waiting if divided else waiting[ranks.rank :: ranks.size])]
     try:
-        ranks.on_each(lambda: _decode(job, shards, mine, num_workers, session, ranks))
+        if divided:  # in step with the others at every layer: none can wait for the rest of them before it fails
+            _decode(job, shards, mine, 1, session, ranks)
+        else:
+            ranks.on_each(lambda: _decode(job, shards, mine, num_workers, session, ranks))
     except KeyboardInterrupt:
         kept = f"the finished responses are kept in {path.parent}, the same command goes on from there"
         raise KeyboardInterrupt(kept) from None
@@ -79,8 +83,12 @@ def count_workers(settings: RolloutConfig, ranks: Ranks) -> int:
     """How many processes this one is to start: as many as asked for, or as there are GPUs to use.
 
     Raises:
-        ConfigError: several, although a launcher has started several already.
+        ConfigError: several, although a launcher has started several already; or a model divided among another
+            number of processes than those of the launch.
     """
+    if settings.tensor_parallel_size not in (1, ranks.size):
+        expected = f"1, or all processes of the launch (torchrun, accelerate): {ranks.size}"
+        raise ConfigError("rollout.tensor_parallel_size", expected, settings.tensor_parallel_size)
     if ranks.size > 1:
         if settings.num_workers > 1:
             expected = f"0 or 1 in a launch of {ranks.size} processes"
@@ -112,6 +120,7 @@ def _decode(
     """Decodes `requests` in this process or, if they are several, in worker processes."""
     num_workers = min(num_workers, len(requests))
     settings = job.config.rollout
+    writes = settings.tensor_parallel_size == 1 or ranks.rank == 0
     shares = [
         Share(
             worker=ranks.local_rank + worker,
@@ -119,7 +128,7 @@ def _decode(
             model=job.model,
             settings=settings,
             decoding=job.decoding,
-            shard=shards.path(ranks.rank + worker),
+            shard=shards.path(ranks.rank + worker) if writes else None,
             fingerprint=job.fingerprint,
             session=session,
         )

@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from t3d.decoding import DecodingConfig, iter_decode
 from t3d.errors import ConfigError
 from t3d.rollout.job import Request
 from t3d.rollout.shard import Shard
+from t3d.sdar import SDARForCausalLM
 from t3d.sdar.checkpoint import load_model
 
 
@@ -26,7 +28,7 @@ class Share:
         model: the checkpoint's folder.
         settings: batching, device and dtype.
         decoding: the decoder's settings.
-        shard: the file to write.
+        shard: the file to write; None for the processes that only hold a part of another one's model.
         fingerprint: its header.
         session: name of this start of the run.
     """
@@ -36,7 +38,7 @@ class Share:
     model: Path
     settings: RolloutConfig
     decoding: DecodingConfig
-    shard: Path
+    shard: Path | None
     fingerprint: dict[str, Any]
     session: str
 
@@ -67,10 +69,10 @@ def decode_share(share: Share, report: Callable[[Done], None]) -> None:
         UserError: a mistake in checkpoint or device, a full disk, or too many sequences for the device's memory.
     """
     settings = share.settings
-    dtype = None if settings.dtype == "auto" else getattr(torch, settings.dtype)
-    model = load_model(share.model, dtype).to(pick_device(settings.device, share.worker))  # type: ignore[arg-type]
+    model = _load(share)
     size = settings.batch_size or len(share.requests)
-    with Shard(share.shard, share.fingerprint, share.session) as shard:
+    stored = nullcontext() if share.shard is None else Shard(share.shard, share.fingerprint, share.session)
+    with stored as shard:
         started = time.perf_counter()
         for start in range(0, len(share.requests), size):
             requests = share.requests[start : start + size]
@@ -78,6 +80,8 @@ def decode_share(share: Share, report: Callable[[Done], None]) -> None:
             streams = [request.stream for request in requests]
             try:
                 for place, trajectory in iter_decode(model, prompts, share.decoding, settings.max_active, streams):
+                    if shard is None:
+                        continue
                     seconds = time.perf_counter() - started
                     shard.add(requests[place].number, trajectory, seconds)
                     counts = len(trajectory.response_ids), trajectory.num_forwards
@@ -85,6 +89,18 @@ def decode_share(share: Share, report: Callable[[Done], None]) -> None:
             except torch.OutOfMemoryError as error:
                 found = f"{settings.max_active} ({str(error).splitlines()[0]})"
                 raise ConfigError("rollout.max_active", "sequences that fit into the memory", found) from error
+
+
+def _load(share: Share) -> SDARForCausalLM:
+    settings = share.settings
+    dtype = None if settings.dtype == "auto" else getattr(torch, settings.dtype)
+    device = pick_device(settings.device, share.worker)
+    model = load_model(share.model, dtype, num_parts=settings.tensor_parallel_size)
+    if settings.tensor_parallel_size == 1:
+        return model.to(device)  # type: ignore[arg-type]
+    if model.device.type != device.type:
+        raise ConfigError("rollout.device", f"auto or {model.device.type}, as the model is divided", device.type)
+    return model
 
 
 def pick_device(name: str, worker: int = 0) -> torch.device:

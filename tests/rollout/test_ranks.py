@@ -79,6 +79,15 @@ def test_processes_of_a_launch_start_no_others():
         count_workers(RolloutConfig(num_workers=3), Ranks(1, 2))
 
 
+def test_a_model_is_divided_among_all_processes_of_the_launch_or_none():
+    assert count_workers(RolloutConfig(tensor_parallel_size=2), Ranks(1, 2)) == 1
+    for ranks in (Ranks(), Ranks(0, 4)):
+        with pytest.raises(
+            ConfigError, match=rf"rollout\.tensor_parallel_size: expected 1, or all .*: {ranks.size}, found 2"
+        ):
+            count_workers(RolloutConfig(tensor_parallel_size=2), ranks)
+
+
 def test_a_mistake_on_the_only_process_is_raised_as_it_is():
     def fail() -> None:
         raise DataError("a", "b", "c")

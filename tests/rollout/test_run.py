@@ -356,7 +356,7 @@ class TestMerging:
             rollout_path(settings()).with_suffix(".partial-0.jsonl").unlink()
 
         monkeypatch.setattr(run_module, "_decode", elsewhere)
-        with pytest.raises(DataError, match="expected every response in the shards .* found 10 of 10 missing"):
+        with pytest.raises(DataError, match=r"expected every response in the shards .* found 10 of 10 missing"):
             rollout(settings())
 
     def test_seconds_are_summed_over_sessions(self, settings, interrupted):
