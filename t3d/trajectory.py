@@ -46,9 +46,9 @@ class Trajectory:
         finish_reason: "stop" (a stop token was generated), "length" (the token limit was reached) or "error".
         num_forwards: model forwards this sequence took part in, prefill included.
         num_steps: denoising steps spent on this sequence.
-        error: why decoding failed, with empty `response_ids` and `step_map`; None if it did not.
-        logprobs: log-probability of each response token at its reveal, in nats, if recorded.
-        entropies: entropy of each position's distribution at its token's reveal, in nats, if recorded.
+        error: why decoding failed; `response_ids` and `step_map` are empty then.
+        logprobs: if recorded, each response token's log-probability at its reveal, in nats.
+        entropies: if recorded, the entropy of each response token's position at its reveal, in nats.
     """
 
     prompt_ids: list[int]
