@@ -42,7 +42,7 @@ class Progress:
         self.seconds = max(self.seconds, done.seconds)
         if done.error is not None:
             self._warn(done)
-        speed, parallel = self.tokens / self.seconds, self.tokens / max(1, self.forwards)
+        speed, parallel = self.tokens / max(1e-9, self.seconds), self.tokens / max(1, self.forwards)
         self.bar.set_postfix(tok_s=f"{speed:.0f}", tok_forward=f"{parallel:.2f}", refresh=False)
         self.bar.update()
 
