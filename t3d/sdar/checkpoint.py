@@ -117,7 +117,9 @@ def load_model(
             names = sorted(map(str, report[problem]))
             raise CheckpointError(folder, f"no {problem.replace('_', ' ')}", f"{len(names)}, such as {names[0]}")
     if num_parts > 1:
-        model.config.num_key_value_heads //= num_parts  # those of this process, which its cache holds
+        # What the decoder reads of the configuration are the heads of this process.
+        model.config.num_attention_heads //= num_parts
+        model.config.num_key_value_heads //= num_parts
     return model.eval()
 
 
