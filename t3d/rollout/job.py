@@ -106,6 +106,8 @@ def decoding_config(settings: RolloutConfig, folder: Path, tokenizer: PreTrained
         eb_threshold=settings.eb_threshold,
         stop_ids=stop_ids,
         seed=settings.seed,
+        confidence=settings.confidence,
+        record=tuple(settings.record),
     )
 
 

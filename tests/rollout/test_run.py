@@ -294,23 +294,26 @@ class TestFailures:
         assert (summary.num_kept, summary.dropped_responses.total()) == (10, 7)
 
     def test_figures_per_token_are_kept_on_request(self, settings):
-        for record in decoded(settings("rollout.record=[logprob,entropy]", "rollout.resume=false")):
+        for record in decoded(settings("rollout.record=[logprob,entropy]")):
             assert record["logprob"] == record["entropy"] == record["step_map"]
-        [record, *_] = decoded(settings("rollout.record=[entropy]", "rollout.resume=false"))
+        [record, *_] = decoded(settings("rollout.record=[entropy]"))
         assert "logprob" not in record
-        [record, *_] = decoded(settings("rollout.resume=false"))
+        [record, *_] = decoded(settings())
         assert "entropy" not in record
 
 
 class TestMistakes:
-    def test_a_prompt_without_room_for_its_response_is_named(self, settings, tmp_path, dataset):
+    def test_a_prompt_without_room_fails_alone(self, settings, tmp_path, dataset, caplog):
         problems = json.loads(dataset.read_text())[:3]
         problems[1]["question"] = "How many? " * 2000
         data = tmp_path / "long.json"
         data.write_text(json.dumps(problems))
-        with pytest.raises(DataError, match="prompt 1: expected prompt and response within the model's 2048 positions"):
-            rollout(settings(f"evaluation.eval_dataset={data}", "rollout.num_response_per_task=3"))
-        assert [path.name for path in tmp_path.iterdir()] == ["long.json"]
+        whole = decoded(settings("evaluation.limit=3", "rollout.num_response_per_task=3"))
+        records = decoded(settings(f"evaluation.eval_dataset={data}", "rollout.num_response_per_task=3"))
+        assert [records[0], records[2]] == [whole[0], whole[2]]
+        assert records[1]["finish_reason"] == ["error"] * 3
+        assert all("prompt tokens" in reason for reason in records[1]["error"])
+        assert f"failed: item 1, response 2: {records[1]['error'][2]}" in caplog.messages
 
     def test_a_checkpoint_without_weights_leaves_nothing_behind(self, settings, checkpoint, tmp_path):
         folder = tmp_path / "model" / "checkpoint"
