@@ -19,7 +19,8 @@ CACHES = {
 def run_entry(main: Callable[[list[str]], None]) -> None:
     """Runs an entry point on the command line: status 0 on success, 2 with one line for a user's mistake.
 
-    Under torchrun only local rank 0 prints the line: every process meets the same mistake.
+    Ctrl-C gives one line and status 130. Under torchrun only local rank 0 prints the line: every process meets
+    the same mistake.
     """
     logging.basicConfig(format="%(message)s")
     for ours in ("t3d", "__main__"):  # the libraries' own news is not the user's
@@ -28,9 +29,16 @@ def run_entry(main: Callable[[list[str]], None]) -> None:
     try:
         main(sys.argv[1:])
     except UserError as error:
-        if os.environ.get("LOCAL_RANK", "0") == "0":
-            sys.stderr.write(f"error: {error}\n")
+        _tell(f"error: {error}")
         sys.exit(2)
+    except KeyboardInterrupt as stop:
+        _tell(f"interrupted: {stop}" if str(stop) else "interrupted")
+        sys.exit(130)
+
+
+def _tell(line: str) -> None:
+    if os.environ.get("LOCAL_RANK", "0") == "0":
+        sys.stderr.write(f"{line}\n")
 
 
 def use_cache_root() -> None:

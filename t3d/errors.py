@@ -15,6 +15,10 @@ class UserError(Exception):
         lines = f"{where}: expected {expected}, found {found}".splitlines()
         super().__init__(" ".join(line.strip() for line in lines if line.strip()))
 
+    def __reduce__(self) -> tuple[type["UserError"], tuple[str, str, str]]:
+        """Pickles as its three parts: errors travel between processes."""
+        return type(self), (self.where, self.expected, self.found)
+
 
 class ConfigError(UserError):
     """A key or value of the configuration."""

@@ -1,5 +1,6 @@
 """JSON files read a record at a time and written whole or not at all."""
 
+import glob
 import json
 import os
 import secrets
@@ -51,6 +52,30 @@ def iter_json_list(path: Path) -> Iterator[Any]:
         yield from _ListReader(path, file).values()
 
 
+def whole_lines(path: Path) -> list[bytes]:
+    """The complete lines of a file that grows by lines, each with its line end; none if there is no file.
+
+    A last line that a kill or a full disk cut short is left out.
+
+    Raises:
+        DataError: the file cannot be read.
+    """
+    try:
+        content = path.read_bytes()
+    except FileNotFoundError:
+        return []
+    except OSError as error:
+        raise DataError(path, "a readable file", error.strerror or error) from error
+    return [line for line in content.splitlines(keepends=True) if line.endswith(b"\n")]
+
+
+def remove_temporaries(path: Path) -> None:
+    """Removes what `atomic_writer` left of `path` in processes that were killed; none may be at work on it."""
+    target = Path(os.path.realpath(path))
+    for temporary in target.parent.glob(f".{glob.escape(target.name)}.*.tmp"):
+        temporary.unlink(missing_ok=True)
+
+
 @contextmanager
 def atomic_writer(path: Path) -> Iterator[TextIO]:
     """Opens a text file that takes the place of `path` only once the block has ended without an error.
@@ -71,6 +96,7 @@ def atomic_writer(path: Path) -> Iterator[TextIO]:
                 file.flush()
                 os.fsync(file.fileno())
             os.replace(temporary, target)
+            _sync_folder(target.parent)
         finally:
             temporary.unlink(missing_ok=True)
     except OSError as error:
@@ -104,6 +130,15 @@ def write_json_list(path: Path, values: Iterable[Any]) -> int:
             count += 1
         file.write("\n]\n" if count else "[]\n")
     return count
+
+
+def _sync_folder(folder: Path) -> None:
+    """Makes a rename outlive the machine: whoever removes the file's sources next must not be ahead of it."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 @contextmanager

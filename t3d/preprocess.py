@@ -44,9 +44,9 @@ class RenameSummary:
 def rename_answers(source: Path, target: Path) -> RenameSummary:
     """Writes the valid records of a rollout file with `full_output` renamed to `answer`, all else as it was.
 
-    A response with an invalid trajectory is dropped together with its entry in every list per response; a
-    record without any valid response, or without a rollout's shape, is dropped whole. Every drop is counted
-    and the first 20 are logged. Records pass one at a time: memory does not grow with their number.
+    A response that failed to decode, or with an invalid trajectory, is dropped together with its entry in every
+    list per response; a record without any valid response, or without a rollout's shape, is dropped whole. Every
+    drop is counted and the first 20 are logged. Records pass one at a time: memory does not grow with their number.
 
     Args:
         source: a rollout file of this project or of the release.
@@ -117,6 +117,8 @@ def _renamed(record: Any, where: str, summary: RenameSummary) -> dict[str, Any]:
         summary.add_drop(summary.dropped_responses, f"{where}, response {index}", reason)
     for name in response_fields(record):
         record[name] = [value for index, value in enumerate(record[name]) if index not in errors]
+    if isinstance(record.get("error"), list):
+        del record["error"]  # with the responses that failed
     return {"answer" if name == "full_output" else name: value for name, value in record.items()}
 
 

@@ -46,6 +46,17 @@ def test_only_the_first_process_of_a_machine_prints_the_line(capsys, monkeypatch
     assert capsys.readouterr().err == ""
 
 
+@pytest.mark.parametrize(("told", "line"), [((), "interrupted\n"), (("all is kept",), "interrupted: all is kept\n")])
+def test_ctrl_c_is_one_line_and_status_130(told, line, capsys):
+    def main(arguments: list[str]) -> None:
+        raise KeyboardInterrupt(*told)
+
+    with pytest.raises(SystemExit) as caught:
+        run_entry(main)
+    assert caught.value.code == 130
+    assert capsys.readouterr().err == line
+
+
 def test_a_bug_keeps_its_traceback():
     def main(arguments: list[str]) -> None:
         raise RuntimeError("a bug")

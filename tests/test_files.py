@@ -7,7 +7,15 @@ import pytest
 
 from t3d import files
 from t3d.errors import DataError
-from t3d.files import atomic_writer, iter_json_list, read_json, write_json_atomic, write_json_list
+from t3d.files import (
+    atomic_writer,
+    iter_json_list,
+    read_json,
+    remove_temporaries,
+    whole_lines,
+    write_json_atomic,
+    write_json_list,
+)
 
 
 def write(path: Path, text: str) -> Path:
@@ -179,3 +187,32 @@ def test_an_unwritable_place_is_named(tmp_path, path):
     with pytest.raises(DataError, match=f"{path}: expected a place that can be written to"):
         write_json_atomic(tmp_path / path, 1)
     assert os.listdir(tmp_path) == ["folder"]
+
+
+@pytest.mark.parametrize(
+    ("content", "lines"),
+    [
+        (None, []),
+        (b"", []),
+        (b"cut", []),
+        (b"one\n", [b"one\n"]),
+        (b"one\n\ncu", [b"one\n", b"\n"]),
+        ("é\u2028\x85\nü\n".encode()[:-1], ["é\u2028\x85\n".encode()]),
+    ],
+)
+def test_only_whole_lines_of_a_growing_file_count(tmp_path, content, lines):
+    if content is not None:
+        (tmp_path / "log").write_bytes(content)
+    assert whole_lines(tmp_path / "log") == lines
+
+
+def test_a_growing_file_that_cannot_be_read_is_named(tmp_path):
+    with pytest.raises(DataError, match="expected a readable file, found Is a directory"):
+        whole_lines(tmp_path)
+
+
+def test_what_killed_writers_left_of_one_file_is_removed(tmp_path):
+    for name in (".a[1].json.01234567.tmp", ".a1.json.01234567.tmp", ".a[1].json.bak", "a[1].json"):
+        write(tmp_path / name, "")
+    remove_temporaries(tmp_path / "a[1].json")
+    assert sorted(os.listdir(tmp_path)) == [".a1.json.01234567.tmp", ".a[1].json.bak", "a[1].json"]

@@ -116,6 +116,30 @@ def test_an_invalid_record_is_dropped_with_its_reason(tmp_path, caplog, bad, rea
     assert read_json(tmp_path / "out.json") == [renamed(rollout())]
 
 
+def test_responses_that_failed_are_dropped_and_counted(tmp_path, caplog):
+    failed = {"full_output": ["first é", ""], "response_ids": [IDS, []], "step_map": [STEPS, []]}
+    failed |= {
+        "finish_reason": ["stop", "error"],
+        "error": [None, "prompt of 9000 tokens"],
+        "logprob": [[-0.5] * 6, []],
+    }
+    all_failed = {"full_output": [""], "response_ids": [[]], "step_map": [[]], "finish_reason": ["error"]}
+    all_failed |= {"error": ["no room"], "extracted_output": [""], "response_length": [0]}
+    records = [rollout(**failed), rollout(**all_failed, num_forwards=[1], num_steps=[0]), rollout(error="my own field")]
+    write_json_list(tmp_path / "in.json", records)
+    with caplog.at_level(logging.WARNING):
+        summary = rename_answers(tmp_path / "in.json", tmp_path / "out.json")
+    assert summary.dropped_responses == summary.dropped_records == {"a response that was decoded": 1}
+    assert [record.getMessage() for record in caplog.records] == [
+        "dropped record 0, response 1: field error: expected a response that was decoded, found prompt of 9000 tokens",
+        "dropped record 1: response 0, field error: expected a response that was decoded, found no room",
+    ]
+    first, second = read_json(tmp_path / "out.json")
+    assert (first["answer"], first["response_ids"], first["logprob"]) == (["first é"], [IDS], [[-0.5] * 6])
+    assert "error" not in first
+    assert second == renamed(rollout(error="my own field"))
+
+
 def test_only_the_first_drops_are_listed_but_all_are_counted(tmp_path, caplog):
     write_json_list(tmp_path / "in.json", [rollout(), *([{}] * 30)])
     with caplog.at_level(logging.INFO):

@@ -60,6 +60,9 @@ class RolloutConfig:
     seed: int = key(0, "seed of every random stream", low=0, high=MAX_SEED)
     resume: bool = key(True, "continue a rollout that was interrupted; false: start over")
     max_active: int = key(64, "sequences decoded together; does not change results", low=1)
+    num_workers: int = key(0, "decoding processes on this machine (0: one per visible GPU, or one)", low=0)
+    confidence: str = key("scaled", "confidence of remasking", one_of=("scaled", "raw"))
+    record: list[str] = key([], "figures per token kept in the rollout file, of logprob, entropy")
     batch_size: int | None = key(None, "responses queued together (null or 0: all); does not change results", low=0)
     start_with_think: bool = key(False, "begin the response with <think>")
     stop_token_list: list[Any] | None = key(
@@ -67,7 +70,7 @@ class RolloutConfig:
     )
     device: str = key("auto", "auto (cuda, else mps, else cpu) or a torch device string")
     dtype: str = key("auto", "auto: as stored", one_of=("auto", "float32", "bfloat16", "float16"))
-    tensor_parallel_size: int = key(1, "GPUs per model copy; more than 1 is not supported yet", low=1, high=1)
+    tensor_parallel_size: int = key(1, "processes of the launch that hold the model together: all or 1", low=1)
     num_task_per_step: int = key(1, "accepted from the release's files, where it has no effect either", low=1)
     random_init_ratio: float = key(0.0, "share of random tokens in fresh blocks; only 0 is supported", low=0, high=0)
 
@@ -81,6 +84,8 @@ class RolloutConfig:
             )
         if self.top_p == 0:
             raise ConfigError("rollout.top_p", "above 0, at most 1", self.top_p)
+        if not set(self.record) <= {"logprob", "entropy"}:
+            raise ConfigError("rollout.record", "of logprob, entropy", self.record)
 
 
 @dataclass

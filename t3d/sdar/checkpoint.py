@@ -18,6 +18,8 @@ from huggingface_hub.errors import (
 from safetensors import SafetensorError
 from torch import Tensor
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
+from transformers import __version__ as version
+from transformers.distributed import DistributedConfig
 from transformers.utils import logging as transformers_logging
 
 from t3d.errors import CheckpointError
@@ -80,16 +82,21 @@ def _read_fields(path: Path) -> dict[str, Any]:
     return fields
 
 
-def load_model(folder: Path, dtype: torch.dtype | None = None, random_init: bool = False) -> SDARForCausalLM:
-    """Loads the network on the CPU, in eval mode.
+def load_model(
+    folder: Path, dtype: torch.dtype | None = None, random_init: bool = False, num_parts: int = 1
+) -> SDARForCausalLM:
+    """Loads the network in eval mode, on the CPU unless it is divided.
 
     Args:
         folder: holds `config.json` and safetensors weights, sharded or not.
         dtype: of the parameters; None keeps the stored one.
         random_init: ignore the weights and initialise from torch's global random stream.
+        num_parts: processes of the launch, each of which loads its part of every layer (transformers' tensor
+            parallelism) on its own device.
 
     Raises:
-        CheckpointError: weights missing, unreadable, or of other names or shapes than the configuration's.
+        CheckpointError: weights missing, unreadable, or of other names or shapes than the configuration's; or
+            heads that cannot be divided into `num_parts`.
     """
     config = load_config(folder)
     if random_init:
@@ -97,9 +104,10 @@ def load_model(folder: Path, dtype: torch.dtype | None = None, random_init: bool
     if not any(folder.glob("*.safetensors")):
         raise CheckpointError(folder, "weights (*.safetensors)", "none")
     transformers_logging.disable_progress_bar()
+    divided = {} if num_parts == 1 else {"distributed_config": _division(config, num_parts, folder)}
     try:
         loaded: Any = SDARForCausalLM.from_pretrained(
-            folder, config=config, dtype=dtype or "auto", output_loading_info=True, use_safetensors=True
+            folder, config=config, dtype=dtype or "auto", output_loading_info=True, use_safetensors=True, **divided
         )
     except (SafetensorError, OSError, TypeError, ValueError, RuntimeError) as error:
         raise CheckpointError(folder, "readable weights for its config.json", error) from error
@@ -108,7 +116,23 @@ def load_model(folder: Path, dtype: torch.dtype | None = None, random_init: bool
         if report[problem]:
             names = sorted(map(str, report[problem]))
             raise CheckpointError(folder, f"no {problem.replace('_', ' ')}", f"{len(names)}, such as {names[0]}")
+    if num_parts > 1:
+        # What the decoder reads of the configuration are the heads of this process.
+        model.config.num_attention_heads //= num_parts
+        model.config.num_key_value_heads //= num_parts
     return model.eval()
+
+
+def _division(config: SDARConfig, num_parts: int, folder: Path) -> Any:
+    """How transformers divides the network among the processes of the launch."""
+    heads = config.num_key_value_heads
+    if heads is None or heads % num_parts:
+        raise CheckpointError(folder, f"key/value heads that {num_parts} processes can share", heads)
+    make: Any = DistributedConfig
+    try:
+        return make(tp_size=num_parts, tp_plan="auto")
+    except TypeError as error:
+        raise CheckpointError(folder, "a transformers release that can divide it (5.x)", version) from error
 
 
 def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:

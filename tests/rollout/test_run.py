@@ -1,21 +1,21 @@
 import json
+import logging
 import os
 import shutil
-import subprocess
-import sys
 from collections import Counter
-from pathlib import Path
+from dataclasses import replace
 
 import pytest
 
 from t3d.config import DecodeConfig, load_config
 from t3d.errors import CheckpointError, ConfigError, DataError
+from t3d.preprocess import rename_answers
 from t3d.rollout import rollout, rollout_path
 from t3d.rollout import run as run_module
-from t3d.rollout.run import pick_device
+from t3d.rollout import worker as worker_module
 from t3d.rollout.shard import Shard
 from t3d.sdar.checkpoint import load_tokenizer
-from t3d.trajectory import read_rollouts, record_trajectories
+from t3d.trajectory import Trajectory, read_rollouts, record_trajectories
 
 FIELDS = {
     "question": str,
@@ -42,31 +42,6 @@ def common_token(records: list[dict]) -> int:
     """The token that most responses hold: a stop token that ends some of them and not others."""
     counts = Counter(token for record in records for token in set(record["response_ids"][0]))
     return next(token for token, count in counts.most_common() if count < len(records))
-
-
-def kill_at(number: int, monkeypatch) -> None:
-    """Makes storing the response after `number` others fail, as a kill would."""
-    add = Shard.add
-
-    def failing(self, *arguments):
-        if len(self.finished) >= number:
-            raise KeyboardInterrupt
-        add(self, *arguments)
-
-    monkeypatch.setattr(Shard, "add", failing)
-
-
-@pytest.fixture
-def interrupted(settings, monkeypatch):
-    """Runs a rollout that dies after four responses."""
-
-    def run(*overrides: str) -> None:
-        with monkeypatch.context() as patch:
-            kill_at(4, patch)
-            with pytest.raises(KeyboardInterrupt):
-                rollout(settings(*overrides))
-
-    return run
 
 
 class TestFormat:
@@ -202,11 +177,11 @@ class TestResume:
         path = rollout(settings())
         assert len(added) == 6
         assert path.read_bytes() == whole
-        assert not path.with_suffix(".partial.jsonl").exists()
+        assert not path.with_suffix(".partial-0.jsonl").exists()
 
     def test_other_settings_are_refused_and_leave_what_is_there(self, settings, interrupted):
         interrupted()
-        partial = rollout_path(settings()).with_suffix(".partial.jsonl")
+        partial = rollout_path(settings()).with_suffix(".partial-0.jsonl")
         before = partial.read_bytes()
         for override, change in (
             ("rollout.seed=1", "seed was 0, is 1"),
@@ -229,7 +204,7 @@ class TestResume:
     def test_a_cut_line_of_the_shard_is_decoded_again(self, settings, interrupted, tmp_path):
         whole = rollout(settings(f"experiment.project={tmp_path / 'whole'}")).read_bytes()
         interrupted()
-        partial = rollout_path(settings()).with_suffix(".partial.jsonl")
+        partial = rollout_path(settings()).with_suffix(".partial-0.jsonl")
         os.truncate(partial, partial.stat().st_size - 7)
         assert rollout(settings()).read_bytes() == whole
 
@@ -262,75 +237,83 @@ class TestResume:
         assert path.with_suffix(".old-1.json").read_bytes() == before
 
 
-DRIVER = """
-import os, random, signal, sys, time
-from pathlib import Path
-from t3d.config import DecodeConfig, load_config
-from t3d.rollout import rollout, rollout_path
+@pytest.fixture
+def some_fail(monkeypatch):
+    """Makes every third response fail, and the others tell their tokens' figures."""
+    decode = worker_module.iter_decode
 
-config = load_config(DecodeConfig, sys.argv[1:], "", "")
-partial = rollout_path(config).with_suffix(".partial.jsonl")
-moments, kills = random.Random(7), 0
-while True:
-    child = os.fork()
-    if not child:
-        rollout(config)
-        os._exit(0)
-    size = partial.stat().st_size if partial.exists() else 0
-    growth = moments.randrange(1, 1500) if kills < 4 else None
-    ended, status = 0, 0
-    while not ended:
-        time.sleep(0.001)
-        ended, status = os.waitpid(child, os.WNOHANG)
-        now = partial.stat().st_size if partial.exists() else size
-        if growth is not None and now >= size + growth and not ended:
-            time.sleep(moments.random() * 0.01)
-            os.kill(child, signal.SIGKILL)
-            growth, kills = None, kills + 1
-    if os.WIFEXITED(status):
-        assert os.WEXITSTATUS(status) == 0
-        break
-print(kills)
-"""
+    def failing(model, prompts, decoding, max_active, streams):
+        for place, trajectory in decode(model, prompts, decoding, max_active, streams):
+            if streams[place] % 3 == 1:
+                yield place, Trajectory(trajectory.prompt_ids, [], [], "error", 1, 0, error=f"reason {streams[place]}")
+            else:
+                figures = [float(step) for step in trajectory.step_map]
+                yield place, replace(trajectory, logprobs=figures, entropies=figures)
+
+    monkeypatch.setattr(worker_module, "iter_decode", failing)
 
 
-def test_a_run_that_is_killed_again_and_again_ends_in_the_same_file(settings, checkpoint, dataset, tmp_path):
-    responses = ["rollout.num_response_per_task=4", "rollout.max_active=2"]
-    whole = rollout(settings(f"experiment.project={tmp_path / 'whole'}", *responses)).read_bytes()
-    config = settings(*responses)
-    arguments = [
-        f"experiment.project={tmp_path}",
-        f"evaluation.checkpoint_path={checkpoint}",
-        f"evaluation.eval_dataset={dataset}",
-        *("rollout.max_token=14", "rollout.denoising_steps_per_block=2", "rollout.temperature=0.7"),
-        *("rollout.device=cpu", *responses),
-    ]
-    assert load_config(DecodeConfig, arguments, "", "") == config
-    ended = subprocess.run(
-        [sys.executable, "-c", DRIVER, *arguments],
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=300,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-        cwd=Path(__file__).parents[2],
-    )
-    assert ended.returncode == 0, ended.stderr
-    assert int(ended.stdout) >= 3
-    path = rollout_path(config)
-    assert path.read_bytes() == whole
-    assert not path.with_suffix(".partial.jsonl").exists()
+@pytest.mark.usefixtures("some_fail")
+class TestFailures:
+    def test_failed_responses_keep_their_place_and_are_told_and_counted(self, settings, caplog):
+        with caplog.at_level(logging.INFO):
+            path = rollout(settings("rollout.num_response_per_task=2"))
+        records = json.loads(path.read_text())
+        reasons = [
+            [f"reason {number}" if number % 3 == 1 else None for number in (2 * i, 2 * i + 1)] for i in range(10)
+        ]
+        assert [record.get("error", [None, None]) for record in records] == reasons
+        for record, errors in zip(records, reasons, strict=True):
+            for index, error in enumerate(errors):
+                assert (
+                    (error is None) == (record["finish_reason"][index] != "error") == bool(record["full_output"][index])
+                )
+                if error is not None:
+                    assert record["response_ids"][index] == record["step_map"][index] == []
+                    assert record["response_length"][index] == record["num_steps"][index] == 0
+                    assert record["num_forwards"][index] == 1
+        assert json.loads(path.with_suffix(".meta.json").read_text())["failed"] == 7
+        messages = [record.getMessage() for record in caplog.records]
+        assert "failed: item 0, response 1: reason 1" in messages
+        assert messages[-1] == f"20 responses, 7 of them failed: {path}"
+
+    def test_a_complete_file_with_failures_is_not_decoded_again(self, settings, monkeypatch):
+        path = rollout(settings())
+        monkeypatch.setattr(run_module, "_decode", lambda *_: pytest.fail("decoded again"))
+        assert rollout(settings()) == path
+
+    def test_failures_of_an_interrupted_run_are_stored_too(self, settings, interrupted, tmp_path):
+        whole = rollout(settings(f"experiment.project={tmp_path / 'whole'}")).read_bytes()
+        interrupted()
+        path = rollout(settings())
+        assert path.read_bytes() == whole
+        assert json.loads(path.with_suffix(".meta.json").read_text())["failed"] == 3
+
+    def test_stage_2_drops_them(self, settings, tmp_path):
+        summary = rename_answers(rollout(settings("rollout.num_response_per_task=2")), tmp_path / "renamed.json")
+        assert (summary.num_kept, summary.dropped_responses.total()) == (10, 7)
+
+    def test_figures_per_token_are_kept_on_request(self, settings):
+        for record in decoded(settings("rollout.record=[logprob,entropy]")):
+            assert record["logprob"] == record["entropy"] == record["step_map"]
+        [record, *_] = decoded(settings("rollout.record=[entropy]"))
+        assert "logprob" not in record
+        [record, *_] = decoded(settings())
+        assert "entropy" not in record
 
 
 class TestMistakes:
-    def test_a_prompt_without_room_for_its_response_is_named(self, settings, tmp_path, dataset):
+    def test_a_prompt_without_room_fails_alone(self, settings, tmp_path, dataset, caplog):
         problems = json.loads(dataset.read_text())[:3]
         problems[1]["question"] = "How many? " * 2000
         data = tmp_path / "long.json"
         data.write_text(json.dumps(problems))
-        with pytest.raises(DataError, match="prompt 1: expected prompt and response within the model's 2048 positions"):
-            rollout(settings(f"evaluation.eval_dataset={data}", "rollout.num_response_per_task=3"))
-        assert [path.name for path in tmp_path.iterdir()] == ["long.json"]
+        whole = decoded(settings("evaluation.limit=3", "rollout.num_response_per_task=3"))
+        records = decoded(settings(f"evaluation.eval_dataset={data}", "rollout.num_response_per_task=3"))
+        assert [records[0], records[2]] == [whole[0], whole[2]]
+        assert records[1]["finish_reason"] == ["error"] * 3
+        assert all("prompt tokens" in reason for reason in records[1]["error"])
+        assert f"failed: item 1, response 2: {records[1]['error'][2]}" in caplog.messages
 
     def test_a_checkpoint_without_weights_leaves_nothing_behind(self, settings, checkpoint, tmp_path):
         folder = tmp_path / "model" / "checkpoint"
@@ -347,14 +330,6 @@ class TestMistakes:
             rollout(settings("rollout.seed=1", "rollout.device=cuda:77"))
         assert path.exists()
         assert not path.with_suffix(".old-1.json").exists()
-
-    @pytest.mark.parametrize("device", ["cuda:77", "nonsense", "cpu:x", ""])
-    def test_an_unknown_device_is_refused(self, device):
-        with pytest.raises(ConfigError, match=r"rollout\.device: expected a device of this machine, found"):
-            pick_device(device)
-
-    def test_the_automatic_device_exists(self):
-        assert pick_device("auto").type in ("cuda", "mps", "cpu")
 
     def test_a_missing_model_is_named(self, settings, tmp_path):
         with pytest.raises(CheckpointError, match="expected a model folder or a hub id"):

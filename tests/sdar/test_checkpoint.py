@@ -292,3 +292,8 @@ def test_unreadable_generation_settings_are_one_error(tmp_path: Path) -> None:
     (tmp_path / "generation_config.json").write_text("{")
     with pytest.raises(CheckpointError, match=r"generation_config\.json"):
         default_stop_ids(tmp_path, load_tokenizer(TOKENIZER))
+
+
+def test_heads_that_processes_cannot_share_are_named(checkpoint):
+    with pytest.raises(CheckpointError, match="expected key/value heads that 3 processes can share, found 2"):
+        load_model(checkpoint, num_parts=3)

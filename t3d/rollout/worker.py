@@ -1,0 +1,122 @@
+"""One process's work: decode a share of the requests with its own copy of the model, into its own shard."""
+
+import time
+from collections.abc import Callable
+from contextlib import nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from t3d.config import RolloutConfig
+from t3d.decoding import DecodingConfig, iter_decode
+from t3d.errors import ConfigError
+from t3d.rollout.job import Request
+from t3d.rollout.shard import Shard
+from t3d.sdar import SDARForCausalLM
+from t3d.sdar.checkpoint import load_model
+
+
+@dataclass(frozen=True)
+class Share:
+    """What one process decodes, with all that it needs for that: it can be sent to another process.
+
+    Attributes:
+        worker: number of the process on its machine, which picks its GPU.
+        requests: what to decode.
+        model: the checkpoint's folder.
+        settings: batching, device and dtype.
+        decoding: the decoder's settings.
+        shard: the file to write; None for the processes that only hold a part of another one's model.
+        fingerprint: its header.
+        session: name of this start of the run.
+    """
+
+    worker: int
+    requests: list[Request]
+    model: Path
+    settings: RolloutConfig
+    decoding: DecodingConfig
+    shard: Path | None
+    fingerprint: dict[str, Any]
+    session: str
+
+
+@dataclass(frozen=True)
+class Done:
+    """News of one finished response, which is already stored.
+
+    Attributes:
+        request: what it answers.
+        tokens: its length.
+        forwards: model forwards it took part in.
+        seconds: time that its process has decoded so far.
+        error: why decoding failed, if it did.
+    """
+
+    request: Request
+    tokens: int
+    forwards: int
+    seconds: float
+    error: str | None
+
+
+def decode_share(share: Share, report: Callable[[Done], None]) -> None:
+    """Decodes a share, and reports every response once it is stored.
+
+    Raises:
+        UserError: a mistake in checkpoint or device, a full disk, or too many sequences for the device's memory.
+    """
+    settings = share.settings
+    model = _load(share)
+    size = settings.batch_size or len(share.requests)
+    stored = nullcontext() if share.shard is None else Shard(share.shard, share.fingerprint, share.session)
+    with stored as shard:
+        started = time.perf_counter()
+        for start in range(0, len(share.requests), size):
+            requests = share.requests[start : start + size]
+            prompts = [request.prompt_ids for request in requests]
+            streams = [request.stream for request in requests]
+            try:
+                for place, trajectory in iter_decode(model, prompts, share.decoding, settings.max_active, streams):
+                    if shard is None:
+                        continue
+                    seconds = time.perf_counter() - started
+                    shard.add(requests[place].number, trajectory, seconds)
+                    counts = len(trajectory.response_ids), trajectory.num_forwards
+                    report(Done(requests[place], *counts, seconds, trajectory.error))
+            except torch.OutOfMemoryError as error:
+                found = f"{settings.max_active} ({str(error).splitlines()[0]})"
+                raise ConfigError("rollout.max_active", "sequences that fit into the memory", found) from error
+
+
+def _load(share: Share) -> SDARForCausalLM:
+    settings = share.settings
+    dtype = None if settings.dtype == "auto" else getattr(torch, settings.dtype)
+    device = pick_device(settings.device, share.worker)
+    model = load_model(share.model, dtype, num_parts=settings.tensor_parallel_size)
+    if settings.tensor_parallel_size == 1:
+        return model.to(device)  # type: ignore[arg-type]
+    if model.device.type != device.type:
+        raise ConfigError("rollout.device", f"auto or {model.device.type}, as the model is divided", device.type)
+    return model
+
+
+def pick_device(name: str, worker: int = 0) -> torch.device:
+    """The device called `name`; auto is CUDA, else MPS, else the CPU, and CUDA's GPUs go to workers in turn.
+
+    Raises:
+        ConfigError: no such device here.
+    """
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    if name == "cuda" and torch.cuda.is_available():
+        name = f"cuda:{worker % torch.cuda.device_count()}"
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0]
+        raise ConfigError("rollout.device", "a device of this machine", f"{name} ({reason})") from error
+    return device
