@@ -40,9 +40,12 @@ class Trajectory:
         response_ids: the generated token ids, ending with the stop token if there was one.
         step_map: for each response token the 1-based denoising step, counted over the whole response, that
             revealed it; same length as `response_ids`.
-        finish_reason: "stop" (a stop token was generated) or "length" (the token limit was reached).
+        finish_reason: "stop" (a stop token was generated), "length" (the token limit was reached) or "error".
         num_forwards: model forwards this sequence took part in, prefill included.
         num_steps: denoising steps spent on this sequence.
+        error: why decoding failed; `response_ids` and `step_map` are empty then.
+        logprobs: if recorded, each response token's log-probability at its reveal, in nats.
+        entropies: if recorded, the entropy of each response token's position at its reveal, in nats.
     """
 
     prompt_ids: list[int]
@@ -51,6 +54,9 @@ class Trajectory:
     finish_reason: str
     num_forwards: int
     num_steps: int
+    error: str | None = None
+    logprobs: list[float] | None = None
+    entropies: list[float] | None = None
 
 
 def validate_trajectory(trajectory: Trajectory, where: str, block_size: int | None = None) -> None:
