@@ -50,9 +50,7 @@ def token_probabilities(
     return probabilities
 
 
-def draw_tokens(
-    probabilities: Float[Tensor, "rows vocab"], uniforms: Float[Tensor, " rows"]
-) -> Int[Tensor, " rows"]:
+def draw_tokens(probabilities: Float[Tensor, "rows vocab"], uniforms: Float[Tensor, " rows"]) -> Int[Tensor, " rows"]:
     """One token per row, by the inverse distribution function of a uniform number."""
     cumulative = probabilities.cumsum(-1)
     # Strictly below the last value after rounding too, so that no token of probability 0 is ever drawn.

@@ -20,7 +20,7 @@ def padded_keys(num_keys: int) -> int:
 
 
 class SlotCache:
-    """Keys and values [slots, length, kv_heads, dim] of each layer, allocated once.
+    """Keys and values [layers, slots, length, kv_heads, dim], allocated once.
 
     Positions of an unfinished block are written anew at each denoising step; the forward that commits the block
     writes them last, from its clean tokens.  Stale entries need no clearing: a query sees no position after its own
@@ -31,6 +31,7 @@ class SlotCache:
     def __init__(self, config: SDARConfig, num_slots: int, length: int, dtype: torch.dtype, device: torch.device):
         """Allocates 2 * layers * num_slots * length * kv_heads * head_dim elements."""
         shape = (config.num_hidden_layers, num_slots, length, *_heads(config))
+        self.heads_per_key = config.num_attention_heads // shape[-2]
         self.keys = torch.zeros(shape, dtype=dtype, device=device)
         self.values = torch.zeros(shape, dtype=dtype, device=device)
 

@@ -31,6 +31,11 @@ class Draws:
     logprobs: Float[Tensor, " rows"] | None = None
     entropies: Float[Tensor, " rows"] | None = None
 
+    def to_host(self) -> "Draws":
+        """The same on the CPU."""
+        columns = (getattr(self, field.name) for field in fields(self))
+        return Draws(*(None if column is None else column.cpu() for column in columns))
+
 
 def judge(
     logits: Float[Tensor, "rows vocab"],
@@ -75,5 +80,7 @@ def judge(
 
 def join(tiles: list[Draws]) -> Draws:
     """The draws of consecutive rows as one."""
+    if len(tiles) == 1:
+        return tiles[0]
     columns = ([getattr(tile, field.name) for tile in tiles] for field in fields(Draws))
     return Draws(*(torch.cat(column) if column[0] is not None else None for column in columns))

@@ -17,14 +17,14 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Float
 from numpy.typing import NDArray
 from torch import Tensor
 
 from t3d.decoding.config import DecodingConfig
 from t3d.decoding.draws import ROW_TILE, Draws, join, judge
 from t3d.decoding.limits import PREFILL_TOKENS, check_lengths, prefill_chunk, prompt_error
-from t3d.decoding.plan import Blocks, attention_plan
+from t3d.decoding.plan import Spans, attention_plan
 from t3d.decoding.slots import Slots
 from t3d.errors import ConfigError
 from t3d.remasking import RANKED_BY, STRATEGIES, BlockScores, step_quota
@@ -96,15 +96,14 @@ class Engine:
         """Takes (index, prompt, stream) requests, which it empties, and slots without a sequence."""
         self.model, self.config, self.waiting, self.slots = model, config, waiting, slots
         self.prompts: dict[int, list[int]] = {}
-        self.stops = torch.tensor(config.stop_ids, dtype=torch.long, device=slots.device)
 
     def run(self) -> Iterator[tuple[int, Trajectory]]:
         """Yields the trajectories as they finish."""
         while self.waiting or self.slots.active:
             with torch.inference_mode():
                 self.admit()
-                prefilling, denoising, blocks = self.schedule()
-                draws = self.forward(denoising, blocks)
+                prefilling, denoising, spans = self.schedule()
+                draws = self.forward(denoising, spans)
                 self.slots.table["filled"][prefilling] += self._chunks(prefilling)
                 finished, failed = self.reveal(denoising, draws)
                 self.open_blocks(denoising)
@@ -118,41 +117,39 @@ class Engine:
             self.prompts[index] = prompt
             self.slots.add(index, prompt, stream)
 
-    def schedule(self) -> tuple[NDArray[np.int64], NDArray[np.int64], Blocks]:
+    def schedule(self) -> tuple[NDArray[np.int64], NDArray[np.int64], Spans]:
         """Chooses what the next forward computes.
 
         Returns:
             The slots that prefill, up to the budget and the longest waiting first; the slots that denoise; and the
-            blocks of both.
+            tokens of both.
         """
         size, table = self.config.block_size, self.slots.running
         unfilled = table["filled"] < table["whole"]
-        queue = np.flatnonzero(unfilled)
-        queue = queue[np.argsort(table["index"][queue])]
-        within = np.cumsum(self._chunks(queue)) <= PREFILL_TOKENS
-        within[:1] = True
-        prefilling, denoising = np.sort(queue[within]), np.flatnonzero(~unfilled)
-        counts, first = np.zeros((2, len(table)), dtype=np.int64)
-        counts[prefilling], first[prefilling] = self._chunks(prefilling) // size, table["filled"][prefilling]
-        pending = table["pending"][denoising]
-        counts[denoising], first[denoising] = 1 + pending, table["start"][denoising] - size * pending
-        table["forwards"][counts > 0] += 1
-        rank = np.arange(counts.sum()) - np.repeat(np.cumsum(counts) - counts, counts)
-        slots = np.repeat(np.arange(len(table)), counts)
-        return prefilling, denoising, Blocks(slots, first[slots] + rank * size, size)
+        prefilling, denoising = np.flatnonzero(unfilled), np.flatnonzero(~unfilled)
+        if len(prefilling) > 1:
+            queue = prefilling[np.argsort(table["index"][prefilling])]
+            within = np.cumsum(self._chunks(queue)) <= PREFILL_TOKENS
+            within[0] = True
+            prefilling = np.sort(queue[within])
+        starts, counts = table["start"] - size * table["pending"], 1 + table["pending"]
+        counts[unfilled] = 0
+        counts[prefilling], starts[prefilling] = self._chunks(prefilling) // size, table["filled"][prefilling]
+        slots = np.flatnonzero(counts)
+        table["forwards"][slots] += 1
+        return prefilling, denoising, Spans(slots, starts[slots], counts[slots], size)
 
     def _chunks(self, slots: NDArray[np.int64]) -> NDArray[np.int64]:
         """Prompt tokens that each of `slots` prefills next."""
         left = self.slots.table["whole"][slots] - self.slots.table["filled"][slots]
         return np.minimum(left, prefill_chunk(self.config.block_size))
 
-    def forward(self, denoising: NDArray[np.int64], blocks: Blocks) -> Draws | None:
+    def forward(self, denoising: NDArray[np.int64], spans: Spans) -> Draws | None:
         """Runs the model and draws at the masked positions of the `denoising` slots; None if there are none."""
         slots, size = self.slots, self.config.block_size
-        # A slot's current block is its last one; the tokens before it are only committed.
-        current = np.searchsorted(blocks.slots, denoising, side="right") - 1
-        wanted = (current[:, None] * size + np.arange(size))[slots.table["masked"][denoising]]
-        rows = slots.send(wanted)
+        # A slot's current block is the last of its run; what stands before it is only committed.
+        last = spans.edges[1:][np.isin(spans.slots, denoising, assume_unique=True)] - size
+        rows = slots.send((last[:, None] + np.arange(size))[slots.table["masked"][denoising]])
         uniforms, ranked_by = self._uniforms(denoising), self._ranked_by(denoising)
 
         def draw(head: torch.nn.Module, hidden: Float[Tensor, "1 tokens hidden"]) -> Draws | None:
@@ -163,9 +160,9 @@ class Engine:
             return join([judge(head(tile), u, ranked_by, self.config) for tile, u in zip(tiles, random, strict=True)])
 
         return self.model(
-            slots.ids.flatten()[slots.send(blocks.places(slots.length))][None],
-            attention_mask=attention_plan(blocks, slots.cache),
-            position_ids=slots.send(blocks.positions)[None],
+            slots.send(slots.columns["ids"].reshape(-1)[spans.places(slots.length)])[None],
+            attention_mask=attention_plan(spans, slots.cache),
+            position_ids=slots.send(spans.positions)[None],
             head=draw,
         )
 
@@ -182,43 +179,44 @@ class Engine:
         last = self.slots.table["step"][denoising] == self.config.denoising_steps - 1
         return None if last.all() else RANKED_BY[self.config.remasking_strategy]
 
-    def reveal(
-        self, denoising: NDArray[np.int64], draws: Draws | None
-    ) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
+    def reveal(self, denoising: NDArray[np.int64], draws: Draws | None) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
         """Reveals tokens of the current blocks.
 
         Returns:
             Which of the `denoising` slots have their response decided, and which met logits that are not finite.
         """
-        slots, size = self.slots, self.config.block_size
         if draws is None:
             return np.zeros(0, dtype=np.bool_), np.zeros(0, dtype=np.bool_)
+        slots, config = self.slots, self.config
         slots.table["steps"][denoising] += 1
         table = slots.table[denoising]
-        masked, step, steps = (slots.send(table[name]) for name in ("masked", "step", "steps"))
-        reveal = self._choose(masked, step, draws)
-        blocks = Blocks(denoising, table["start"], size)
-        places = slots.send(blocks.places(slots.length)).view(-1, size)
-        ids = _update(slots.ids, places, reveal, _scatter(masked, draws.tokens))
-        _update(slots.step_map, places, reveal, steps[:, None])
-        for name, column in slots.notes.items():
-            _update(column, places, reveal, _scatter(masked, getattr(draws, name)))
+        masked, positions = table["masked"], table["start"][:, None] + np.arange(config.block_size)
+        draws = draws.to_host()  # the one moment at which the host waits for the device
+        reveal = self._choose(table, draws)
+        chosen, places = reveal[masked], (positions + (denoising * slots.length)[:, None])
+        steps = np.broadcast_to(table["steps"][:, None], masked.shape)
+        known = {"ids": draws.tokens, "logprobs": draws.logprobs, "entropies": draws.entropies}
+        for name, column in slots.columns.items():
+            values = steps[reveal] if name == "step_map" else known[name].numpy()[chosen]
+            column.reshape(-1)[places[reveal]] = values
         left = masked & ~reveal
+        slots.table["masked"][denoising] = left
         # A response is decided once all is revealed up to its end: a stop token of its own, or its limit.
-        order = slots.send(blocks.positions.reshape(-1, size) - table["prompt"][:, None])
-        end = (ids[..., None] == self.stops).any(-1) | (order == self.config.max_new_tokens - 1)
-        known = left.cumsum(-1) == 0 if self.config.end_early else ~left.any(-1, keepdim=True)
-        finished = (end & known & (order >= 0)).any(-1, keepdim=True)
-        failed = _scatter(masked, draws.failed).any(-1, keepdim=True)
-        # The one moment at which the host waits for the device.
-        status = torch.cat([left, finished, failed], dim=1).cpu().numpy()
-        slots.table["masked"][denoising] = status[:, :size]
-        return status[:, size], status[:, size + 1]
+        order = positions - table["prompt"][:, None]
+        end = slots.is_stop[slots.columns["ids"].reshape(-1)[places]] | (order == config.max_new_tokens - 1)
+        whole = np.cumsum(left, axis=1) == 0 if config.end_early else ~left.any(1, keepdims=True)
+        failed = np.zeros_like(masked)
+        failed[masked] = draws.failed.numpy()
+        return (end & whole & (order >= 0)).any(1), failed.any(1)
 
-    def _choose(self, masked: Bool[Tensor, "rows block"], step: Tensor, draws: Draws) -> Bool[Tensor, "rows block"]:
-        """Asks the strategy which masked positions are revealed; the last step reveals all."""
+    def _choose(self, table: np.ndarray, draws: Draws) -> NDArray[np.bool_]:
+        """Asks the strategy which masked positions are revealed [rows, block]; a block's last step reveals all."""
         config = self.config
-        score = _scatter(masked, draws.score)
+        masked, step = torch.from_numpy(table["masked"]), torch.from_numpy(table["step"])
+        last = table["step"] == config.denoising_steps - 1
+        if last.all():
+            return table["masked"]
+        score = torch.zeros(masked.shape).masked_scatter_(masked, draws.score)
         scores = BlockScores(
             masked=masked,
             confidence=score,
@@ -227,8 +225,7 @@ class Engine:
             dynamic_threshold=config.dynamic_threshold,
             eb_threshold=config.eb_threshold,
         )
-        last = (step == config.denoising_steps - 1)[:, None]
-        return torch.where(last, masked, STRATEGIES[config.remasking_strategy](scores))
+        return np.where(last[:, None], table["masked"], STRATEGIES[config.remasking_strategy](scores).numpy())
 
     def open_blocks(self, denoising: NDArray[np.int64]) -> None:
         """Counts the step, and begins the next block of every sequence whose current one is complete."""
@@ -254,20 +251,9 @@ class Engine:
                 reason = f"logits that are not finite at denoising step {num_steps}"
                 ended.append((index, Trajectory(prompt, [], [], "error", forwards, num_steps, reason)))
             else:
-                ids, steps, notes = self.slots.kept(int(slot))
+                kept = self.slots.response(int(slot))
+                ids, step_map = kept.pop("ids"), kept.pop("step_map")
                 why = "stop" if ids[-1] in self.config.stop_ids else "length"
-                ended.append((index, Trajectory(prompt, ids, steps, why, forwards, num_steps, **notes)))
+                ended.append((index, Trajectory(prompt, ids, step_map, why, forwards, num_steps, **kept)))
             self.slots.remove(int(slot), poisoned=bool(broken))
         return ended
-
-
-def _update(column: Tensor, places: Tensor, reveal: Tensor, values: Tensor) -> Tensor:
-    """Writes `values` where `reveal` says so and returns what lies at `places` then."""
-    updated = torch.where(reveal, values, column.flatten()[places])
-    column.view(-1)[places] = updated
-    return updated
-
-
-def _scatter(masked: Bool[Tensor, "rows block"], values: Tensor) -> Tensor:
-    """`values` of the masked positions, in row-major order, at their places; 0 elsewhere."""
-    return torch.zeros(masked.shape, dtype=values.dtype, device=values.device).masked_scatter(masked, values)

@@ -8,6 +8,8 @@ block-causal mask, so any mixture of them shares one forward.
 
 import importlib.util
 from dataclasses import dataclass
+from functools import cached_property
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -25,36 +27,43 @@ SLOT_TILE = 16
 
 
 @dataclass(frozen=True)
-class Blocks:
-    """The blocks of a forward, in the order of its tokens: slots ascending, positions ascending within a slot.
+class Spans:
+    """The tokens of a forward: a run of whole blocks for each slot that takes part, one after the other.
 
     Attributes:
-        slots: slot of each block.
-        starts: first position of each block.
+        slots: the slots, ascending.
+        starts: first position of each run.
+        counts: blocks of each run.
         size: positions per block.
     """
 
     slots: NDArray[np.int64]
     starts: NDArray[np.int64]
+    counts: NDArray[np.int64]
     size: int
 
-    @property
+    @cached_property
+    def edges(self) -> NDArray[np.int64]:
+        """First token of each run, and the number of tokens [runs + 1]."""
+        return np.concatenate([[0], np.cumsum(self.counts * self.size)])
+
+    @cached_property
     def positions(self) -> NDArray[np.int64]:
-        """Position of each token [blocks * size]."""
-        return (self.starts[:, None] + np.arange(self.size)).reshape(-1)
+        """Position of each token."""
+        return np.arange(self.edges[-1]) + np.repeat(self.starts - self.edges[:-1], self.counts * self.size)
 
     def places(self, length: int) -> NDArray[np.int64]:
-        """Where in a buffer [slots, length] each token lies [blocks * size]."""
-        return np.repeat(self.slots * length, self.size) + self.positions
+        """Where in a buffer [slots, length] each token lies."""
+        return self.positions + np.repeat(self.slots * length, self.counts * self.size)
 
 
-def attention_plan(blocks: Blocks, cache: SlotCache) -> AttentionPlan:
+def attention_plan(spans: Spans, cache: SlotCache) -> AttentionPlan:
     """The fastest plan there is for the cache's device and type."""
     keys = cache.keys
     half = keys.dtype in (torch.float16, torch.bfloat16)
     if keys.is_cuda and half and importlib.util.find_spec("flash_attn") is not None:
-        return FlashPlan(blocks, cache)
-    return SdpaPlan(blocks, cache)
+        return FlashPlan(spans, cache)
+    return SdpaPlan(spans, cache)
 
 
 @dataclass(frozen=True)
@@ -80,39 +89,37 @@ class Tile:
 class SdpaPlan(AttentionPlan):
     """PyTorch's attention over views of the cache: keys and values are never gathered or expanded."""
 
-    def __init__(self, blocks: Blocks, cache: SlotCache) -> None:
+    def __init__(self, spans: Spans, cache: SlotCache) -> None:
         """Lays out the attention calls; nothing is computed yet."""
         self.cache = cache
         device = cache.keys.device
-        self.places = torch.from_numpy(blocks.places(cache.keys.shape[2])).to(device)
-        slots, first, counts = np.unique(blocks.slots, return_index=True, return_counts=True)
+        self.places = torch.from_numpy(spans.places(cache.keys.shape[2])).to(device)
         # A call takes running sequences of neighbouring slots, or the chunk of one prompt.
-        lone = np.where(counts > 2, slots, -1)
+        slots, lone = spans.slots, np.where(spans.counts > 2, spans.slots, -1)
         breaks = (np.diff(slots) > 1) | (np.diff(slots // SLOT_TILE) > 0) | (np.diff(lone) != 0)
-        edges = [0, *(np.flatnonzero(breaks) + 1), len(slots)]
-        self.tiles = [
-            self._tile(blocks, first[low:high], counts[low:high]) for low, high in zip(edges, edges[1:], strict=False)
-        ]
+        edges = [0, *(np.flatnonzero(breaks) + 1).tolist(), len(slots)]
+        self.tiles = [self._tile(spans, low, high) for low, high in pairwise(edges)]
 
-    def _tile(self, blocks: Blocks, first: NDArray[np.int64], counts: NDArray[np.int64]) -> Tile:
-        size, most = blocks.size, int(counts.max())
-        low, high = int(first[0]), int(first[-1] + counts[-1])
+    def _tile(self, spans: Spans, low: int, high: int) -> Tile:
+        size, counts, device = spans.size, spans.counts[low:high], self.cache.keys.device
+        most = int(counts.max())
         rank = np.arange(most)
-        present = rank < counts[:, None]
-        block = first[:, None] + np.minimum(rank, counts[:, None] - 1)
-        ends = torch.from_numpy(blocks.starts[block] + size)
+        ends = spans.starts[low:high, None] + (np.minimum(rank, counts[:, None] - 1) + 1) * size
         num_keys = min(padded_keys(int(ends.max())), self.cache.keys.shape[2])
-        visible = torch.arange(num_keys) < ends[:, :, None]
-        mask = torch.zeros(visible.shape, dtype=self.cache.keys.dtype).masked_fill(~visible, -torch.inf)
-        if most > 1:
-            mask = mask.repeat_interleave(size, dim=1)
+        hidden = torch.arange(num_keys) >= torch.from_numpy(ends)[:, :, None]
+        mask = torch.zeros(hidden.shape, dtype=self.cache.keys.dtype).masked_fill_(hidden, -torch.inf)
+        if most > 1:  # else one row serves all queries
+            shape = (len(counts), self.cache.heads_per_key, most, size, num_keys)
+            mask = mask[:, None, :, None].expand(shape).reshape(len(counts), -1, num_keys)
+        tokens = slice(int(spans.edges[low]), int(spans.edges[high]))
         grid = back = None
-        if not present.all():
-            tokens = (block - low)[:, :, None] * size + np.arange(size)
-            grid = torch.from_numpy(tokens.reshape(len(counts), -1)).to(self.places.device)
-            back = torch.from_numpy(np.flatnonzero(np.repeat(present, size, axis=1))).to(self.places.device)
-        slots = slice(int(blocks.slots[low]), int(blocks.slots[high - 1]) + 1)
-        return Tile(slots, slice(low * size, high * size), grid, back, mask[:, None].to(self.places.device))
+        if counts.min() < most:
+            present = np.arange(most * size) < counts[:, None] * size
+            first = spans.edges[low:high, None] - tokens.start
+            grid = torch.from_numpy(np.where(present, first + np.arange(most * size), 0)).to(device)
+            back = torch.from_numpy(np.flatnonzero(present)).to(device)
+        slots = slice(int(spans.slots[low]), int(spans.slots[high - 1]) + 1)
+        return Tile(slots, tokens, grid, back, mask[:, None].to(device))
 
     def attend(
         self,
@@ -135,19 +142,18 @@ class SdpaPlan(AttentionPlan):
         scale: float,
     ) -> Float[Tensor, "part heads dim"]:
         num_slots, num_keys = tile.mask.shape[0], tile.mask.shape[-1]
-        (num_heads, _, dim), num_groups = query.shape, query.shape[0] // keys.shape[2]
+        num_heads, _, dim = query.shape
         queries = query[:, tile.tokens]
         if tile.grid is not None:
             queries = queries[:, tile.grid.flatten()]
         # Heads that share a key head become more queries of it: larger products, and no copies of keys.
         queries = queries.reshape(num_heads, num_slots, -1, dim).transpose(0, 1)
         queries = queries.reshape(num_slots, keys.shape[2], -1, dim)
-        mask = tile.mask if tile.mask.shape[2] == 1 else tile.mask.repeat(1, 1, num_groups, 1)
         out = scaled_dot_product_attention(
             queries,
             keys[tile.slots, :num_keys].transpose(1, 2),
             values[tile.slots, :num_keys].transpose(1, 2),
-            attn_mask=mask,
+            attn_mask=tile.mask,
             scale=scale,
         )
         out = out.reshape(num_slots, num_heads, -1, dim).transpose(1, 2).reshape(-1, num_heads, dim)
@@ -158,20 +164,20 @@ class FlashPlan(AttentionPlan):
     """flash-attn's attention over a cache: every block is a row of its own with its own number of keys.
 
     Args:
-        blocks: of the forward.
+        spans: the tokens of the forward.
         cache: of the slots.
         flash: the kernel; `flash_attn.flash_attn_with_kvcache` if None.
     """
 
-    def __init__(self, blocks: Blocks, cache: SlotCache, flash: Any = None) -> None:
+    def __init__(self, spans: Spans, cache: SlotCache, flash: Any = None) -> None:
         """Sends the layout to the cache's device."""
         if flash is None:
             from flash_attn import flash_attn_with_kvcache as flash
-        self.flash, self.cache, self.size = flash, cache, blocks.size
+        self.flash, self.cache, self.size = flash, cache, spans.size
         device = cache.keys.device
-        self.places = torch.from_numpy(blocks.places(cache.keys.shape[2])).to(device)
-        self.slots = torch.from_numpy(blocks.slots).to(device, torch.int32)
-        self.ends = torch.from_numpy(blocks.starts + blocks.size).to(device, torch.int32)
+        self.places = torch.from_numpy(spans.places(cache.keys.shape[2])).to(device)
+        self.slots = torch.from_numpy(np.repeat(spans.slots, spans.counts)).to(device, torch.int32)
+        self.ends = torch.from_numpy(spans.positions[spans.size - 1 :: spans.size] + 1).to(device, torch.int32)
 
     def attend(
         self,
@@ -186,6 +192,12 @@ class FlashPlan(AttentionPlan):
         _, num_heads, num_tokens, dim = query.shape
         queries = query[0].transpose(0, 1).reshape(-1, self.size, num_heads, dim)
         out = self.flash(
-            queries, keys, values, cache_seqlens=self.ends, cache_batch_idx=self.slots, softmax_scale=scale, causal=False
+            queries,
+            keys,
+            values,
+            cache_seqlens=self.ends,
+            cache_batch_idx=self.slots,
+            softmax_scale=scale,
+            causal=False,
         )
         return out.reshape(1, num_tokens, num_heads, dim)

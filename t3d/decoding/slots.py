@@ -1,8 +1,10 @@
-"""The state of every running sequence: counters on the host, tokens and keys on the device, kept dense.
+"""The state of every running sequence, kept dense: keys and values on the device, all else on the host.
 
 Running sequences always fill slots 0..n-1, so that attention works on views of the cache: a freed slot is given to the
 next prompt, or else the last sequence moves into it.
 """
+
+from typing import Any
 
 import numpy as np
 import torch
@@ -14,22 +16,23 @@ from t3d.decoding.limits import check_memory, full_length
 from t3d.sampling import response_uniforms
 from t3d.sdar.modeling import SDARForCausalLM
 
-UNREVEALED = 0
-"""Step-map entry of a position that no denoising step has revealed."""
+RECORDS = {"logprob": "logprobs", "entropy": "entropies"}
+"""The fields of `Draws` and `Trajectory` that `DecodingConfig.record` asks for."""
 
 
 class Slots:
     """Everything that is known of the sequences in flight.
 
     Attributes:
-        table: one host record per slot: `index` of the prompt and its length `prompt`; `whole`, the positions to
+        cache: keys and values, on the model's device.
+        table: one record per slot: `index` of the prompt and its length `prompt`; `whole`, the positions to
             prefill, of which `filled` are done; the current block's `start` and denoising `step` and its `masked`
             positions; whether the block before it is `pending`, finished but not committed; `steps` and `forwards`
             spent.
-        ids: tokens [slots, length], the mask token where nothing is revealed.
-        step_map: denoising step that revealed each position [slots, length].
-        notes: recorded values of each position [slots, length], by their name in `Draws`.
-        uniforms: random numbers [slots, blocks, steps, block], on the host; empty at temperature 0.
+        columns: what is known of each position [slots, length]: `ids`, the mask token where nothing is revealed,
+            `step_map`, the step that revealed it, and the recorded values by their name in `Draws`.
+        is_stop: whether each token of the vocabulary ends a response.
+        uniforms: random numbers [slots, blocks, steps, block]; empty at temperature 0.
         active: sequences in flight.
     """
 
@@ -47,12 +50,12 @@ class Slots:
         counters = ["index", "prompt", "whole", "filled", "start", "step", "steps", "forwards"]
         columns = [(name, np.int64) for name in counters] + [("pending", np.bool_), ("masked", np.bool_, (size,))]
         self.table = np.zeros(num_slots, dtype=np.dtype(columns, align=True))
-        self.ids = torch.full((num_slots, self.length), config.mask_id, device=self.device)
-        self.step_map = torch.full((num_slots, self.length), UNREVEALED, device=self.device)
-        fields = {"logprob": "logprobs", "entropy": "entropies"}
-        self.notes = {fields[name]: torch.zeros(self.ids.shape, device=self.device) for name in config.record}
+        types = {"ids": np.int64, "step_map": np.int64} | {RECORDS[name]: np.float32 for name in config.record}
+        self.columns = {name: np.zeros((num_slots, self.length), dtype=kind) for name, kind in types.items()}
         num_blocks = longest // size if config.temperature > 0 else 0
         self.uniforms = np.zeros((num_slots, num_blocks, config.denoising_steps, size), dtype=np.float32)
+        self.is_stop = np.zeros(model.config.vocab_size, dtype=np.bool_)
+        self.is_stop[[token for token in config.stop_ids if token < len(self.is_stop)]] = True
         self.active = 0
 
     @property
@@ -75,9 +78,8 @@ class Slots:
         whole = len(prompt) // size * size
         masked = np.arange(whole, whole + size) >= len(prompt)
         self.table[slot] = (index, len(prompt), whole, 0, whole, 0, 0, 0, False, masked)
-        self.ids[slot] = self.config.mask_id
-        self.ids[slot, : len(prompt)] = torch.tensor(prompt, dtype=torch.long)
-        self.step_map[slot] = UNREVEALED
+        self.columns["ids"][slot] = self.config.mask_id
+        self.columns["ids"][slot, : len(prompt)] = prompt
         if self.config.temperature > 0:
             num_blocks = (full_length(len(prompt), self.config) - whole) // size
             self.uniforms[slot, :num_blocks] = response_uniforms(
@@ -99,16 +101,14 @@ class Slots:
         if slot != last:
             self.table[slot] = self.table[last]
             self.uniforms[slot] = self.uniforms[last]
-            for column in (self.ids, self.step_map, *self.notes.values()):
+            for column in self.columns.values():
                 column[slot] = column[last]
             self.cache.move(last, slot, int(self.table["start"][last]) + self.config.block_size)
 
-    def kept(self, slot: int) -> tuple[list[int], list[int], dict[str, list[float]]]:
-        """Tokens, steps and recorded values of a slot's revealed response, cut at its end."""
-        row = self.table[slot]
-        response = slice(int(row["prompt"]), int(row["start"]) + self.config.block_size)
-        ids, steps = torch.stack([self.ids[slot, response], self.step_map[slot, response]]).tolist()
-        stops = (place + 1 for place, token in enumerate(ids) if token in self.config.stop_ids)
-        length = min(next(stops, len(ids)), self.config.max_new_tokens)
-        notes = {name: column[slot, response][:length].tolist() for name, column in self.notes.items()}
-        return ids[:length], steps[:length], notes
+    def response(self, slot: int) -> dict[str, list[Any]]:
+        """What the columns hold of a slot's decided response, from the prompt's end to its own."""
+        row, columns = self.table[slot], self.columns
+        room = slice(int(row["prompt"]), int(row["prompt"]) + self.config.max_new_tokens)
+        stops = np.flatnonzero(self.is_stop[columns["ids"][slot, room]])
+        kept = slice(room.start, room.start + int(stops[0]) + 1) if len(stops) else room
+        return {name: column[slot, kept].tolist() for name, column in columns.items()}
