@@ -25,7 +25,7 @@ class SlotCache:
     Positions of an unfinished block are written anew at each denoising step; the forward that commits the block
     writes them last, from its clean tokens.  Stale entries need no clearing: a query sees no position after its own
     block, and a block is always written before a query of it, or of a later one, is asked.  The exception are
-    values that are not finite, as even a masked one (0 * NaN) poisons the sum: see `clear`.
+    values that are not finite, as even a masked one (0 * NaN) poisons the sum: see `clear` and `move`.
     """
 
     def __init__(self, config: SDARConfig, num_slots: int, length: int, dtype: torch.dtype, device: torch.device):
@@ -54,9 +54,13 @@ class SlotCache:
         return self.keys[layer], self.values[layer]
 
     def move(self, source: int, target: int, length: int) -> None:
-        """Copies the first `length` positions of a slot to another."""
+        """Moves the first `length` positions of a slot to another and leaves zeros.
+
+        Whether they are finite is known only after the next denoising step, and by then the slot has a new owner.
+        """
         for buffer in (self.keys, self.values):
             buffer[:, target, :length] = buffer[:, source, :length]
+            buffer[:, source, :length] = 0
 
     def clear(self, slot: int) -> None:
         """Overwrites a slot with zeros."""
