@@ -1,7 +1,7 @@
 """Decoding speed beside two peers: the same weights, the same prompts, the same greedy responses, in one run.
 
-make bench        writes bench_results/decode.json and decode_length.json and prints the table of the README
-python bench/decode.py --quick      a small sample of it in a minute, nothing written
+`make bench` writes bench_results/decode.json and decode_length.json and prints the README's table; with `--quick` a
+small sample of it, nothing written.
 """
 
 import argparse
@@ -165,10 +165,9 @@ def measure(subject: Subject, num_prompts: int, block_size: int, steps: int, rep
     with recorded(model) as calls:
         decode(model, prompts, config, max_active=num_prompts)
     # The efficiency's two sides run in turn, so that a slow spell of the machine meets both.
-    pairs = [(seconds(lambda: replay(calls))[0], seconds(lambda: decode(model, prompts, config, num_prompts))[0])]
-    pairs += [
+    pairs = [
         (seconds(lambda: replay(calls))[0], seconds(lambda: decode(model, prompts, config, num_prompts))[0])
-        for _ in range(repeats - 1)
+        for _ in range(repeats)
     ]
     del calls
     check_equal(ours, alone.responses, "plain")
@@ -215,7 +214,7 @@ def measure_length(subject: Subject, lengths: Sequence[int], repeats: int) -> di
         "denoising_steps": 1,
         "response_tokens": list(lengths),
         "seconds": times,
-        "fit": {"seconds_per_token": slope, "intercept_s": intercept},
+        "fit": {"seconds_per_token": float(slope), "intercept_s": float(intercept)},
         "r_squared": 1 - float((residuals**2).sum() / ((np.array(times) - np.mean(times)) ** 2).sum()),
         "largest_deviation": float(np.abs(residuals / fitted).max()),
     }
@@ -258,15 +257,13 @@ def main() -> None:
         counts, decodings, lengths = NUM_PROMPTS, DECODINGS, LENGTHS
     repeats = 1 if quick else REPEATS
     results = []
-    for build in (random_subject, toy_subject):
-        subject = build()
+    for subject in (random_subject(), toy_subject()):
         decode(subject.model, subject.prompts[:2], subject.config(4, 1, 8))  # the first calls allocate
         for num_prompts, (block_size, steps) in itertools.product(counts, decodings):
             results.append(measure(subject, num_prompts, block_size, steps, repeats))
             sys.stderr.write(table(results[-1:]).splitlines()[-1] + "\n")
-        if build is random_subject:
-            by_length = measure_length(subject, lengths, repeats)
-            sys.stderr.write(f"{by_length}\n")
+    by_length = measure_length(random_subject(), lengths, repeats)
+    sys.stderr.write(f"{by_length}\n")
     sys.stdout.write(table(results) + "\n")
     if not quick:
         RESULTS.mkdir(exist_ok=True)

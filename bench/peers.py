@@ -1,8 +1,8 @@
 """The decoders that ours is compared with, written as their users run them.
 
 Both commit a finished block by a forward of its own (S + 1 forwards per block of S steps), keep keys and values in
-transformers' own cache and run everybody in lockstep until the last one ends.  They share the model, the drawing and the
-strategies with the engine, so that only the decoding differs.
+transformers' own cache and run everybody in lockstep until the last one ends.  They share the model, the drawing and
+the strategies with the engine, so that only the decoding differs.
 """
 
 from dataclasses import dataclass

@@ -42,7 +42,7 @@ def use_cache_root() -> None:
 
 
 def reproducible_products() -> None:
-    """Asks MKL, the matrix library of CPU builds, to add up every product in the same order, unless it is told otherwise.
+    """Asks MKL, the matrix library of CPU builds, to add up every product in the same order, where it is not set.
 
     By default the order depends on the number of rows and threads, and so would a response's rounding on what is
     decoded beside it.  MKL reads this at its first product.
