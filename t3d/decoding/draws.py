@@ -1,6 +1,7 @@
 """What one denoising step learns at the masked positions: tokens, and the scores that strategies and records need."""
 
 from dataclasses import dataclass, fields
+from typing import Any
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -33,8 +34,8 @@ class Draws:
 
     def to_host(self) -> "Draws":
         """The same on the CPU."""
-        columns = (getattr(self, field.name) for field in fields(self))
-        return Draws(*(None if column is None else column.cpu() for column in columns))
+        columns: list[Any] = [getattr(self, field.name) for field in fields(self)]
+        return Draws(*[None if column is None else column.cpu() for column in columns])
 
 
 def judge(
@@ -82,5 +83,6 @@ def join(tiles: list[Draws]) -> Draws:
     """The draws of consecutive rows as one."""
     if len(tiles) == 1:
         return tiles[0]
-    columns = ([getattr(tile, field.name) for tile in tiles] for field in fields(Draws))
-    return Draws(*(torch.cat(column) if column[0] is not None else None for column in columns))
+    columns = [[getattr(tile, field.name) for tile in tiles] for field in fields(Draws)]
+    joined: list[Any] = [None if column[0] is None else torch.cat(column) for column in columns]
+    return Draws(*joined)

@@ -14,6 +14,7 @@ All sequences share each forward, whatever their phase: one flat row of blocks (
 
 from collections import deque
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -195,7 +196,7 @@ class Engine:
         reveal = self._choose(table, draws)
         chosen, places = reveal[masked], (positions + (denoising * slots.length)[:, None])
         steps = np.broadcast_to(table["steps"][:, None], masked.shape)
-        known = {"ids": draws.tokens, "logprobs": draws.logprobs, "entropies": draws.entropies}
+        known: dict[str, Any] = {"ids": draws.tokens, "logprobs": draws.logprobs, "entropies": draws.entropies}
         for name, column in slots.columns.items():
             values = steps[reveal] if name == "step_map" else known[name].numpy()[chosen]
             column.reshape(-1)[places[reveal]] = values
@@ -207,7 +208,7 @@ class Engine:
         whole = np.cumsum(left, axis=1) == 0 if config.end_early else ~left.any(1, keepdims=True)
         failed = np.zeros_like(masked)
         failed[masked] = draws.failed.numpy()
-        return (end & whole & (order >= 0)).any(1), failed.any(1)
+        return np.any(end & whole & (order >= 0), axis=1), np.any(failed, axis=1)
 
     def _choose(self, table: np.ndarray, draws: Draws) -> NDArray[np.bool_]:
         """Asks the strategy which masked positions are revealed [rows, block]; a block's last step reveals all."""
@@ -251,7 +252,7 @@ class Engine:
                 reason = f"logits that are not finite at denoising step {num_steps}"
                 ended.append((index, Trajectory(prompt, [], [], "error", forwards, num_steps, reason)))
             else:
-                kept = self.slots.response(int(slot))
+                kept: dict[str, Any] = self.slots.response(int(slot))
                 ids, step_map = kept.pop("ids"), kept.pop("step_map")
                 why = "stop" if ids[-1] in self.config.stop_ids else "length"
                 ended.append((index, Trajectory(prompt, ids, step_map, why, forwards, num_steps, **kept)))

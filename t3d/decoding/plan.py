@@ -6,6 +6,7 @@ brings one block, or two where the first is finished and only committed; a promp
 block-causal mask, so any mixture of them shares one forward.
 """
 
+import importlib
 import importlib.util
 from dataclasses import dataclass
 from functools import cached_property
@@ -172,7 +173,7 @@ class FlashPlan(AttentionPlan):
     def __init__(self, spans: Spans, cache: SlotCache, flash: Any = None) -> None:
         """Sends the layout to the cache's device."""
         if flash is None:
-            from flash_attn import flash_attn_with_kvcache as flash
+            flash = importlib.import_module("flash_attn").flash_attn_with_kvcache
         self.flash, self.cache, self.size = flash, cache, spans.size
         device = cache.keys.device
         self.places = torch.from_numpy(spans.places(cache.keys.shape[2])).to(device)
