@@ -164,14 +164,11 @@ def measure(subject: Subject, num_prompts: int, block_size: int, steps: int, rep
     alone_s, alone = fastest(lambda: decode_alone(model, prompts[:ALONE], config), repeats)
     with recorded(model) as calls:
         decode(model, prompts, config, max_active=num_prompts)
-    with recorded(model) as calls:
-        decode(model, prompts, config, max_active=num_prompts)
     # The efficiency's two sides run in turn, so that a slow spell of the machine meets both.
     pairs = [
         (seconds(lambda: replay(calls))[0], seconds(lambda: decode(model, prompts, config, num_prompts))[0])
         for _ in range(repeats)
     ]
-    del calls
     check_equal(ours, alone.responses, "plain")
     check_equal(ours, batched.responses, "batched")
     tokens = [len(trajectory.response_ids) for trajectory in ours]

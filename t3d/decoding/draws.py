@@ -35,7 +35,8 @@ class Draws:
     def to_host(self) -> "Draws":
         """The same on the CPU."""
         columns: list[Any] = [getattr(self, field.name) for field in fields(self)]
-        return Draws(*[None if column is None else column.cpu() for column in columns])
+        moved: list[Any] = [None if column is None else column.cpu() for column in columns]
+        return Draws(*moved)
 
 
 def judge(
