@@ -44,15 +44,19 @@ def prompt_error(model: SDARConfig, prompt: list[int], config: DecodingConfig) -
 
 
 def check_lengths(model: SDARConfig, prompts: Sequence[list[int]], config: DecodingConfig) -> None:
-    """Checks that every prompt can be decoded.
+    """Checks that every prompt leaves room for its response.
 
     Raises:
-        DataError: one that cannot, named by its number.
+        DataError: one that does not, named by its number.
     """
+    context = model.max_position_embeddings
     for index, prompt in enumerate(prompts):
-        reason = prompt_error(model, prompt, config)
-        if reason is not None:
-            raise DataError(f"prompt {index}", "a prompt that can be decoded", reason)
+        if full_length(len(prompt), config) > context:
+            raise DataError(
+                f"prompt {index}",
+                f"prompt and response within the model's {context} positions",
+                f"{len(prompt)} prompt tokens + up to {config.max_new_tokens} new ones in blocks of {config.block_size}",
+            )
 
 
 def check_memory(slot_bytes: int, num_slots: int, device: torch.device) -> None:
