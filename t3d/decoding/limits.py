@@ -55,7 +55,8 @@ def check_lengths(model: SDARConfig, prompts: Sequence[list[int]], config: Decod
             raise DataError(
                 f"prompt {index}",
                 f"prompt and response within the model's {context} positions",
-                f"{len(prompt)} prompt tokens + up to {config.max_new_tokens} new ones in blocks of {config.block_size}",
+                f"{len(prompt)} prompt tokens + up to {config.max_new_tokens} new ones in blocks of "
+                f"{config.block_size}",
             )
 
 
