@@ -6,12 +6,13 @@ BIN    := $(VENV)/bin
 # Training on a CPU reuses freed memory instead of returning it to the system, and idle threads sleep.
 CPU_ENV := OMP_WAIT_POLICY=passive MALLOC_MMAP_THRESHOLD_=2000000000 MALLOC_TRIM_THRESHOLD_=4000000000
 
-.PHONY: help install demo clean-demo test lint toy-teacher
+.PHONY: help install demo clean-demo test bench lint toy-teacher
 
 help:
 	@echo "make demo         rollout, preprocess, train, evaluate and report on the built-in tiny model (CPU, minutes)"
 	@echo "make clean-demo   remove what the demo made"
 	@echo "make test         lint, types and tests"
+	@echo "make bench        decoding and training speed beside peers, to bench_results/"
 	@echo "make toy-teacher  train the built-in model again"
 	@echo "make install      create $(VENV) and install everything"
 
@@ -37,6 +38,9 @@ lint: install
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+bench: install
+	for part in decode train; do test ! -f bench/$$part.py || $(CPU_ENV) $(BIN)/python bench/$$part.py || exit 1; done
 
 toy-teacher: install
 	$(CPU_ENV) BIN=$(BIN) t3d/toy/train_teacher.sh

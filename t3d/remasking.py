@@ -18,8 +18,8 @@ class BlockScores:
 
     Attributes:
         masked: positions not yet revealed.
-        confidence: probability of the token drawn at each masked position.
-        entropy: entropy of the distribution it was drawn from, in nats.
+        confidence: probability of the token drawn at each masked position; 0 where `RANKED_BY` names another score.
+        entropy: entropy of each masked position's distribution, in nats; likewise.
         quota: n_s, the tokens that each row must reveal at this step, at most its masks left.
         dynamic_threshold: see `DecodingConfig`.
         eb_threshold: see `DecodingConfig`.
@@ -68,4 +68,12 @@ STRATEGIES: dict[str, Callable[[BlockScores], Bool[Tensor, "rows block"]]] = {
     "low_confidence_dynamic": low_confidence_dynamic,
     "sequential": sequential,
     "entropy_bounded": entropy_bounded,
+}
+
+# The score that each strategy reads: the decoder computes no other (None: none at all).
+RANKED_BY: dict[str, str | None] = {
+    "low_confidence_static": "confidence",
+    "low_confidence_dynamic": "confidence",
+    "sequential": None,
+    "entropy_bounded": "entropy",
 }

@@ -20,6 +20,10 @@ install_import_hook(
 import pytest  # noqa: E402
 import torch  # noqa: E402
 
+from t3d.entry import reproducible_products  # noqa: E402
+
+reproducible_products()  # as the entry scripts do, before the first product
+
 from t3d.config import DecodeConfig, load_config  # noqa: E402
 from t3d.sdar import SDARConfig, SDARForCausalLM  # noqa: E402
 from t3d.toy.base import save_base  # noqa: E402

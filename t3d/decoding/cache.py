@@ -1,47 +1,72 @@
-"""A preallocated key/value cache: one slot per running sequence, addressed by position."""
+"""Keys and values of every running sequence: one slot each, addressed by position."""
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
-from transformers.cache_utils import Cache
 
 from t3d.sdar.configuration import SDARConfig
 
+SHORT, LONG = 64, 256
 
-class SlotCache(Cache):
-    """Keys and values of every slot, written at absolute positions.
+
+def padded_keys(num_keys: int) -> int:
+    """Keys that attention is computed over where `num_keys` are visible; the rest is masked.
+
+    The lengths are coarse so that a sequence's result does not depend on its neighbours: a CPU's kernels add up
+    keys in vectors of 16 and blocks of 256, and masked keys at the end of whole ones add exact zeros.
+    """
+    unit = SHORT if num_keys <= LONG else LONG
+    return -(-num_keys // unit) * unit
+
+
+class SlotCache:
+    """Keys and values [layers, slots, length, kv_heads, dim], allocated once.
 
     Positions of an unfinished block are written anew at each denoising step; the forward that commits the block
-    writes them last, from its clean tokens.  Stale entries need no clearing: the block-causal mask hides every
-    block after the query's own, and a block is always written before a query of it, or of a later one, is asked.
+    writes them last, from its clean tokens.  Stale entries need no clearing: a query sees no position after its own
+    block, and a block is always written before a query of it, or of a later one, is asked.  The exception are
+    values that are not finite, as even a masked one (0 * NaN) poisons the sum: see `clear` and `move`.
     """
 
-    def __init__(self, config: SDARConfig, num_slots: int, max_length: int, dtype: torch.dtype, device: torch.device):
-        """Allocates 2 * layers * num_slots * max_length * kv_heads * head_dim elements."""
-        super().__init__(layers=[])
-        num_heads = config.num_key_value_heads or config.num_attention_heads
-        shape = (config.num_hidden_layers, num_slots, max_length, num_heads, config.head_dim)
+    def __init__(self, config: SDARConfig, num_slots: int, length: int, dtype: torch.dtype, device: torch.device):
+        """Allocates 2 * layers * num_slots * length * kv_heads * head_dim elements."""
+        shape = (config.num_hidden_layers, num_slots, length, *_heads(config))
+        self.heads_per_key = config.num_attention_heads // shape[-2]
         self.keys = torch.zeros(shape, dtype=dtype, device=device)
         self.values = torch.zeros(shape, dtype=dtype, device=device)
 
-    def select(self, slots: Int[Tensor, " rows"], positions: Int[Tensor, "rows query"], num_keys: int) -> None:
-        """Points the next forward at `slots` and `positions`; its queries may see keys 0..num_keys-1."""
-        self._slots, self._positions, self._num_keys = slots, positions, num_keys
+    @staticmethod
+    def slot_bytes(config: SDARConfig, length: int, dtype: torch.dtype) -> int:
+        """Memory of one slot."""
+        num_heads, head_dim = _heads(config)
+        return 2 * config.num_hidden_layers * length * num_heads * head_dim * dtype.itemsize
 
-    def update(
+    def write(
         self,
-        key_states: Float[Tensor, "rows heads query dim"],
-        value_states: Float[Tensor, "rows heads query dim"],
-        layer_idx: int,
-        *_args: object,
-        **_kwargs: object,
-    ) -> tuple[Float[Tensor, "rows heads key dim"], Float[Tensor, "rows heads key dim"]]:
-        """Writes the new keys and values of one layer and returns all that the queries may see."""
-        return (
-            self._write(self.keys[layer_idx], key_states),
-            self._write(self.values[layer_idx], value_states),
-        )
+        layer: int,
+        places: Int[Tensor, " tokens"],
+        key: Float[Tensor, "1 kv_heads tokens dim"],
+        value: Float[Tensor, "1 kv_heads tokens dim"],
+    ) -> tuple[Float[Tensor, "slots length kv_heads dim"], Float[Tensor, "slots length kv_heads dim"]]:
+        """Stores one layer's keys and values at `places` (slot * length + position) and returns all of the layer."""
+        for buffer, states in ((self.keys[layer], key), (self.values[layer], value)):
+            buffer.flatten(0, 1).index_copy_(0, places, states[0].transpose(0, 1))
+        return self.keys[layer], self.values[layer]
 
-    def _write(self, buffer: Tensor, states: Tensor) -> Tensor:
-        buffer[self._slots[:, None], self._positions] = states.transpose(1, 2)
-        return buffer[self._slots, : self._num_keys].transpose(1, 2)
+    def move(self, source: int, target: int, length: int) -> None:
+        """Moves the first `length` positions of a slot to another and leaves zeros.
+
+        Whether they are finite is known only after the next denoising step, and by then the slot has a new owner.
+        """
+        for buffer in (self.keys, self.values):
+            buffer[:, target, :length] = buffer[:, source, :length]
+            buffer[:, source, :length] = 0
+
+    def clear(self, slot: int) -> None:
+        """Overwrites a slot with zeros."""
+        self.keys[:, slot] = 0
+        self.values[:, slot] = 0
+
+
+def _heads(config: SDARConfig) -> tuple[int, int]:
+    return config.num_key_value_heads or config.num_attention_heads, config.head_dim

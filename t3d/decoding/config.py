@@ -5,6 +5,9 @@ from dataclasses import dataclass
 from t3d.errors import ConfigError
 from t3d.remasking import STRATEGIES
 
+CONFIDENCES = ("scaled", "raw")
+RECORDS = ("logprob", "entropy")
+
 
 @dataclass(frozen=True)
 class DecodingConfig:
@@ -23,6 +26,15 @@ class DecodingConfig:
         eb_threshold: running sum of entropies, in nats, up to which `entropy_bounded` reveals tokens.
         stop_ids: a generated token among these ends the response.
         seed: seed of every random stream.
+        confidence: the distribution that confidences and `entropy_bounded`'s entropies are taken from: "scaled",
+            the one that tokens are drawn from (under temperature, top-k and top-p, as the release does), or "raw",
+            the model's own (temperature 1, unfiltered).  At temperature 0.1 scaled confidences are nearly all
+            close to 1, so that a threshold of 0.9 hardly selects.
+        record: what to keep of each token at its reveal, of "logprob" and "entropy": the log-probability of the
+            token and the entropy of its position, in nats, both under the model's own distribution.
+        end_early: end a response once every position up to its end (a revealed stop token, or the limit) is
+            revealed, instead of decoding the rest of that block, which is cut off: nothing that is kept can change
+            any more, only fewer steps are spent.
 
     Raises:
         ConfigError: a value outside its range, named.
@@ -40,10 +52,14 @@ class DecodingConfig:
     eb_threshold: float = 0.35
     stop_ids: tuple[int, ...] = ()
     seed: int = 0
+    confidence: str = "scaled"
+    record: tuple[str, ...] = ()
+    end_early: bool = True
 
     def __post_init__(self) -> None:
         """Checks every value."""
         object.__setattr__(self, "stop_ids", tuple(self.stop_ids))
+        object.__setattr__(self, "record", tuple(self.record))
         checks = [
             ("mask_id", self.mask_id >= 0, "a token id"),
             ("block_size", self.block_size >= 1, "at least 1"),
@@ -61,6 +77,8 @@ class DecodingConfig:
             ("eb_threshold", self.eb_threshold >= 0, "at least 0"),
             ("stop_ids", self.mask_id not in self.stop_ids, "no mask token"),
             ("seed", self.seed >= 0, "at least 0"),
+            ("confidence", self.confidence in CONFIDENCES, f"one of {', '.join(CONFIDENCES)}"),
+            ("record", set(self.record) <= set(RECORDS), f"of {', '.join(RECORDS)}"),
         ]
         for name, holds, expected in checks:
             if not holds:

@@ -2,30 +2,37 @@
 
 A finished block's keys and values must be computed from its clean tokens before a later block may read them (the
 commit).  The engine spends no forward on that: the next block's first denoising forward carries the finished block
-along, over [finished block | next all-mask block].  Attention is block-causal, so the finished block's outputs do
-not depend on what follows it, and the next block sees, layer by layer, the same keys and values that a separate
-commit would have cached: the fused forward computes the same function of the same inputs.
+along, as [finished block | next all-mask block].  This is exact.  Attention is block-causal, so nothing of the finished
+block depends on what follows it: in every layer it gets the hidden states, and writes the keys and values, that a
+forward of its own would have given.  The next block reads them in that same layer, after they are written.  So the
+fused forward evaluates the same function on the same numbers as a commit followed by a denoising step; only the shape
+of the matrix products differs, and with it, on some hardware, the order in which their terms are added (see
+`t3d.entry.reproducible_products`).
+
+All sequences share each forward, whatever their phase: one flat row of blocks (`t3d.decoding.plan`).
 """
 
 from collections import deque
 from collections.abc import Iterator, Sequence
+from typing import Any
 
+import numpy as np
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float
+from numpy.typing import NDArray
 from torch import Tensor
 
-from t3d.decoding.cache import SlotCache
 from t3d.decoding.config import DecodingConfig
-from t3d.errors import DataError
-from t3d.remasking import STRATEGIES, BlockScores, step_quota
-from t3d.sampling import draw_tokens, entropy, response_uniforms, token_probabilities
-from t3d.sdar.attention import block_causal_mask
-from t3d.sdar.configuration import SDARConfig
+from t3d.decoding.draws import ROW_TILE, Draws, join, judge
+from t3d.decoding.limits import PREFILL_TOKENS, check_lengths, prefill_chunk, prompt_error
+from t3d.decoding.plan import Spans, attention_plan
+from t3d.decoding.slots import Slots
+from t3d.errors import ConfigError
+from t3d.remasking import RANKED_BY, STRATEGIES, BlockScores, step_quota
 from t3d.sdar.modeling import SDARForCausalLM
 from t3d.trajectory import Trajectory
 
-UNREVEALED = 0
-"""Step-map entry of a position that no denoising step has revealed."""
+__all__ = ["Engine", "check_lengths", "decode", "iter_decode"]
 
 
 def decode(
@@ -33,8 +40,10 @@ def decode(
 ) -> list[Trajectory]:
     """Decodes every prompt, at most `max_active` at a time, and returns the trajectories in their order.
 
+    A prompt that cannot be decoded gets a trajectory with an `error`; the others go on.
+
     Raises:
-        DataError: a prompt that leaves no room for the response in the model's context.
+        ConfigError: settings that fit neither the model nor the memory.
     """
     finished = dict(iter_decode(model, prompts, config, max_active))
     return [finished[index] for index in range(len(prompts))]
@@ -58,199 +67,194 @@ def iter_decode(
             response, whatever else is decoded beside it.
 
     Raises:
-        DataError: see `decode`.
+        ConfigError: see `decode`.
     """
-    if not prompts:
-        return
-    check_lengths(model.config, prompts, config)
+    if config.mask_id >= model.config.vocab_size:
+        raise ConfigError("decoding.mask_id", f"an id below the model's {model.config.vocab_size}", config.mask_id)
     streams = range(len(prompts)) if streams is None else streams
-    engine = Engine(model, config, min(max_active, len(prompts)), max(map(len, prompts)))
-    waiting = deque(range(len(prompts)))
-    while waiting or engine.busy:
-        admitted = [waiting.popleft() for _ in range(min(len(waiting), len(engine.free)))]
-        engine.admit([(index, prompts[index], streams[index]) for index in admitted])
-        yield from engine.step()
+    waiting: deque[tuple[int, list[int], int]] = deque()
+    for index, (prompt, stream) in enumerate(zip(prompts, streams, strict=True)):
+        error = prompt_error(model.config, prompt, config)
+        if error is None:
+            waiting.append((index, prompt, stream))
+        else:
+            yield index, Trajectory(list(prompt), [], [], "error", 0, 0, error)
+    if waiting:
+        longest = max(len(prompt) for _, prompt, _ in waiting)
+        yield from Engine(model, config, waiting, Slots(model, config, min(max_active, len(waiting)), longest)).run()
 
 
 class Engine:
-    """Sequences in slots, each at its own block and denoising step.
+    """Decodes the waiting prompts through the slots."""
 
-    Attributes:
-        free: slots that hold no sequence.
-    """
-
-    def __init__(self, model: SDARForCausalLM, config: DecodingConfig, num_slots: int, longest_prompt: int) -> None:
-        """Allocates the cache for `num_slots` sequences of the greatest length that can occur."""
-        size, device = config.block_size, model.device
-        self.model, self.config, self.device = model, config, device
-        self.max_length = -(-(longest_prompt + config.max_new_tokens) // size) * size
-        self.cache = SlotCache(model.config, num_slots, self.max_length, model.dtype, device)
-        self.ids = torch.full((num_slots, self.max_length), config.mask_id, device=device)
-        self.step_map = torch.full((num_slots, self.max_length), UNREVEALED, device=device)
-        self.masked = torch.zeros((num_slots, size), dtype=torch.bool, device=device)
-        self.block_start = torch.zeros(num_slots, dtype=torch.long, device=device)
-        self.block_step = torch.zeros(num_slots, dtype=torch.long, device=device)
-        self.num_steps = torch.zeros(num_slots, dtype=torch.long, device=device)
-        num_blocks = self.max_length // size if config.temperature > 0 else 0
-        self.uniforms = torch.zeros((num_slots, num_blocks, config.denoising_steps, size), device=device)
-        self.first_block = torch.zeros(num_slots, dtype=torch.long, device=device)
-        self.free = list(range(num_slots))
-        self._sequences: dict[int, tuple[int, list[int]]] = {}
-        self._start: dict[int, int] = {}
-        self._uncommitted: set[int] = set()
-
-    @property
-    def busy(self) -> bool:
-        """True while a sequence is in flight."""
-        return bool(self._sequences)
-
-    @torch.inference_mode()
-    def admit(self, requests: Sequence[tuple[int, list[int], int]]) -> None:
-        """Puts (index, prompt, stream) requests into free slots and prefills their whole prompt blocks."""
-        size, config = self.config.block_size, self.config
-        slots = []
-        for index, prompt, stream in requests:
-            slot = self.free.pop()
-            start = len(prompt) // size * size
-            self._sequences[slot], self._start[slot] = (index, prompt), start
-            self.ids[slot] = config.mask_id
-            self.ids[slot, : len(prompt)] = torch.tensor(prompt, dtype=torch.long)
-            self.step_map[slot] = UNREVEALED
-            self.masked[slot] = torch.arange(start, start + size, device=self.device) >= len(prompt)
-            self.block_start[slot], self.first_block[slot] = start, start // size
-            self.block_step[slot] = self.num_steps[slot] = 0
-            if config.temperature > 0:
-                num_blocks = (self.max_length - start) // size
-                uniforms = response_uniforms(config.seed, stream, num_blocks, config.denoising_steps, size)
-                self.uniforms[slot, :num_blocks] = torch.from_numpy(uniforms).to(self.device)
-            if start:
-                slots.append(slot)
-        if slots:
-            longest = max(self._start[slot] for slot in slots)
-            rows = torch.tensor(slots, device=self.device)
-            self._forward(rows, torch.arange(longest, device=self.device).expand(len(slots), -1), longest, None)
-
-    @torch.inference_mode()
-    def step(self) -> list[tuple[int, Trajectory]]:
-        """One denoising step of every running sequence; returns those that finished with it."""
-        for behind in (0, self.config.block_size):
-            slots = [slot for slot in self._sequences if (slot in self._uncommitted) == bool(behind)]
-            if slots:
-                self._denoise(slots, behind)
-        self._uncommitted.clear()
-        complete = ~self.masked.any(-1).cpu()
-        return [done for slot in list(self._sequences) if complete[slot] for done in self._end_block(slot)]
-
-    def _denoise(self, slots: list[int], behind: int) -> None:
-        """Runs the current blocks of `slots`, after the `behind` positions still to commit, and reveals tokens."""
-        rows = torch.tensor(slots, device=self.device)
-        size = self.config.block_size
-        positions = self.block_start[rows, None] + torch.arange(-behind, size, device=self.device)
-        masked = self.masked[rows]
-        wanted = torch.cat([torch.zeros_like(masked[:, :1]).expand(-1, behind), masked], dim=1)
-        logits = self._forward(rows, positions, max(self._start[slot] for slot in slots) + size, wanted)
-        reveal, drawn = self._choose(rows, masked, logits)
-        self.num_steps[rows] += 1
-        block = positions[:, behind:]
-        current, steps = self.ids[rows[:, None], block], self.step_map[rows[:, None], block]
-        self.ids[rows[:, None], block] = torch.where(reveal, drawn, current)
-        self.step_map[rows[:, None], block] = torch.where(reveal, self.num_steps[rows, None], steps)
-        self.masked[rows] = masked & ~reveal
-        self.block_step[rows] += 1
-
-    def _choose(
+    def __init__(
         self,
-        rows: Int[Tensor, " rows"],
-        masked: Bool[Tensor, "rows block"],
-        logits: Float[Tensor, "masked vocab"],
-    ) -> tuple[Bool[Tensor, "rows block"], Int[Tensor, "rows block"]]:
-        """Draws a token at every masked position and asks the strategy which are revealed."""
-        config, step = self.config, self.block_step[rows]
-        probabilities = token_probabilities(logits, config.mask_id, config.temperature, config.top_k, config.top_p)
-        uniforms = None
-        if config.temperature > 0:
-            block = self.block_start[rows] // config.block_size - self.first_block[rows]
-            uniforms = self.uniforms[rows, block, step][masked]
-        drawn, confidence = draw_tokens(probabilities, uniforms)
+        model: SDARForCausalLM,
+        config: DecodingConfig,
+        waiting: deque[tuple[int, list[int], int]],
+        slots: Slots,
+    ) -> None:
+        """Takes (index, prompt, stream) requests, which it empties, and slots without a sequence."""
+        self.model, self.config, self.waiting, self.slots = model, config, waiting, slots
+        self.prompts: dict[int, list[int]] = {}
+
+    def run(self) -> Iterator[tuple[int, Trajectory]]:
+        """Yields the trajectories as they finish."""
+        while self.waiting or self.slots.active:
+            with torch.inference_mode():
+                self.admit()
+                prefilling, denoising, spans = self.schedule()
+                draws = self.forward(denoising, spans)
+                self.slots.table["filled"][prefilling] += self._chunks(prefilling)
+                finished, failed = self.reveal(denoising, draws)
+                self.open_blocks(denoising)
+                ended = self.end(denoising, finished, failed)
+            yield from ended
+
+    def admit(self) -> None:
+        """Gives every free slot a prompt."""
+        for _ in range(min(self.slots.num_free, len(self.waiting))):
+            index, prompt, stream = self.waiting.popleft()
+            self.prompts[index] = prompt
+            self.slots.add(index, prompt, stream)
+
+    def schedule(self) -> tuple[NDArray[np.int64], NDArray[np.int64], Spans]:
+        """Chooses what the next forward computes.
+
+        Returns:
+            The slots that prefill, up to the budget and the longest waiting first; the slots that denoise; and the
+            tokens of both.
+        """
+        size, table = self.config.block_size, self.slots.running
+        unfilled = table["filled"] < table["whole"]
+        prefilling, denoising = np.flatnonzero(unfilled), np.flatnonzero(~unfilled)
+        if len(prefilling) > 1:
+            queue = prefilling[np.argsort(table["index"][prefilling])]
+            within = np.cumsum(self._chunks(queue)) <= PREFILL_TOKENS
+            within[0] = True
+            prefilling = np.sort(queue[within])
+        starts, counts = table["start"] - size * table["pending"], 1 + table["pending"]
+        counts[unfilled] = 0
+        counts[prefilling], starts[prefilling] = self._chunks(prefilling) // size, table["filled"][prefilling]
+        slots = np.flatnonzero(counts)
+        table["forwards"][slots] += 1
+        return prefilling, denoising, Spans(slots, starts[slots], counts[slots], size)
+
+    def _chunks(self, slots: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Prompt tokens that each of `slots` prefills next."""
+        left = self.slots.table["whole"][slots] - self.slots.table["filled"][slots]
+        return np.minimum(left, prefill_chunk(self.config.block_size))
+
+    def forward(self, denoising: NDArray[np.int64], spans: Spans) -> Draws | None:
+        """Runs the model and draws at the masked positions of the `denoising` slots; None if there are none."""
+        slots, size = self.slots, self.config.block_size
+        # A slot's current block is the last of its run; what stands before it is only committed.
+        last = spans.edges[1:][np.isin(spans.slots, denoising, assume_unique=True)] - size
+        rows = slots.send((last[:, None] + np.arange(size))[slots.table["masked"][denoising]])
+        uniforms, ranked_by = self._uniforms(denoising), self._ranked_by(denoising)
+
+        def draw(head: torch.nn.Module, hidden: Float[Tensor, "1 tokens hidden"]) -> Draws | None:
+            if not len(rows):
+                return None
+            tiles = hidden[0, rows].split(ROW_TILE)
+            random = [None] * len(tiles) if uniforms is None else uniforms.split(ROW_TILE)
+            return join([judge(head(tile), u, ranked_by, self.config) for tile, u in zip(tiles, random, strict=True)])
+
+        return self.model(
+            slots.send(slots.columns["ids"].reshape(-1)[spans.places(slots.length)])[None],
+            attention_mask=attention_plan(spans, slots.cache),
+            position_ids=slots.send(spans.positions)[None],
+            head=draw,
+        )
+
+    def _uniforms(self, denoising: NDArray[np.int64]) -> Float[Tensor, " rows"] | None:
+        """The random number of every masked position; None at temperature 0."""
+        if self.config.temperature == 0:
+            return None
+        table = self.slots.table[denoising]
+        block = (table["start"] - table["whole"]) // self.config.block_size
+        return self.slots.send(self.slots.uniforms[denoising, block, table["step"]][table["masked"]])
+
+    def _ranked_by(self, denoising: NDArray[np.int64]) -> str | None:
+        """The score to rank by; None where every block is at its last step, which reveals all."""
+        last = self.slots.table["step"][denoising] == self.config.denoising_steps - 1
+        return None if last.all() else RANKED_BY[self.config.remasking_strategy]
+
+    def reveal(self, denoising: NDArray[np.int64], draws: Draws | None) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
+        """Reveals tokens of the current blocks.
+
+        Returns:
+            Which of the `denoising` slots have their response decided, and which met logits that are not finite.
+        """
+        if draws is None:
+            return np.zeros(0, dtype=np.bool_), np.zeros(0, dtype=np.bool_)
+        slots, config = self.slots, self.config
+        slots.table["steps"][denoising] += 1
+        table = slots.table[denoising]
+        masked, positions = table["masked"], table["start"][:, None] + np.arange(config.block_size)
+        draws = draws.to_host()  # the one moment at which the host waits for the device
+        reveal = self._choose(table, draws)
+        chosen, places = reveal[masked], (positions + (denoising * slots.length)[:, None])
+        steps = np.broadcast_to(table["steps"][:, None], masked.shape)
+        known: dict[str, Any] = {"ids": draws.tokens, "logprobs": draws.logprobs, "entropies": draws.entropies}
+        for name, column in slots.columns.items():
+            values = steps[reveal] if name == "step_map" else known[name].numpy()[chosen]
+            column.reshape(-1)[places[reveal]] = values
+        left = masked & ~reveal
+        slots.table["masked"][denoising] = left
+        # A response is decided once all is revealed up to its end: a stop token of its own, or its limit.
+        order = positions - table["prompt"][:, None]
+        end = slots.is_stop[slots.columns["ids"].reshape(-1)[places]] | (order == config.max_new_tokens - 1)
+        whole = np.cumsum(left, axis=1) == 0 if config.end_early else ~left.any(1, keepdims=True)
+        failed = np.zeros_like(masked)
+        failed[masked] = draws.failed.numpy()
+        return np.any(end & whole & (order >= 0), axis=1), np.any(failed, axis=1)
+
+    def _choose(self, table: np.ndarray, draws: Draws) -> NDArray[np.bool_]:
+        """Asks the strategy which masked positions are revealed [rows, block]; a block's last step reveals all."""
+        config = self.config
+        masked, step = torch.from_numpy(table["masked"]), torch.from_numpy(table["step"])
+        last = table["step"] == config.denoising_steps - 1
+        if last.all():
+            return table["masked"]
+        score = torch.zeros(masked.shape).masked_scatter_(masked, draws.score)
         scores = BlockScores(
             masked=masked,
-            confidence=_scatter(masked, confidence),
-            entropy=_scatter(masked, entropy(probabilities)),
+            confidence=score,
+            entropy=score,
             quota=torch.minimum(step_quota(step, config.block_size, config.denoising_steps), masked.sum(-1)),
             dynamic_threshold=config.dynamic_threshold,
             eb_threshold=config.eb_threshold,
         )
-        last_step = (step == config.denoising_steps - 1)[:, None]
-        return torch.where(last_step, masked, STRATEGIES[config.remasking_strategy](scores)), _scatter(masked, drawn)
+        return np.where(last[:, None], table["masked"], STRATEGIES[config.remasking_strategy](scores).numpy())
 
-    def _forward(
-        self,
-        rows: Int[Tensor, " rows"],
-        positions: Int[Tensor, "rows query"],
-        num_keys: int,
-        wanted: Bool[Tensor, "rows query"] | None,
-    ) -> Float[Tensor, "wanted vocab"]:
-        """One forward over `positions` of `rows`; logits where `wanted` (None: at no position)."""
-        keys = torch.arange(num_keys, device=self.device)
-        self.cache.select(rows, positions, num_keys)
-        return self.model(
-            self.ids[rows[:, None], positions],
-            attention_mask=block_causal_mask(positions, keys.expand(len(rows), -1), self.config.block_size)[:, None],
-            position_ids=positions,
-            past_key_values=self.cache,
-            logit_rows=torch.zeros_like(positions, dtype=torch.bool) if wanted is None else wanted,
-        ).logits
+    def open_blocks(self, denoising: NDArray[np.int64]) -> None:
+        """Counts the step, and begins the next block of every sequence whose current one is complete."""
+        table, size = self.slots.table, self.config.block_size
+        complete = ~table["masked"][denoising].any(-1)
+        table["step"][denoising] += 1
+        table["pending"][denoising] = complete
+        done = denoising[complete]
+        table["start"][done] += size
+        table["step"][done] = 0
+        table["masked"][done] = True
 
-    def _end_block(self, slot: int) -> list[tuple[int, Trajectory]]:
-        """Ends the sequence after its finished block (a list of one), or opens the next block (an empty list)."""
-        size, config = self.config.block_size, self.config
-        index, prompt = self._sequences[slot]
-        end = self._start[slot] + size
-        generated = self.ids[slot, len(prompt) : end].tolist()
-        fresh = max(0, len(generated) - size)
-        stops = [place for place in range(fresh, len(generated)) if generated[place] in config.stop_ids]
-        if not stops and len(generated) < config.max_new_tokens:
-            self._start[slot] = end
-            self.block_start[slot], self.block_step[slot] = end, 0
-            self.masked[slot] = True
-            self._uncommitted.add(slot)
-            return []
-        length = min([place + 1 for place in stops[:1]] + [config.max_new_tokens])
-        num_steps = int(self.num_steps[slot])
-        del self._sequences[slot], self._start[slot]
-        self.free.append(slot)
-        return [
-            (
-                index,
-                Trajectory(
-                    prompt_ids=list(prompt),
-                    response_ids=generated[:length],
-                    step_map=self.step_map[slot, len(prompt) : len(prompt) + length].tolist(),
-                    finish_reason="stop" if generated[length - 1] in config.stop_ids else "length",
-                    num_forwards=num_steps + (len(prompt) >= size),
-                    num_steps=num_steps,
-                ),
-            )
-        ]
-
-
-def _scatter(masked: Bool[Tensor, "rows block"], values: Tensor) -> Tensor:
-    """`values` of the masked positions, in row-major order, at their places; 0 elsewhere."""
-    return torch.zeros(masked.shape, dtype=values.dtype, device=values.device).masked_scatter(masked, values)
-
-
-def check_lengths(model: SDARConfig, prompts: Sequence[list[int]], config: DecodingConfig) -> None:
-    """Checks that every prompt leaves room for its response.
-
-    Raises:
-        DataError: one that does not, named by its number.
-    """
-    context, size = model.max_position_embeddings, config.block_size
-    for index, prompt in enumerate(prompts):
-        length = -(-(len(prompt) + config.max_new_tokens) // size) * size
-        if length > context:
-            raise DataError(
-                f"prompt {index}",
-                f"prompt and response within the model's {context} positions",
-                f"{len(prompt)} prompt tokens + up to {config.max_new_tokens} new ones in blocks of {size}",
-            )
+    def end(
+        self, denoising: NDArray[np.int64], finished: NDArray[np.bool_], failed: NDArray[np.bool_]
+    ) -> list[tuple[int, Trajectory]]:
+        """Takes the sequences that finished or failed out of their slots, the last slot first."""
+        ended = []
+        for slot, broken in zip(denoising[finished | failed][::-1], failed[finished | failed][::-1], strict=True):
+            row = self.slots.table[slot]
+            index, num_steps, forwards = int(row["index"]), int(row["steps"]), int(row["forwards"])
+            prompt = list(self.prompts.pop(index))
+            if broken:
+                reason = f"logits that are not finite at denoising step {num_steps}"
+                ended.append((index, Trajectory(prompt, [], [], "error", forwards, num_steps, reason)))
+            else:
+                kept: dict[str, Any] = self.slots.response(int(slot))
+                ids, step_map = kept.pop("ids"), kept.pop("step_map")
+                why = "stop" if ids[-1] in self.config.stop_ids else "length"
+                ended.append((index, Trajectory(prompt, ids, step_map, why, forwards, num_steps, **kept)))
+            self.slots.remove(int(slot), poisoned=bool(broken))
+        return ended

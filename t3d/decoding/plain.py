@@ -6,8 +6,10 @@ It is the oracle that the engine must match token for token and step for step; u
 import torch
 
 from t3d.decoding.config import DecodingConfig
-from t3d.remasking import STRATEGIES, BlockScores, step_quota
-from t3d.sampling import draw_tokens, entropy, response_uniforms, token_probabilities
+from t3d.decoding.draws import Draws, judge
+from t3d.decoding.limits import prefill_forwards
+from t3d.remasking import RANKED_BY, STRATEGIES, BlockScores, step_quota
+from t3d.sampling import response_uniforms
 from t3d.sdar.attention import block_causal_mask
 from t3d.sdar.modeling import SDARForCausalLM
 from t3d.trajectory import Trajectory
@@ -21,62 +23,78 @@ def decode_plain(model: SDARForCausalLM, prompt: list[int], config: DecodingConf
     num_blocks = -(-(len(prompt) + config.max_new_tokens - start) // size)
     uniforms = torch.from_numpy(response_uniforms(config.seed, stream, num_blocks, steps, size))
     tokens, step_map = list(prompt), [0] * len(prompt)
-    num_steps = 0
+    logprobs, entropies = [0.0] * len(prompt), [0.0] * len(prompt)
+    num_steps, kept = 0, None
     for block in range(num_blocks):
         end = start + (block + 1) * size
-        revealed_before = len(tokens)
-        tokens += [config.mask_id] * (end - len(tokens))
-        step_map += [0] * (end - len(step_map))
-        masked = torch.arange(end - size, end) >= revealed_before
+        masked = torch.arange(end - size, end) >= len(tokens)
+        for column, fill in ((tokens, config.mask_id), (step_map, 0), (logprobs, 0.0), (entropies, 0.0)):
+            column.extend([fill] * (end - len(column)))  # type: ignore[list-item]
         for step in range(steps):
-            if not masked.any():
+            if not masked.any() or (config.end_early and kept is not None):
                 break
             num_steps += 1
-            reveal, drawn = _denoise(model, tokens, masked, step, uniforms[block, step], config)
+            draws = _draw(model, tokens, uniforms[block, step], config)
+            if draws.failed[masked].any():
+                reason = f"logits that are not finite at denoising step {num_steps}"
+                forwards = prefill_forwards(len(prompt), size) + num_steps
+                return Trajectory(list(prompt), [], [], "error", forwards, num_steps, reason)
+            reveal = _choose(draws, masked, step, config)
             for offset in reveal.nonzero()[:, 0].tolist():
-                tokens[end - size + offset] = int(drawn[offset])
-                step_map[end - size + offset] = num_steps
+                place = end - size + offset
+                tokens[place], step_map[place] = int(draws.tokens[offset]), num_steps
+                if draws.logprobs is not None:
+                    logprobs[place] = float(draws.logprobs[offset])
+                if draws.entropies is not None:
+                    entropies[place] = float(draws.entropies[offset])
             masked &= ~reveal
-        generated = tokens[len(prompt) :]
-        stops = [index for index, token in enumerate(generated) if token in config.stop_ids]
-        length = min([*(index + 1 for index in stops[:1]), config.max_new_tokens, len(generated)])
-        if stops or len(generated) >= config.max_new_tokens:
+            kept = _decided_length(tokens, step_map, len(prompt), config)
+        if kept is not None:
             break
+    assert kept is not None, "the last block reaches the limit"
+    response = slice(len(prompt), len(prompt) + kept)
     return Trajectory(
         prompt_ids=list(prompt),
-        response_ids=generated[:length],
-        step_map=step_map[len(prompt) :][:length],
-        finish_reason="stop" if generated[length - 1] in config.stop_ids else "length",
-        num_forwards=num_steps + (start > 0),
+        response_ids=tokens[response],
+        step_map=step_map[response],
+        finish_reason="stop" if tokens[response][-1] in config.stop_ids else "length",
+        num_forwards=prefill_forwards(len(prompt), size) + num_steps,
         num_steps=num_steps,
+        logprobs=logprobs[response] if "logprob" in config.record else None,
+        entropies=entropies[response] if "entropy" in config.record else None,
     )
 
 
-def _denoise(
-    model: SDARForCausalLM,
-    tokens: list[int],
-    masked: torch.Tensor,
-    step: int,
-    uniforms: torch.Tensor,
-    config: DecodingConfig,
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """One step on the last block: which of its positions are revealed [block], and the tokens drawn [block]."""
+def _draw(model: SDARForCausalLM, tokens: list[int], uniforms: torch.Tensor, config: DecodingConfig) -> Draws:
+    """Draws at every position of the last block, masked or not."""
     ids = torch.tensor([tokens], device=model.device)
     positions = torch.arange(len(tokens), device=model.device)
     mask = block_causal_mask(positions, positions, config.block_size)[None, None]
     logits = model(ids, attention_mask=mask).logits[0, -config.block_size :].cpu()
-    probabilities = token_probabilities(logits, config.mask_id, config.temperature, config.top_k, config.top_p)
-    drawn, confidence = draw_tokens(probabilities, uniforms if config.temperature > 0 else None)
+    return judge(logits, uniforms if config.temperature > 0 else None, RANKED_BY[config.remasking_strategy], config)
+
+
+def _choose(draws: Draws, masked: torch.Tensor, step: int, config: DecodingConfig) -> torch.Tensor:
+    """Which positions of the block are revealed."""
     if step == config.denoising_steps - 1:
-        return masked.clone(), drawn
+        return masked.clone()
+    quota = step_quota(torch.tensor([step]), config.block_size, config.denoising_steps)
     scores = BlockScores(
         masked=masked[None],
-        confidence=confidence[None],
-        entropy=entropy(probabilities)[None],
-        quota=torch.minimum(
-            step_quota(torch.tensor([step]), config.block_size, config.denoising_steps), masked.sum()[None]
-        ),
+        confidence=draws.score[None],
+        entropy=draws.score[None],
+        quota=torch.minimum(quota, masked.sum()[None]),
         dynamic_threshold=config.dynamic_threshold,
         eb_threshold=config.eb_threshold,
     )
-    return STRATEGIES[config.remasking_strategy](scores)[0], drawn
+    return STRATEGIES[config.remasking_strategy](scores)[0]
+
+
+def _decided_length(tokens: list[int], step_map: list[int], prompt_length: int, config: DecodingConfig) -> int | None:
+    """Length of the response if every position up to its end is revealed, else None."""
+    for length, place in enumerate(range(prompt_length, len(tokens)), start=1):
+        if step_map[place] == 0:
+            return None
+        if tokens[place] in config.stop_ids or length == config.max_new_tokens:
+            return length
+    return None

@@ -51,6 +51,10 @@ def masked_attention(
 ) -> Float[Tensor, "batch heads query dim"]:
     """Grouped-query attention under a mask (True: may see; None: sees everything)."""
     grouped = query.shape[1] != key.shape[1]
+    if grouped and mask is not None and query.is_cuda:
+        # No fused CUDA kernel takes a mask and shared key heads: SDPA would compute all scores in memory.
+        groups = query.shape[1] // key.shape[1]
+        key, value, grouped = key.repeat_interleave(groups, 1), value.repeat_interleave(groups, 1), False
     return scaled_dot_product_attention(query, key, value, attn_mask=mask, scale=scale, enable_gqa=grouped)
 
 

@@ -9,7 +9,7 @@ from transformers.cache_utils import DynamicCache
 
 from t3d.decoding import DecodingConfig, decode, iter_decode
 from t3d.decoding.plain import decode_plain
-from t3d.errors import ConfigError, DataError
+from t3d.errors import ConfigError
 from t3d.remasking import STRATEGIES
 from t3d.sdar import SDARForCausalLM
 from t3d.trajectory import Trajectory, validate_trajectory
@@ -55,6 +55,8 @@ def test_the_engine_equals_the_plain_decoder(model, strategy: str, size: int, st
         eb_threshold=1.5,
         stop_ids=STOPS,
         seed=size,
+        confidence="raw" if steps == 2 else "scaled",
+        end_early=size != 3,
     )
     prompts = ragged_prompts([1, size, 2 * size + 1, size + size // 2 + 1, 5], seed=steps)
     expected = [decode_plain(model, prompt, config, stream) for stream, prompt in enumerate(prompts)]
@@ -143,7 +145,7 @@ def decode_with_separate_commits(
 @pytest.mark.parametrize(("size", "steps"), [(4, 1), (4, 2), (4, 3), (4, 4), (8, 3)])
 def test_the_fused_commit_equals_a_commit_of_its_own(model, size: int, steps: int, temperature: float) -> None:
     config = DecodingConfig(
-        MASK, size, steps, max_new_tokens=21, temperature=temperature, stop_ids=STOPS[:1], seed=steps
+        MASK, size, steps, 21, temperature=temperature, stop_ids=STOPS[:1], seed=steps, end_early=False
     )
     prompts = ragged_prompts([1, 4, 6, 11, 16])
     ours = decode(model, prompts, config, max_active=2)
@@ -214,6 +216,11 @@ def test_a_stop_token_ends_the_response_wherever_it_stands_in_its_block(model) -
         assert done.response_ids == whole.response_ids[: place + 1], "the last block is decoded whole, then cut"
         assert done.step_map == whole.step_map[: place + 1]
         assert done.finish_reason == "stop"
+        whole_block = decode(model, ragged_prompts([6]), dataclasses.replace(config, end_early=False))[0]
+        assert (done.response_ids, done.step_map) == (whole_block.response_ids, whole_block.step_map)
+        # The last step that reveals what is kept, and all of the block.
+        assert done.num_steps == max(done.step_map)
+        assert whole_block.num_steps == 2 * ((6 + place) // 4) - 1, "the prompt's tail leaves one step"
         offsets.add((6 + place) % 4)
     assert offsets == {0, 1, 2, 3}
 
@@ -367,6 +374,8 @@ def test_top_k_one_samples_greedily(model) -> None:
         ("eb_threshold", -1.0),
         ("stop_ids", (1, MASK)),
         ("seed", -1),
+        ("confidence", "tempered"),
+        ("record", ("logits",)),
     ],
 )
 def test_an_invalid_setting_is_named_with_what_was_found(field: str, value: object) -> None:
@@ -375,10 +384,3 @@ def test_an_invalid_setting_is_named_with_what_was_found(field: str, value: obje
     # A block size of 0 leaves no valid number of steps either; the first in order is told.
     assert caught.value.where == f"decoding.{field}"
     assert caught.value.found == str(value)
-
-
-def test_a_prompt_without_room_for_its_response_is_named(model) -> None:
-    with pytest.raises(DataError, match=r"prompt 1: expected .* 256 positions, found 250 prompt tokens \+ up to 7"):
-        decode(model, ragged_prompts([3, 250]), DecodingConfig(MASK, 4, 4, max_new_tokens=7))
-    (done,) = decode(model, ragged_prompts([250]), DecodingConfig(MASK, 4, 4, max_new_tokens=6))
-    assert len(done.response_ids) == 6

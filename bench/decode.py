@@ -1,0 +1,274 @@
+"""Decoding speed beside two peers: the same weights, the same prompts, the same greedy responses, in one run.
+
+`make bench` writes bench_results/decode.json and decode_length.json and prints the README's table; with `--quick` a
+small sample of it, nothing written.
+"""
+
+import argparse
+import gc
+import itertools
+import json
+import random
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from peers import decode_alone, decode_together
+
+from t3d.decoding import DecodingConfig, decode
+from t3d.decoding.limits import prefill_forwards
+from t3d.prompts import build_prompt
+from t3d.sdar import SDARConfig, SDARForCausalLM
+from t3d.sdar.checkpoint import default_stop_ids, load_model, load_tokenizer
+from t3d.toy.problems import generate
+from t3d.trajectory import Trajectory
+
+ROOT = Path(__file__).parents[1]
+RESULTS = ROOT / "bench_results"
+DECODINGS = ((4, 4), (4, 2), (4, 1), (8, 2))
+NUM_PROMPTS = (1, 16, 64)
+ALONE = 2
+"""Prompts on which the batch-1 peer is timed where there are more: its speed does not depend on their number."""
+REPEATS = 2
+LENGTHS = (128, 256, 512, 1024, 2048)
+
+
+@dataclass
+class Subject:
+    """A model, prompts of different lengths, and what ends its responses."""
+
+    name: str
+    model: SDARForCausalLM
+    prompts: list[list[int]]
+    stop_ids: tuple[int, ...]
+    max_new_tokens: int
+
+    def config(self, block_size: int, steps: int, max_new_tokens: int | None = None) -> DecodingConfig:
+        """Greedy decoding; without the stop tokens where the length is given."""
+        stops = self.stop_ids if max_new_tokens is None else ()
+        limit = max_new_tokens or self.max_new_tokens
+        return DecodingConfig(self.model.config.mask_token_id, block_size, steps, limit, stop_ids=stops)
+
+
+def random_subject() -> Subject:
+    """58M random parameters shaped like SDAR; every 80th token is a stop token, so that responses end anywhere."""
+    torch.manual_seed(0)
+    config = SDARConfig(
+        vocab_size=32_000,
+        hidden_size=512,
+        intermediate_size=1_664,
+        num_hidden_layers=8,
+        num_attention_heads=8,
+        num_key_value_heads=2,
+        head_dim=64,
+        max_position_embeddings=4_096,
+        initializer_range=0.15,
+        tie_word_embeddings=False,
+        block_size=4,
+        mask_token_id=31_999,
+        bos_token_id=None,
+        eos_token_id=None,
+    )
+    chooser = random.Random(0)
+    lengths = [chooser.randint(16, 128) for _ in range(max(NUM_PROMPTS))]
+    prompts = [[chooser.randrange(config.mask_token_id) for _ in range(length)] for length in lengths]
+    return Subject("random-58M", SDARForCausalLM(config).eval(), prompts, tuple(range(0, 31_999, 80)), 128)
+
+
+def toy_subject() -> Subject:
+    """The built-in teacher on TinyMath problems."""
+    folder = ROOT / "t3d/toy/teacher"
+    tokenizer = load_tokenizer(folder)
+    problems = itertools.islice(generate("test"), max(NUM_PROMPTS))
+    prompts = [build_prompt(tokenizer, problem, "math")[1] for problem in problems]
+    return Subject("toy-teacher", load_model(folder), prompts, default_stop_ids(folder, tokenizer), 128)
+
+
+@contextmanager
+def recorded(model: SDARForCausalLM) -> Iterator[list[Callable[[], Any]]]:
+    """Collects the model calls made inside: each again as the bare forward, with the head on as many rows."""
+    calls: list[Callable[[], Any]] = []
+    forward = model.forward
+
+    def recording(ids: torch.Tensor, *, head: Callable[..., Any], **layout: Any) -> Any:
+        num_rows = 0
+
+        def counting(lm_head: torch.nn.Module, hidden: torch.Tensor) -> Any:
+            def count(rows: torch.Tensor) -> torch.Tensor:
+                nonlocal num_rows
+                num_rows += len(rows)
+                return lm_head(rows)
+
+            return head(count, hidden)
+
+        out = forward(ids, head=counting, **layout)
+        # A commit has no rows: it gets no head at all.
+        wanted = (torch.arange(ids.shape[1]) < num_rows)[None]
+        calls.append(lambda: forward(ids, logit_rows=wanted, **layout))
+        return out
+
+    model.forward = recording
+    try:
+        yield calls
+    finally:
+        model.forward = forward
+
+
+def seconds(work: Callable[[], Any]) -> tuple[float, Any]:
+    """Wall time of one call, and its result."""
+    gc.collect()
+    started = time.perf_counter()
+    result = work()
+    return time.perf_counter() - started, result
+
+
+def fastest(work: Callable[[], Any], repeats: int) -> tuple[float, Any]:
+    """The shortest of several runs: what the machine's other users add is not ours."""
+    return min((seconds(work) for _ in range(repeats)), key=lambda run: run[0])
+
+
+@torch.inference_mode()
+def replay(calls: Sequence[Callable[[], Any]]) -> None:
+    """The forwards alone, back to back."""
+    for call in calls:
+        call()
+
+
+def peak_mb(work: Callable[[], Any]) -> float:
+    """Greatest resident memory during `work`, the model included, in MB (Linux)."""
+    Path("/proc/self/clear_refs").write_text("5")
+    work()
+    status = Path("/proc/self/status").read_text()
+    return int(status.split("VmHWM:")[1].split()[0]) / 1024
+
+
+def check_equal(ours: Sequence[Trajectory], peers: Sequence[list[int]], peer: str) -> None:
+    """Raises RuntimeError where a response differs."""
+    different = [index for index, (a, b) in enumerate(zip(ours, peers, strict=False)) if a.response_ids != b]
+    if different:
+        raise RuntimeError(f"responses {different} differ from the {peer} decoder's")
+
+
+def measure(subject: Subject, num_prompts: int, block_size: int, steps: int, repeats: int) -> dict[str, Any]:
+    """One line of decode.json."""
+    model, config = subject.model, subject.config(block_size, steps)
+    prompts = subject.prompts[:num_prompts]
+    engine_s, ours = fastest(lambda: decode(model, prompts, config, max_active=num_prompts), repeats)
+    batched_s, batched = fastest(lambda: decode_together(model, prompts, config), repeats)
+    alone_s, alone = fastest(lambda: decode_alone(model, prompts[:ALONE], config), repeats)
+    with recorded(model) as calls:
+        decode(model, prompts, config, max_active=num_prompts)
+    # The efficiency's two sides run in turn, so that a slow spell of the machine meets both.
+    pairs = [
+        (seconds(lambda: replay(calls))[0], seconds(lambda: decode(model, prompts, config, num_prompts))[0])
+        for _ in range(repeats)
+    ]
+    check_equal(ours, alone.responses, "plain")
+    check_equal(ours, batched.responses, "batched")
+    tokens = [len(trajectory.response_ids) for trajectory in ours]
+    steps_per_block = [
+        (trajectory.num_forwards - prefill_forwards(len(trajectory.prompt_ids), block_size))
+        / len({(len(trajectory.prompt_ids) + place) // block_size for place in range(len(trajectory.response_ids))})
+        for trajectory in ours
+    ]
+    engine_s = min(engine_s, *(pair[1] for pair in pairs))
+    return {
+        "model": subject.name,
+        "num_prompts": num_prompts,
+        "block_size": block_size,
+        "denoising_steps": steps,
+        "tokens_per_second": {
+            "plain": sum(tokens[:ALONE]) / alone_s,
+            "batched": sum(tokens) / batched_s,
+            "engine": sum(tokens) / engine_s,
+        },
+        "forwards_per_block": {"plain": alone.forwards / alone.blocks, "engine": float(np.mean(steps_per_block))},
+        "efficiency": min(pair[0] for pair in pairs) / engine_s,
+        "peak_mb": peak_mb(lambda: decode(model, prompts, config, num_prompts)),
+        "response_tokens": {"min": min(tokens), "mean": float(np.mean(tokens)), "max": max(tokens)},
+        "plain_timed_on": min(num_prompts, ALONE),
+    }
+
+
+def measure_length(subject: Subject, lengths: Sequence[int], repeats: int) -> dict[str, Any]:
+    """Time against response length, with its straight line."""
+    prompts = subject.prompts[:1]
+    times = [
+        fastest(lambda length=length: decode(subject.model, prompts, subject.config(4, 1, length)), repeats)[0]
+        for length in lengths
+    ]
+    slope, intercept = np.polyfit(lengths, times, 1)
+    fitted = slope * np.array(lengths) + intercept
+    residuals = np.array(times) - fitted
+    return {
+        "model": subject.name,
+        "num_prompts": 1,
+        "block_size": 4,
+        "denoising_steps": 1,
+        "response_tokens": list(lengths),
+        "seconds": times,
+        "fit": {"seconds_per_token": float(slope), "intercept_s": float(intercept)},
+        "r_squared": 1 - float((residuals**2).sum() / ((np.array(times) - np.mean(times)) ** 2).sum()),
+        "largest_deviation": float(np.abs(residuals / fitted).max()),
+    }
+
+
+def table(results: Sequence[dict[str, Any]]) -> str:
+    """The results as Markdown."""
+    lines = [
+        "| model | prompts | block/steps | plain tok/s | batched tok/s | engine tok/s | x plain | x batched | "
+        "forwards/block | efficiency | peak MB |",
+        "|---|---|---|---|---|---|---|---|---|---|---|",
+    ]
+    for row in results:
+        plain, batched, engine = (row["tokens_per_second"][name] for name in ("plain", "batched", "engine"))
+        forwards = row["forwards_per_block"]
+        cells = [
+            row["model"],
+            str(row["num_prompts"]),
+            f"{row['block_size']}/{row['denoising_steps']}",
+            f"{plain:.0f}",
+            f"{batched:.0f}",
+            f"**{engine:.0f}**",
+            f"{engine / plain:.1f}",
+            f"{engine / batched:.2f}",
+            f"{forwards['plain']:.2f} -> {forwards['engine']:.2f}",
+            f"{row['efficiency']:.0%}",
+            f"{row['peak_mb']:.0f}",
+        ]
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def main() -> None:
+    """Measures, prints the table and writes the results."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--quick", action="store_true", help="few prompts and settings, nothing written")
+    quick = parser.parse_args().quick
+    counts, decodings, lengths = (1, 16), ((4, 4), (4, 1)), (64, 128, 256)
+    if not quick:
+        counts, decodings, lengths = NUM_PROMPTS, DECODINGS, LENGTHS
+    repeats = 1 if quick else REPEATS
+    results = []
+    for subject in (random_subject(), toy_subject()):
+        decode(subject.model, subject.prompts[:2], subject.config(4, 1, 8))  # the first calls allocate
+        for num_prompts, (block_size, steps) in itertools.product(counts, decodings):
+            results.append(measure(subject, num_prompts, block_size, steps, repeats))
+            sys.stderr.write(table(results[-1:]).splitlines()[-1] + "\n")
+    by_length = measure_length(random_subject(), lengths, repeats)
+    sys.stderr.write(f"{by_length}\n")
+    sys.stdout.write(table(results) + "\n")
+    if not quick:
+        RESULTS.mkdir(exist_ok=True)
+        (RESULTS / "decode.json").write_text(json.dumps(results, indent=1))
+        (RESULTS / "decode_length.json").write_text(json.dumps(by_length, indent=1))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,89 @@
+"""What one denoising step learns at the masked positions: tokens, and the scores that strategies and records need."""
+
+from dataclasses import dataclass, fields
+from typing import Any
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from t3d.decoding.config import DecodingConfig
+from t3d.sampling import draw_tokens, entropy, token_probabilities
+
+ROW_TILE = 64
+"""Rows judged at a time: a few dozen rows of a large vocabulary still fit a CPU's cache, and bound the memory."""
+
+
+@dataclass(frozen=True)
+class Draws:
+    """One entry per masked position.
+
+    Attributes:
+        tokens: the tokens drawn.
+        failed: the logits are no distribution: one is NaN or +inf, or all are -inf.
+        score: what the strategy ranks by, a probability or an entropy in nats (0 where nothing is ranked).
+        logprobs: if recorded, log-probability of the token under the model's own distribution, in nats.
+        entropies: if recorded, entropy of that distribution, in nats.
+    """
+
+    tokens: Int[Tensor, " rows"]
+    failed: Bool[Tensor, " rows"]
+    score: Float[Tensor, " rows"]
+    logprobs: Float[Tensor, " rows"] | None = None
+    entropies: Float[Tensor, " rows"] | None = None
+
+    def to_host(self) -> "Draws":
+        """The same on the CPU."""
+        columns: list[Any] = [getattr(self, field.name) for field in fields(self)]
+        moved: list[Any] = [None if column is None else column.cpu() for column in columns]
+        return Draws(*moved)
+
+
+def judge(
+    logits: Float[Tensor, "rows vocab"],
+    uniforms: Float[Tensor, " rows"] | None,
+    ranked_by: str | None,
+    config: DecodingConfig,
+) -> Draws:
+    """Draws a token per row and scores it.
+
+    Computes only what is asked for: where every mask of a step is revealed anyway, no score is needed and the
+    greedy draw is one pass over the logits.
+
+    Args:
+        logits: of the masked positions; the mask token's are overwritten.
+        uniforms: the random number of each row; None at temperature 0.
+        ranked_by: the score that the strategy reads: "confidence", "entropy" or none.
+        config: see `DecodingConfig.confidence` and `DecodingConfig.record` for the distributions.
+    """
+    logits[:, config.mask_id] = -torch.inf
+    scores = logits.float()
+    best, tokens = scores.max(-1)
+    drawn_from = own = None
+    if uniforms is not None or (ranked_by and config.confidence == "scaled"):
+        drawn_from = token_probabilities(scores, config.temperature, config.top_k, config.top_p)
+        if uniforms is not None:
+            tokens = draw_tokens(drawn_from, uniforms)
+    if config.record or (ranked_by and config.confidence == "raw"):
+        own = scores.softmax(-1)
+    ranked = drawn_from if config.confidence == "scaled" else own
+    score = torch.zeros_like(best)
+    if ranked_by == "confidence" and ranked is not None:
+        score = ranked.gather(-1, tokens[:, None])[:, 0]
+    if ranked_by == "entropy" and ranked is not None:
+        score = entropy(ranked)
+    logprobs = entropies = None
+    if "logprob" in config.record:
+        logprobs = scores.log_softmax(-1).gather(-1, tokens[:, None])[:, 0]
+    if "entropy" in config.record and own is not None:
+        entropies = entropy(own)
+    return Draws(tokens, ~best.isfinite(), score, logprobs, entropies)
+
+
+def join(tiles: list[Draws]) -> Draws:
+    """The draws of consecutive rows as one."""
+    if len(tiles) == 1:
+        return tiles[0]
+    columns = [[getattr(tile, field.name) for tile in tiles] for field in fields(Draws)]
+    joined: list[Any] = [None if column[0] is None else torch.cat(column) for column in columns]
+    return Draws(*joined)

@@ -1,0 +1,114 @@
+"""The state of every running sequence, kept dense: keys and values on the device, all else on the host.
+
+Running sequences always fill slots 0..n-1, so that attention works on views of the cache: a freed slot is given to the
+next prompt, or else the last sequence moves into it.
+"""
+
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from t3d.decoding.cache import SlotCache, padded_keys
+from t3d.decoding.config import DecodingConfig
+from t3d.decoding.limits import check_memory, full_length
+from t3d.sampling import response_uniforms
+from t3d.sdar.modeling import SDARForCausalLM
+
+RECORDS = {"logprob": "logprobs", "entropy": "entropies"}
+"""The fields of `Draws` and `Trajectory` that `DecodingConfig.record` asks for."""
+
+
+class Slots:
+    """Everything that is known of the sequences in flight.
+
+    Attributes:
+        cache: keys and values, on the model's device.
+        table: one record per slot: `index` of the prompt and its length `prompt`; `whole`, the positions to
+            prefill, of which `filled` are done; the current block's `start` and denoising `step` and its `masked`
+            positions; whether the block before it is `pending`, finished but not committed; `steps` and `forwards`
+            spent.
+        columns: what is known of each position [slots, length]: `ids`, the mask token where nothing is revealed,
+            `step_map`, the step that revealed it, and the recorded values by their name in `Draws`.
+        is_stop: whether each token of the vocabulary ends a response.
+        uniforms: random numbers [slots, blocks, steps, block]; empty at temperature 0.
+        active: sequences in flight.
+    """
+
+    def __init__(self, model: SDARForCausalLM, config: DecodingConfig, num_slots: int, longest_prompt: int) -> None:
+        """Allocates everything for `num_slots` sequences of the greatest length that can occur.
+
+        Raises:
+            ConfigError: the cache does not fit into the memory that is free.
+        """
+        self.config, self.device, size = config, model.device, config.block_size
+        longest = full_length(longest_prompt, config)
+        self.length = padded_keys(longest)
+        check_memory(SlotCache.slot_bytes(model.config, self.length, model.dtype), num_slots, self.device)
+        self.cache = SlotCache(model.config, num_slots, self.length, model.dtype, self.device)
+        counters = ["index", "prompt", "whole", "filled", "start", "step", "steps", "forwards"]
+        columns = [(name, np.int64) for name in counters] + [("pending", np.bool_), ("masked", np.bool_, (size,))]
+        self.table = np.zeros(num_slots, dtype=np.dtype(columns, align=True))
+        types = {"ids": np.int64, "step_map": np.int64} | {RECORDS[name]: np.float32 for name in config.record}
+        self.columns = {name: np.zeros((num_slots, self.length), dtype=kind) for name, kind in types.items()}
+        num_blocks = longest // size if config.temperature > 0 else 0
+        self.uniforms = np.zeros((num_slots, num_blocks, config.denoising_steps, size), dtype=np.float32)
+        self.is_stop = np.zeros(model.config.vocab_size, dtype=np.bool_)
+        self.is_stop[[token for token in config.stop_ids if token < len(self.is_stop)]] = True
+        self.active = 0
+
+    @property
+    def num_free(self) -> int:
+        """Slots without a sequence."""
+        return len(self.table) - self.active
+
+    @property
+    def running(self) -> np.ndarray:
+        """The table of the sequences in flight."""
+        return self.table[: self.active]
+
+    def send(self, values: np.ndarray) -> Tensor:
+        """A host array on the device."""
+        return torch.from_numpy(values).to(self.device)
+
+    def add(self, index: int, prompt: list[int], stream: int) -> None:
+        """Puts a prompt into the first free slot."""
+        slot, size = self.active, self.config.block_size
+        whole = len(prompt) // size * size
+        masked = np.arange(whole, whole + size) >= len(prompt)
+        self.table[slot] = (index, len(prompt), whole, 0, whole, 0, 0, 0, False, masked)
+        self.columns["ids"][slot] = self.config.mask_id
+        self.columns["ids"][slot, : len(prompt)] = prompt
+        if self.config.temperature > 0:
+            num_blocks = (full_length(len(prompt), self.config) - whole) // size
+            self.uniforms[slot, :num_blocks] = response_uniforms(
+                self.config.seed, stream, num_blocks, self.config.denoising_steps, size
+            )
+        self.active += 1
+
+    def remove(self, slot: int, poisoned: bool) -> None:
+        """Frees a slot and moves the last sequence into it.
+
+        Args:
+            slot: of the finished sequence.
+            poisoned: its cached values may not be finite, so they are overwritten.
+        """
+        if poisoned:
+            self.cache.clear(slot)
+        self.active -= 1
+        last = self.active
+        if slot != last:
+            self.table[slot] = self.table[last]
+            self.uniforms[slot] = self.uniforms[last]
+            for column in self.columns.values():
+                column[slot] = column[last]
+            self.cache.move(last, slot, int(self.table["start"][last]) + self.config.block_size)
+
+    def response(self, slot: int) -> dict[str, list[Any]]:
+        """What the columns hold of a slot's decided response, from the prompt's end to its own."""
+        row, columns = self.table[slot], self.columns
+        room = slice(int(row["prompt"]), int(row["prompt"]) + self.config.max_new_tokens)
+        stops = np.flatnonzero(self.is_stop[columns["ids"][slot, room]])
+        kept = slice(room.start, room.start + int(stops[0]) + 1) if len(stops) else room
+        return {name: column[slot, kept].tolist() for name, column in columns.items()}
