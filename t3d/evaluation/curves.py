@@ -1,0 +1,153 @@
+"""Accuracy against parallelism: points, Pareto fronts, and accuracy under parallelism (AUP)."""
+
+import itertools
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from t3d.evaluation.cells import Run
+
+AUP_ALPHA = 3.0
+AUP_TOLERANCE = 5.0
+"""Constants of AUP: the penalty factor, and the points of accuracy that a counted decoding may lose."""
+
+
+@dataclass(frozen=True)
+class Point:
+    """One decoding of one model on one data set.
+
+    Attributes:
+        parallelism: tokens per forward.
+        accuracy: in %.
+        stderr: of the accuracy, in points.
+        budget: nominal tokens per step.
+        block_size: positions per block.
+        strategy: remasking strategy.
+    """
+
+    parallelism: float
+    accuracy: float
+    stderr: float
+    budget: float
+    block_size: int
+    strategy: str
+
+
+@dataclass(frozen=True)
+class Panel:
+    """The models of one table on one data set: what one plot shows.
+
+    Attributes:
+        title: base model and data set.
+        curves: model -> its points.
+        baseline: the model that AUP refers to, if the table names one.
+    """
+
+    title: str
+    curves: dict[str, list[Point]]
+    baseline: str | None
+
+
+def panels(tables: Sequence[tuple[Sequence[Run], str | None]]) -> list[list[Panel]]:
+    """What to plot for tables, given as their runs and baseline: a list of panels for each set of models.
+
+    A model brings its decodings from every table (it is known by its weights), and a table whose models
+    another one shows as well gets no plots of its own.
+    """
+    everything = [run for runs, _ in tables for run in runs if run.results is not None]
+    models = [{_identity(run) for run in runs if run.results is not None} for runs, _ in tables]
+    answer = []
+    for number, (runs, baseline) in enumerate(tables):
+        mine = models[number]
+        if not mine or any(mine < other or (mine == other and place < number) for place, other in enumerate(models)):
+            continue
+        answer.append(_panels([run for run in runs if run.results is not None], everything, baseline))
+    return answer
+
+
+def _panels(runs: Sequence[Run], everything: Sequence[Run], baseline: str | None) -> list[Panel]:
+    found = []
+    for base, dataset in dict.fromkeys((run.place["base"], run.place["dataset"]) for run in runs):
+        labels = {_identity(run): run.place["model"] for run in runs if run.place["base"] == base}
+        curves: dict[str, dict[tuple, Point]] = {label: {} for label in labels.values()}
+        for run in everything:
+            if run.place["dataset"] == dataset and _identity(run) in labels:
+                point = _point(run)
+                if point is not None:
+                    key = (point.strategy, point.block_size, point.budget)
+                    curves[labels[_identity(run)]].setdefault(key, point)
+        title = ", ".join(filter(None, (base, dataset)))
+        shown = {
+            label: sorted(points.values(), key=lambda point: point.parallelism) for label, points in curves.items()
+        }
+        found.append(Panel(title, {label: points for label, points in shown.items() if points}, baseline))
+    return found
+
+
+def _identity(run: Run) -> tuple:
+    return run.place["base"], run.model
+
+
+def _point(run: Run) -> Point | None:
+    """The run as a point; None if its file does not tell how many forwards it took."""
+    assert run.results is not None
+    if run.results["tokens_per_forward"] is None:
+        return None
+    return Point(
+        run.results["tokens_per_forward"],
+        100 * run.results["acc"],
+        100 * run.results["stderr"],
+        run.place["block_size"] / run.place["denoising_steps"],
+        run.place["block_size"],
+        run.place["strategy"],
+    )
+
+
+def pareto(points: Sequence[Point]) -> list[Point]:
+    """The points that no other one beats in accuracy at as much parallelism, by rising parallelism."""
+    front: list[Point] = []
+    for point in sorted(points, key=lambda point: (-point.parallelism, -point.accuracy)):
+        if not front or point.accuracy > front[-1].accuracy:
+            front.append(point)
+    return front[::-1]
+
+
+def reference_accuracy(panel: Panel) -> tuple[str, float] | None:
+    """AUP's reference: the baseline and its accuracy at the fewest tokens per step (None without a baseline)."""
+    if panel.baseline is None or panel.baseline not in panel.curves:
+        return None
+    full = min(panel.curves[panel.baseline], key=lambda point: (point.budget, point.block_size))
+    return panel.baseline, full.accuracy
+
+
+def aup(points: Sequence[Point], reference: float) -> float:
+    r"""Accuracy under parallelism of one model, from its Pareto front.
+
+    Implements the metric of d3LLM (arXiv:2601.07568): with parallelism rho (tokens per forward) and accuracy y
+    (%) of the points in order of rho,
+
+        AUP = rho_1 y_1 + sum_{i>1} (rho_i - rho_{i-1}) (y_i W(y_i) + y_{i-1} W(y_{i-1})) / 2,
+        W(y) = min(exp(-alpha (1 - y / y_max)), 1),  alpha = 3,
+
+    counting points with y_i >= y_1 - 5 only.  Two departures: there y_max is the best accuracy of all compared
+    models, here it is a fixed reference (see `reference_accuracy`), so that a model's AUP does not change with
+    its competitors; and points that another decoding of the same model beats in both are left out.
+
+    Args:
+        points: the model's decodings, at least one.
+        reference: y_max, in %.
+
+    Returns:
+        The score; 100 at one token per forward without a mistake, more with more parallelism.
+    """
+    front = pareto(points)
+    counted = [point for point in front if point.accuracy >= front[0].accuracy - AUP_TOLERANCE]
+
+    def weighted(point: Point) -> float:
+        lost = 1 - point.accuracy / reference if reference else 0.0
+        return point.accuracy * min(math.exp(-AUP_ALPHA * lost), 1.0)
+
+    score = counted[0].parallelism * counted[0].accuracy
+    for before, after in itertools.pairwise(counted):
+        score += (after.parallelism - before.parallelism) * (weighted(after) + weighted(before)) / 2
+    return score

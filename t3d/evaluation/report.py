@@ -1,0 +1,201 @@
+"""One HTML file, without anything to fetch, that shows tables, plots, and the settings of every run."""
+
+import base64
+import logging
+from collections.abc import Sequence
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import jinja2
+
+from t3d.arguments import ArgumentParser
+from t3d.config import TableConfig
+from t3d.entry import run_entry
+from t3d.errors import DataError
+from t3d.evaluation.cells import Run
+from t3d.evaluation.curves import AUP_ALPHA, AUP_TOLERANCE, Panel, panels, reference_accuracy
+from t3d.evaluation.layout import lay_out
+from t3d.evaluation.outcomes import load_outcomes, load_results
+from t3d.evaluation.plots import aup_plot, budget_plot, pareto_plot, svg
+from t3d.evaluation.render import head_levels, row_labels, shown
+from t3d.evaluation.tables import load_table
+from t3d.files import atomic_writer, read_json
+from t3d.folders import make_folder
+
+log = logging.getLogger(__name__)
+
+EXAMPLE = "python -m t3d.evaluation.report paper/results/table*.json --out paper/results/report.html"
+RUN_HEADS = (
+    *("#", "Base", "Method", "Data set", "Block", "Steps", "Strategy", "n", "acc (%)", "avg len", "avg steps"),
+    *("tokens/step", "tokens/forward", "TPS", "Checkpoint"),
+)
+SHOWN_SETTINGS = (
+    *("config.experiment.output_dir", "config.evaluation.checkpoint_path", "config.evaluation.eval_dataset"),
+    *("config.rollout.block_size", "config.rollout.denoising_steps_per_block", "config.rollout.remasking_strategy"),
+)
+
+
+def load(paths: Sequence[Path], baseline: str | None) -> tuple[list[tuple[list[Run], TableConfig]], list[Run]]:
+    """Reads tables (lists of cells) and single results.
+
+    Returns:
+        Each table's runs and layout; the single runs, whose method is the name of their checkpoint.
+
+    Raises:
+        DataError: a file that is neither.
+    """
+    tables, singles = [], []
+    for path in paths:
+        content = read_json(path)
+        if isinstance(content, list):
+            tables.append(load_table(path))
+        else:
+            singles.append(_single(path))
+    known = {run.place["model"] for run in singles}
+    if baseline is not None and baseline not in known:
+        raise DataError("--baseline", f"the checkpoint of a results file: {', '.join(sorted(known))}", baseline)
+    return tables, singles
+
+
+def page(tables: Sequence[tuple[list[Run], TableConfig]], singles: Sequence[Run], baseline: str | None) -> str:
+    """The report as an HTML document."""
+    runs = _distinct([run for mine, _ in tables for run in mine] + list(singles))
+    plotted = [(mine, table.baseline) for mine, table in tables] + ([(singles, baseline)] if singles else [])
+    common, varied = _settings(runs)
+    environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined)
+    template = environment.from_string(files("t3d.evaluation").joinpath("report.html.jinja").read_text("utf-8"))
+    return template.render(
+        title="Few-step decoding: results",
+        lead=f"{len(tables)} tables, {len(runs)} runs. Everything on this page comes from the files of these runs.",
+        tables=[_table(mine, table) for mine, table in tables],
+        plots=[plot for shown_together in panels(plotted) for plot in _plots(shown_together)],
+        run_heads=RUN_HEADS,
+        runs=[_run_row(number, run) for number, run in enumerate(runs, 1)],
+        common=common,
+        varied=varied,
+        shown=shown,
+    )
+
+
+def _table(runs: Sequence[Run], table: TableConfig) -> dict[str, Any]:
+    grid = lay_out(runs, table)
+    return {
+        "grid": grid,
+        "levels": head_levels(grid),
+        "width": len(grid.row_heads) + len(grid.column_heads),
+        "sections": [
+            {"label": section.label, "rows": list(zip(row_labels(section), section.rows, strict=True))}
+            for section in grid.sections
+        ],
+    }
+
+
+def _plots(together: Sequence[Panel]) -> list[dict[str, str]]:
+    """The plots of one set of models, as data URIs' contents with captions."""
+    plots = [
+        (
+            pareto_plot(together),
+            "Accuracy against tokens per forward, with standard errors. Lines join the decodings that no other of"
+            " the same model beats in both; open markers are dynamic decoding.",
+        ),
+        (
+            budget_plot(together),
+            "Accuracy against the step budget (static decoding), with standard errors.",
+        ),
+    ]
+    scores = aup_plot(together)
+    if scores is not None:
+        references = [
+            f"{panel.title}: {reference[0]} at its fewest tokens per step, {reference[1]:.1f} %"
+            for panel in together
+            if (reference := reference_accuracy(panel))
+        ]
+        plots.append(
+            (
+                scores,
+                "Accuracy under parallelism (AUP, arXiv:2601.07568): area under accuracy against tokens per forward,"
+                f" accuracy below the reference weighted by exp(-{AUP_ALPHA:g} (1 - acc / reference)), decodings more"
+                f" than {AUP_TOLERANCE:g} points below the model's best left out. Reference, fixed: "
+                + "; ".join(references)
+                + ".",
+            )
+        )
+    encoded = [(base64.b64encode(svg(figure).encode()).decode("ascii"), caption) for figure, caption in plots]
+    return [{"data": data, "caption": caption} for data, caption in encoded]
+
+
+def _single(path: Path) -> Run:
+    results = load_results(path)
+    place = {
+        "base": None,
+        "model": str(results["checkpoint"] or results["rollouts"]),
+        "dataset": results["dataset"],
+        "strategy": results.get("remasking_strategy", results["config"]["rollout"]["remasking_strategy"]),
+        "block_size": results["block_size"],
+        "denoising_steps": results["denoising_steps"],
+        "tokps": f"{results['block_size'] / results['denoising_steps']:.3g}",
+    }
+    return Run(place, place["model"], results, load_outcomes(path, results), path)
+
+
+def _distinct(runs: Sequence[Run]) -> list[Run]:
+    return list({run.path: run for run in reversed(runs) if run.results is not None}.values())[::-1]
+
+
+def _run_row(number: int, run: Run) -> list[str]:
+    assert run.results is not None
+    place, results = run.place, run.results
+
+    def text(name: str, digits: int) -> str:
+        return "--" if results[name] is None else f"{results[name]:.{digits}f}"
+
+    return [
+        *(str(number), place["base"] or "", place["model"], place["dataset"]),
+        *(str(place["block_size"]), str(place["denoising_steps"]), place["strategy"], str(results["n"])),
+        f"{100 * results['acc']:.2f} ± {100 * results['stderr']:.2f}",
+        *(text("avg_len", 1), text("avg_steps", 1), text("tokens_per_step", 2), text("tokens_per_forward", 2)),
+        *(text("tokens_per_second", 0), str(results["checkpoint"] or results["rollouts"])),
+    ]
+
+
+def _settings(runs: Sequence[Run]) -> tuple[dict[str, str], list[tuple[str, str, str]]]:
+    """Settings and environment that all runs share; and (name, value, runs) of the others."""
+    values: dict[str, dict[str, list[int]]] = {}
+    for number, run in enumerate(runs, 1):
+        assert run.results is not None
+        told = {name: run.results[name] for name in ("config", "environment", "threads")}
+        for name, value in _flat(told).items():
+            values.setdefault(name, {}).setdefault(str(value), []).append(number)
+    common, varied = {}, []
+    for name, by_value in values.items():
+        if len(by_value) == 1 and len(next(iter(by_value.values()))) == len(runs):
+            common[name] = next(iter(by_value))
+        elif name not in SHOWN_SETTINGS:
+            varied += [(name, value, ", ".join(map(str, numbers))) for value, numbers in by_value.items()]
+    return common, varied
+
+
+def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for name, value in values.items():
+        found |= _flat(value, f"{prefix}{name}.") if isinstance(value, dict) and value else {f"{prefix}{name}": value}
+    return found
+
+
+def main(arguments: list[str]) -> None:
+    """Writes the report of the files that the command line names."""
+    parser = ArgumentParser(__doc__ or "", EXAMPLE)
+    parser.add_argument("results", type=Path, nargs="+", help="tables (<name>.json) and results (results-<name>.json)")
+    parser.add_argument("--out", type=Path, default=Path("report.html"), help="file to write")
+    parser.add_argument("--baseline", default=None, help="checkpoint that AUP refers to, for results without a table")
+    options = parser.parse_args(arguments)
+    html = page(*load(options.results, options.baseline), options.baseline)
+    make_folder(options.out.parent)
+    with atomic_writer(options.out) as file:
+        file.write(html)
+    log.info("report: %s", options.out)
+
+
+if __name__ == "__main__":
+    run_entry(main)
