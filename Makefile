@@ -6,11 +6,13 @@ BIN    := $(VENV)/bin
 # Training on a CPU reuses freed memory instead of returning it to the system, and idle threads sleep.
 CPU_ENV := OMP_WAIT_POLICY=passive MALLOC_MMAP_THRESHOLD_=2000000000 MALLOC_TRIM_THRESHOLD_=4000000000
 
-.PHONY: help install demo clean-demo test lint toy-teacher
+.PHONY: help install demo clean-demo paper clean-paper test lint toy-teacher
 
 help:
 	@echo "make demo         rollout, preprocess, train, evaluate and report on the built-in tiny model (CPU, minutes)"
 	@echo "make clean-demo   remove what the demo made"
+	@echo "make paper        the paper's tables 1-7 at toy scale and one report (CPU, about an hour)"
+	@echo "make clean-paper  remove what it made"
 	@echo "make test         lint, types and tests"
 	@echo "make toy-teacher  train the built-in model again"
 	@echo "make install      create $(VENV) and install everything"
@@ -29,6 +31,12 @@ demo: install
 
 clean-demo:
 	rm -rf demo
+
+paper: install
+	$(CPU_ENV) BIN=$(BIN) t3d/toy/paper.sh
+
+clean-paper:
+	rm -rf paper
 
 test: install lint
 	$(BIN)/python -m pytest

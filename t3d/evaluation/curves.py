@@ -48,20 +48,20 @@ class Panel:
     baseline: str | None
 
 
-def panels(tables: Sequence[tuple[Sequence[Run], str | None]]) -> list[list[Panel]]:
-    """What to plot for tables, given as their runs and baseline: a list of panels for each set of models.
+def panels(tables: Sequence[tuple[Sequence[Run], str | None]]) -> dict[int, list[Panel]]:
+    """What to plot for tables, given as their runs and baseline: number of the table -> a panel per data set.
 
     A model brings its decodings from every table (it is known by its weights), and a table whose models
     another one shows as well gets no plots of its own.
     """
     everything = [run for runs, _ in tables for run in runs if run.results is not None]
     models = [{_identity(run) for run in runs if run.results is not None} for runs, _ in tables]
-    answer = []
+    answer = {}
     for number, (runs, baseline) in enumerate(tables):
         mine = models[number]
         if not mine or any(mine < other or (mine == other and place < number) for place, other in enumerate(models)):
             continue
-        answer.append(_panels([run for run in runs if run.results is not None], everything, baseline))
+        answer[number] = _panels([run for run in runs if run.results is not None], everything, baseline)
     return answer
 
 
@@ -74,8 +74,7 @@ def _panels(runs: Sequence[Run], everything: Sequence[Run], baseline: str | None
             if run.place["dataset"] == dataset and _identity(run) in labels:
                 point = _point(run)
                 if point is not None:
-                    key = (point.strategy, point.block_size, point.budget)
-                    curves[labels[_identity(run)]].setdefault(key, point)
+                    curves[labels[_identity(run)]].setdefault(_decoding(point), point)
         title = ", ".join(filter(None, (base, dataset)))
         shown = {
             label: sorted(points.values(), key=lambda point: point.parallelism) for label, points in curves.items()
@@ -103,6 +102,10 @@ def _point(run: Run) -> Point | None:
     )
 
 
+def _decoding(point: Point) -> tuple:
+    return point.strategy, point.block_size, point.budget
+
+
 def pareto(points: Sequence[Point]) -> list[Point]:
     """The points that no other one beats in accuracy at as much parallelism, by rising parallelism."""
     front: list[Point] = []
@@ -112,12 +115,17 @@ def pareto(points: Sequence[Point]) -> list[Point]:
     return front[::-1]
 
 
-def reference_accuracy(panel: Panel) -> tuple[str, float] | None:
-    """AUP's reference: the baseline and its accuracy at the fewest tokens per step (None without a baseline)."""
-    if panel.baseline is None or panel.baseline not in panel.curves:
+def comparable(panel: Panel) -> dict[str, list[Point]]:
+    """The decodings that every model of the panel has, as curves."""
+    shared = set.intersection(*({_decoding(point) for point in points} for points in panel.curves.values()))
+    return {model: [point for point in points if _decoding(point) in shared] for model, points in panel.curves.items()}
+
+
+def reference_accuracy(panel: Panel) -> float | None:
+    """AUP's reference: accuracy of the baseline at its fewest tokens per step (None without a baseline)."""
+    if panel.baseline not in panel.curves:
         return None
-    full = min(panel.curves[panel.baseline], key=lambda point: (point.budget, point.block_size))
-    return panel.baseline, full.accuracy
+    return min(panel.curves[panel.baseline], key=lambda point: (point.budget, point.block_size)).accuracy
 
 
 def aup(points: Sequence[Point], reference: float) -> float:

@@ -9,7 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from t3d.evaluation.curves import Panel, Point, aup, pareto, reference_accuracy
+from t3d.evaluation.curves import Panel, Point, aup, comparable, pareto, reference_accuracy
 
 # Okabe and Ito's colours, which the colour-blind can tell apart, then darker ones.
 COLOURS = (
@@ -72,21 +72,27 @@ def budget_plot(panels: Sequence[Panel]) -> Figure:
 
 def aup_plot(panels: Sequence[Panel]) -> Figure | None:
     """Accuracy under parallelism of each model, for the panels that have a reference; None if there is none."""
-    mine = [(panel, found[1]) for panel in panels if (found := reference_accuracy(panel))]
+    mine = [
+        (panel.title, curves, reference)
+        for panel in panels
+        if (reference := reference_accuracy(panel)) is not None and all((curves := comparable(panel)).values())
+    ]
     if not mine:
         return None
     models = _models(panels)
     with mpl.rc_context(STYLE):
         figure = Figure(figsize=(4.6 * len(mine), 0.9 + 0.32 * len(models)), layout="constrained")
-        for axes, (panel, reference) in zip(figure.subplots(1, len(mine), squeeze=False)[0], mine, strict=True):
-            shown = [model for model in models if model in panel.curves]
-            scores = [aup(panel.curves[model], reference) for model in shown]
-            bars = axes.barh(shown, scores, color=[_colour(models.index(model)) for model in shown], height=0.65)
+        grid = figure.subplots(1, len(mine), squeeze=False)[0]
+        for axes, (title, curves, reference) in zip(grid, mine, strict=True):
+            scores = [aup(points, reference) for points in curves.values()]
+            bars = axes.barh(
+                list(curves), scores, color=[_colour(models.index(model)) for model in curves], height=0.65
+            )
             axes.bar_label(bars, fmt="%.1f", padding=3)
             axes.invert_yaxis()
             axes.margins(x=0.15)
             axes.grid(visible=False, axis="y")
-            axes.set_title(panel.title, fontsize=10)
+            axes.set_title(title, fontsize=10)
             axes.set_xlabel("AUP")
     return figure
 
@@ -126,7 +132,12 @@ def _figure(panels: Sequence[Panel], draw: Callable[[Axes, Sequence[Point], dict
 
 def _error_bars(axes: Axes, x: Sequence[float], points: Sequence[Point], style: dict[str, Any]) -> None:
     errors = [point.stderr for point in points]
-    options: dict[str, Any] = {"linestyle": "none", "markersize": 5, "capsize": 2, "elinewidth": 1} | style
+    options: dict[str, Any] = {
+        "linestyle": "none",
+        "markersize": 5,
+        "elinewidth": 1.2,
+        "ecolor": (style["color"], 0.4),
+    } | style
     axes.errorbar(x, [point.accuracy for point in points], errors, **options)
 
 

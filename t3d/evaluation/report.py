@@ -62,6 +62,7 @@ def page(tables: Sequence[tuple[list[Run], TableConfig]], singles: Sequence[Run]
     """The report as an HTML document."""
     runs = _distinct([run for mine, _ in tables for run in mine] + list(singles))
     plotted = [(mine, table.baseline) for mine, table in tables] + ([(singles, baseline)] if singles else [])
+    titles = [table.title or table.name for _, table in tables] + ["Single results"]
     common, varied = _settings(runs)
     environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined)
     template = environment.from_string(files("t3d.evaluation").joinpath("report.html.jinja").read_text("utf-8"))
@@ -69,7 +70,7 @@ def page(tables: Sequence[tuple[list[Run], TableConfig]], singles: Sequence[Run]
         title="Few-step decoding: results",
         lead=f"{len(tables)} tables, {len(runs)} runs. Everything on this page comes from the files of these runs.",
         tables=[_table(mine, table) for mine, table in tables],
-        plots=[plot for shown_together in panels(plotted) for plot in _plots(shown_together)],
+        plots={titles[number]: _plots(together) for number, together in panels(plotted).items()},
         run_heads=RUN_HEADS,
         runs=[_run_row(number, run) for number, run in enumerate(runs, 1)],
         common=common,
@@ -107,20 +108,17 @@ def _plots(together: Sequence[Panel]) -> list[dict[str, str]]:
     scores = aup_plot(together)
     if scores is not None:
         references = [
-            f"{panel.title}: {reference[0]} at its fewest tokens per step, {reference[1]:.1f} %"
+            f"{panel.title}: {panel.baseline} at its fewest tokens per step, {reference:.1f} %"
             for panel in together
-            if (reference := reference_accuracy(panel))
+            if (reference := reference_accuracy(panel)) is not None
         ]
-        plots.append(
-            (
-                scores,
-                "Accuracy under parallelism (AUP, arXiv:2601.07568): area under accuracy against tokens per forward,"
-                f" accuracy below the reference weighted by exp(-{AUP_ALPHA:g} (1 - acc / reference)), decodings more"
-                f" than {AUP_TOLERANCE:g} points below the model's best left out. Reference, fixed: "
-                + "; ".join(references)
-                + ".",
-            )
+        caption = (
+            "Accuracy under parallelism (AUP, arXiv:2601.07568): area under accuracy (%) against tokens per forward,"
+            f" accuracy below the reference weighted by exp(-{AUP_ALPHA:g} (1 - acc / reference)), decodings more"
+            f" than {AUP_TOLERANCE:g} points below the model's best left out; of the decodings that all models here"
+            " have. The reference is fixed, whatever is compared with it. "
         )
+        plots.append((scores, caption + "; ".join(references) + "."))
     encoded = [(base64.b64encode(svg(figure).encode()).decode("ascii"), caption) for figure, caption in plots]
     return [{"data": data, "caption": caption} for data, caption in encoded]
 
