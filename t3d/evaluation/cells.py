@@ -75,7 +75,7 @@ def plan(config: DecodeConfig) -> list[Cell]:
     table = config.table
     if config.evaluation.num_node > 1:
         raise ConfigError("evaluation.num_node", "1 with table.checkpoints", config.evaluation.num_node)
-    cells = list(_grid(config))
+    cells = list(every_cell(config))
     axes = [*table.sections, *table.rows, *table.columns]
     if len({tuple(cell.place[axis] for axis in axes) for cell in cells}) < len(cells):
         expected = "axes that give each cell a place of its own"
@@ -132,7 +132,8 @@ def load_run(path: Path, place: Place) -> Run:
         raise DataError(path, "a cell of a table (remove its folder to evaluate it again)", error) from error
 
 
-def _grid(config: DecodeConfig) -> Iterator[Cell]:
+def every_cell(config: DecodeConfig) -> Iterator[Cell]:
+    """The grid of `config.table`, unchecked."""
     table = config.table
     datasets = table.datasets or [config.evaluation.eval_dataset]
     names = [dataset_name(dataset) for dataset in datasets]

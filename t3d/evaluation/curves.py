@@ -4,6 +4,7 @@ import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 from t3d.evaluation.cells import Run
 
@@ -54,32 +55,41 @@ def panels(tables: Sequence[tuple[Sequence[Run], str | None]]) -> dict[int, list
     A model brings its decodings from every table (it is known by its weights), and a table whose models
     another one shows as well gets no plots of its own.
     """
-    everything = [run for runs, _ in tables for run in runs if run.results is not None]
-    models = [{_identity(run) for run in runs if run.results is not None} for runs, _ in tables]
+    tables = [(distinct(runs), baseline) for runs, baseline in tables]
+    everything = distinct([run for runs, _ in tables for run in runs])
+    models = [{_identity(run) for run in runs} for runs, _ in tables]
     answer = {}
     for number, (runs, baseline) in enumerate(tables):
-        mine = models[number]
-        if not mine or any(mine < other or (mine == other and place < number) for place, other in enumerate(models)):
-            continue
-        answer[number] = _panels([run for run in runs if run.results is not None], everything, baseline)
+        repeated = any(
+            models[number] < other or (models[number] == other and place < number) for place, other in enumerate(models)
+        )
+        found = [] if repeated else _panels(runs, everything, baseline)
+        if found:
+            answer[number] = found
     return answer
+
+
+def distinct(runs: Sequence[Run]) -> list[Run]:
+    """The finished runs, each once, as the first table calls it."""
+    found: dict[Path | None, Run] = {}
+    for run in runs:
+        if run.results is not None:
+            found.setdefault(run.path, run)
+    return list(found.values())
 
 
 def _panels(runs: Sequence[Run], everything: Sequence[Run], baseline: str | None) -> list[Panel]:
     found = []
     for base, dataset in dict.fromkeys((run.place["base"], run.place["dataset"]) for run in runs):
         labels = {_identity(run): run.place["model"] for run in runs if run.place["base"] == base}
-        curves: dict[str, dict[tuple, Point]] = {label: {} for label in labels.values()}
+        curves: dict[str, list[Point]] = {label: [] for label in labels.values()}
         for run in everything:
-            if run.place["dataset"] == dataset and _identity(run) in labels:
-                point = _point(run)
-                if point is not None:
-                    curves[labels[_identity(run)]].setdefault(_decoding(point), point)
-        title = ", ".join(filter(None, (base, dataset)))
-        shown = {
-            label: sorted(points.values(), key=lambda point: point.parallelism) for label, points in curves.items()
-        }
-        found.append(Panel(title, {label: points for label, points in shown.items() if points}, baseline))
+            point = _point(run)
+            if run.place["dataset"] == dataset and _identity(run) in labels and point is not None:
+                curves[labels[_identity(run)]].append(point)
+        shown = {label: points for label, points in curves.items() if points}
+        if shown:
+            found.append(Panel(", ".join(filter(None, (base, dataset))), shown, baseline))
     return found
 
 

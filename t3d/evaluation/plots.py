@@ -47,14 +47,16 @@ def pareto_plot(panels: Sequence[Panel]) -> Figure:
     return _figure(panels, draw, "tokens per forward")
 
 
-def budget_plot(panels: Sequence[Panel]) -> Figure:
-    """Accuracy against the step budget, static decoding: a panel for each block size."""
+def budget_plot(panels: Sequence[Panel]) -> Figure | None:
+    """Accuracy against the step budget, static decoding: a panel for each block size; None if nothing is static."""
     split = [
         Panel(f"{panel.title}, block {size}", curves, panel.baseline)
         for panel in panels
         for size in sorted({point.block_size for points in panel.curves.values() for point in points})
         if (curves := _static(panel, size))
     ]
+    if not split:
+        return None
 
     def draw(axes: Axes, points: Sequence[Point], style: dict[str, Any]) -> None:
         ordered = sorted(points, key=_steps)
@@ -112,7 +114,7 @@ def _figure(panels: Sequence[Panel], draw: Callable[[Axes, Sequence[Point], dict
     lines = -(-len(panels) // columns)
     with mpl.rc_context(STYLE):
         figure = Figure(figsize=(max(4.2 * columns, 6.4), 3.4 * lines), layout="constrained")
-        grid = figure.subplots(lines, columns, squeeze=False).flat
+        grid = figure.subplots(lines, columns, squeeze=False, sharey=True).flat
         for axes, panel in zip(grid, panels, strict=False):
             for model, points in panel.curves.items():
                 number = models.index(model)

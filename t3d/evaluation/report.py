@@ -3,6 +3,7 @@
 import base64
 import logging
 from collections.abc import Sequence
+from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from t3d.config import TableConfig
 from t3d.entry import run_entry
 from t3d.errors import DataError
 from t3d.evaluation.cells import Run
-from t3d.evaluation.curves import AUP_ALPHA, AUP_TOLERANCE, Panel, panels, reference_accuracy
+from t3d.evaluation.curves import AUP_ALPHA, AUP_TOLERANCE, Panel, distinct, panels, reference_accuracy
 from t3d.evaluation.layout import lay_out
 from t3d.evaluation.outcomes import load_outcomes, load_results
 from t3d.evaluation.plots import aup_plot, budget_plot, pareto_plot, svg
@@ -34,6 +35,24 @@ SHOWN_SETTINGS = (
     *("config.experiment.output_dir", "config.evaluation.checkpoint_path", "config.evaluation.eval_dataset"),
     *("config.rollout.block_size", "config.rollout.denoising_steps_per_block", "config.rollout.remasking_strategy"),
 )
+
+
+@dataclass(frozen=True)
+class Plot:
+    """One figure: its kind, its SVG document and its caption."""
+
+    kind: str
+    svg: str
+    caption: str
+
+
+@dataclass(frozen=True)
+class PlotSet:
+    """The plots of the models of one table, by its name and title."""
+
+    name: str
+    title: str
+    plots: list[Plot]
 
 
 def load(paths: Sequence[Path], baseline: str | None) -> tuple[list[tuple[list[Run], TableConfig]], list[Run]]:
@@ -58,19 +77,29 @@ def load(paths: Sequence[Path], baseline: str | None) -> tuple[list[tuple[list[R
     return tables, singles
 
 
-def page(tables: Sequence[tuple[list[Run], TableConfig]], singles: Sequence[Run], baseline: str | None) -> str:
+def plot_sets(
+    tables: Sequence[tuple[list[Run], TableConfig]], singles: Sequence[Run], baseline: str | None
+) -> list[PlotSet]:
+    """The plots of each set of models that the tables, or the single results together, show."""
+    sources = [(table.name, table.title or table.name, mine, table.baseline) for mine, table in tables]
+    if singles:
+        sources.append(("results", "the single results", list(singles), baseline))
+    chosen = panels([(mine, reference) for _, _, mine, reference in sources])
+    return [PlotSet(sources[number][0], sources[number][1], _plots(together)) for number, together in chosen.items()]
+
+
+def page(tables: Sequence[tuple[list[Run], TableConfig]], singles: Sequence[Run], plots: Sequence[PlotSet]) -> str:
     """The report as an HTML document."""
-    runs = _distinct([run for mine, _ in tables for run in mine] + list(singles))
-    plotted = [(mine, table.baseline) for mine, table in tables] + ([(singles, baseline)] if singles else [])
-    titles = [table.title or table.name for _, table in tables] + ["Single results"]
+    runs = distinct([run for mine, _ in tables for run in mine] + list(singles))
     common, varied = _settings(runs)
     environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined)
+    environment.filters["base64"] = lambda text: base64.b64encode(text.encode()).decode("ascii")
     template = environment.from_string(files("t3d.evaluation").joinpath("report.html.jinja").read_text("utf-8"))
     return template.render(
         title="Few-step decoding: results",
         lead=f"{len(tables)} tables, {len(runs)} runs. Everything on this page comes from the files of these runs.",
         tables=[_table(mine, table) for mine, table in tables],
-        plots={titles[number]: _plots(together) for number, together in panels(plotted).items()},
+        plot_sets=plots,
         run_heads=RUN_HEADS,
         runs=[_run_row(number, run) for number, run in enumerate(runs, 1)],
         common=common,
@@ -92,19 +121,16 @@ def _table(runs: Sequence[Run], table: TableConfig) -> dict[str, Any]:
     }
 
 
-def _plots(together: Sequence[Panel]) -> list[dict[str, str]]:
-    """The plots of one set of models, as data URIs' contents with captions."""
-    plots = [
-        (
-            pareto_plot(together),
-            "Accuracy against tokens per forward, with standard errors. Lines join the decodings that no other of"
-            " the same model beats in both; open markers are dynamic decoding.",
-        ),
-        (
-            budget_plot(together),
-            "Accuracy against the step budget (static decoding), with standard errors.",
-        ),
-    ]
+def _plots(together: Sequence[Panel]) -> list[Plot]:
+    """The plots of one set of models."""
+    front = (
+        "Accuracy against tokens per forward, with standard errors. Lines join the decodings that no other of the same"
+        " model beats in both; open markers are of other strategies than static decoding."
+    )
+    plots = [Plot("pareto", svg(pareto_plot(together)), front)]
+    budget = budget_plot(together)
+    if budget is not None:
+        plots.append(Plot("budget", svg(budget), "Accuracy against the step budget, static decoding."))
     scores = aup_plot(together)
     if scores is not None:
         references = [
@@ -118,9 +144,8 @@ def _plots(together: Sequence[Panel]) -> list[dict[str, str]]:
             f" than {AUP_TOLERANCE:g} points below the model's best left out; of the decodings that all models here"
             " have. The reference is fixed, whatever is compared with it. "
         )
-        plots.append((scores, caption + "; ".join(references) + "."))
-    encoded = [(base64.b64encode(svg(figure).encode()).decode("ascii"), caption) for figure, caption in plots]
-    return [{"data": data, "caption": caption} for data, caption in encoded]
+        plots.append(Plot("aup", svg(scores), caption + "; ".join(references) + "."))
+    return plots
 
 
 def _single(path: Path) -> Run:
@@ -135,10 +160,6 @@ def _single(path: Path) -> Run:
         "tokps": f"{results['block_size'] / results['denoising_steps']:.3g}",
     }
     return Run(place, place["model"], results, load_outcomes(path, results), path)
-
-
-def _distinct(runs: Sequence[Run]) -> list[Run]:
-    return list({run.path: run for run in reversed(runs) if run.results is not None}.values())[::-1]
 
 
 def _run_row(number: int, run: Run) -> list[str]:
@@ -187,12 +208,18 @@ def main(arguments: list[str]) -> None:
     parser.add_argument("results", type=Path, nargs="+", help="tables (<name>.json) and results (results-<name>.json)")
     parser.add_argument("--out", type=Path, default=Path("report.html"), help="file to write")
     parser.add_argument("--baseline", default=None, help="checkpoint that AUP refers to, for results without a table")
+    parser.add_argument("--plots", type=Path, default=None, help="folder to write each plot to, as SVG")
     options = parser.parse_args(arguments)
-    html = page(*load(options.results, options.baseline), options.baseline)
-    make_folder(options.out.parent)
-    with atomic_writer(options.out) as file:
-        file.write(html)
-    log.info("report: %s", options.out)
+    tables, singles = load(options.results, options.baseline)
+    sets = plot_sets(tables, singles, options.baseline)
+    texts = {options.out: page(tables, singles, sets)}
+    if options.plots is not None:
+        texts |= {options.plots / f"{one.name}-{plot.kind}.svg": plot.svg for one in sets for plot in one.plots}
+    for path, text in texts.items():
+        make_folder(path.parent)
+        with atomic_writer(path) as file:
+            file.write(text)
+    log.info("%s: %d tables, %d single results", options.out, len(tables), len(singles))
 
 
 if __name__ == "__main__":
