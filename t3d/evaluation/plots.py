@@ -83,8 +83,7 @@ def aup_plot(panels: Sequence[Panel]) -> Figure | None:
         return None
     models = _models(panels)
     with mpl.rc_context(STYLE):
-        figure = Figure(figsize=(4.6 * len(mine), 0.9 + 0.32 * len(models)), layout="constrained")
-        grid = figure.subplots(1, len(mine), squeeze=False)[0]
+        figure, grid = _subplots(len(mine), width=4.6, height=0.9 + 0.32 * len(models), sharey=False)
         for axes, (title, curves, reference) in zip(grid, mine, strict=True):
             scores = [aup(points, reference) for points in curves.values()]
             bars = axes.barh(
@@ -108,28 +107,34 @@ def svg(figure: Figure) -> str:
 
 
 def _figure(panels: Sequence[Panel], draw: Callable[[Axes, Sequence[Point], dict[str, Any]], None], x: str) -> Figure:
-    """Panels side by side, at most four a line, with one legend for the models."""
+    """A panel for each of `panels`, with one legend for the models."""
     models = _models(panels)
-    columns = min(len(panels), 4)
-    lines = -(-len(panels) // columns)
     with mpl.rc_context(STYLE):
-        figure = Figure(figsize=(max(4.2 * columns, 6.4), 3.4 * lines), layout="constrained")
-        grid = figure.subplots(lines, columns, squeeze=False, sharey=True).flat
-        for axes, panel in zip(grid, panels, strict=False):
+        figure, grid = _subplots(len(panels), width=4.2, height=3.4, sharey=True)
+        for axes, panel in zip(grid, panels, strict=True):
             for model, points in panel.curves.items():
                 number = models.index(model)
                 draw(axes, points, {"color": _colour(number), "marker": MARKERS[number % len(MARKERS)]})
             axes.set_title(panel.title, fontsize=10)
             axes.set_xlabel(x)
             axes.set_ylabel("accuracy (%)")
-        for axes in list(figure.axes)[len(panels) :]:
-            axes.remove()
         handles = [
             Line2D([], [], color=_colour(number), marker=MARKERS[number % len(MARKERS)])
             for number in range(len(models))
         ]
         figure.legend(handles, models, loc="outside right upper")
     return figure
+
+
+def _subplots(count: int, width: float, height: float, sharey: bool) -> tuple[Figure, list[Axes]]:
+    """A figure with `count` plots of the size given in inches, at most four a line."""
+    columns = min(count, 4)
+    lines = -(-count // columns)
+    figure = Figure(figsize=(max(width * columns, 6.4), height * lines), layout="constrained")
+    grid = list(figure.subplots(lines, columns, squeeze=False, sharey=sharey).flat)
+    for unused in grid[count:]:
+        unused.remove()
+    return figure, grid[:count]
 
 
 def _error_bars(axes: Axes, x: Sequence[float], points: Sequence[Point], style: dict[str, Any]) -> None:
