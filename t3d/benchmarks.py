@@ -9,6 +9,7 @@ from typing import Any
 
 from t3d.errors import ConfigError, DataError
 from t3d.files import json_kind, read_json
+from t3d.paths import dataset_name
 from t3d.prompts import DATA_TYPES, TEST_METHODS, check_text
 
 
@@ -47,14 +48,20 @@ DATASETS = {
 }
 
 _MATH_TEST_NAMES = ("MATH", "MATH_test")
+OPTIONS = ("A", "B", "C", "D")
+"""What an option problem's answer may be: the prompt offers these letters."""
+ID_FIELDS = ("id", "task_id", "unique_id")
+"""Fields that name a record, where a file has them: no two records share a value."""
 
 
 def load_benchmark(path: Path, data_type: str, limit: int | None = None) -> list[dict[str, Any]]:
     """Reads a dataset file and checks every record of it, those past `limit` too.
 
-    Math and option records hold `question` and `ground_truth_answer`. Code records hold `question`,
-    `test_time_limit` (seconds) and `test_method`: "function" with `test_list` (programs that assert) and an
-    optional `prefix`, or "stdio" with `test_input` and `test_output` (texts, pairwise). Other keys are kept.
+    Math and option records hold `question` and `ground_truth_answer` (an option's is a letter, A to D). Code
+    records hold `question`, `test_time_limit` (seconds) and `test_method`: "function" with `test_list`
+    (programs that assert) and an optional `prefix`, or "stdio" with `test_input` and `test_output` (texts,
+    pairwise). Other keys are kept; `ID_FIELDS` must not repeat. (Questions may: the published MATH_train
+    asks one of its problems twice.)
 
     Args:
         path: a JSON list of records.
@@ -82,72 +89,70 @@ def load_benchmark(path: Path, data_type: str, limit: int | None = None) -> list
     return items[:limit]
 
 
-def leakage_warning(train_name: str, eval_name: str) -> str | None:
-    """Words a warning if evaluating on `eval_name` after training on `train_name` measures memory.
+def leakage_warning(train_name: str, eval_name: str | None = None) -> str | None:
+    """Words a warning if evaluating after training on `train_name` measures memory.
 
     Args:
-        train_name: a data set, or a rollout file's name such as "SDAR-4B-Chat-MATH_train_renamed".
-        eval_name: the data set evaluated on.
+        train_name: a data set or a rollout file such as "SDAR-4B-Chat-MATH_train_renamed", by name or path.
+        eval_name: the data set evaluated on; None, while training, for any.
 
     Returns:
         One line for the log, or None if no overlap is known.
     """
+    train_name = dataset_name(train_name)
     source = train_name.removesuffix("_renamed").rpartition("-")[2]
     if source == eval_name:
         return f"{eval_name} is what {train_name} was made from: the model was trained on these problems"
-    if source == "MATH_train" and eval_name in _MATH_TEST_NAMES:
+    if source == "MATH_train" and eval_name in (None, *_MATH_TEST_NAMES):
         return (
-            f"2936 of the 8523 problems of MATH_train are in the MATH test split, so {eval_name} overlaps "
-            f"with {train_name}; MATH500 shares no problem with it"
+            f"{train_name}: 2936 of the 8523 problems of MATH_train are in the MATH test split: a model trained "
+            "on them cannot be evaluated on it (MATH500 shares no problem with MATH_train)"
         )
     return None
 
 
-def repair_known_bad(items: list[dict[str, Any]], enabled: bool) -> tuple[list[dict[str, Any]], list[int]]:
-    """Mends records whose check program hides the solution behind its own `check` function.
+def known_bad(items: list[dict[str, Any]]) -> dict[int, dict[str, Any]]:
+    """Finds records that no solution can pass, and mends them.
 
-    Two records of MBPP (task ids 56 and 349) ask for a function `check` and test it with a program that
-    defines `check(candidate)` and ends in `check(check)`: every solution fails. The program's function gets
-    another name. Reporting scores comparable with the paper's needs `enabled=False`.
+    Two records of MBPP (task ids 56 and 349) ask for a function called `check` and test it with a program
+    that defines a `check` of its own, which then calls itself in the solution's place. Mended, the program's
+    function has another name. Scores comparable with the paper's need the records as published.
 
     Args:
         items: dataset records; left as they are.
-        enabled: whether to mend anything.
 
     Returns:
-        The records, the mended ones as copies, and the indices of the mended ones.
+        A mended copy of each such record, by index.
     """
-    repaired_items, indices = list(items), []
-    if enabled:
-        for index, item in enumerate(items):
-            programs = item.get("test_list", [])
-            repaired = [_rename_shadowing_check(program) for program in programs]
-            if repaired != programs:
-                repaired_items[index] = {**item, "test_list": repaired}
-                indices.append(index)
-    return repaired_items, indices
+    mended = {}
+    for index, item in enumerate(items):
+        programs = item.get("test_list", [])
+        repaired = [_rename_shadowing_check(program) for program in programs]
+        if repaired != programs:
+            mended[index] = {**item, "test_list": repaired}
+    return mended
 
 
 def _rename_shadowing_check(program: str) -> str:
-    """Renames a `check` that is defined at top level and finally called with itself."""
-    if not re.search(r"^check\(check\)", program, re.MULTILINE):
+    """Renames the program's `check` if it means to call the solution's: it calls `check` and not its argument."""
+    if not re.search(r"^def check\(", program, re.MULTILINE):
         return program
     try:
         statements = ast.parse(program).body
-    except SyntaxError:
+    except (SyntaxError, ValueError, RecursionError):
         return program
-    last = statements[-1]
-    definitions = [s for s in statements if isinstance(s, ast.FunctionDef) and s.name == "check"]
-    if not definitions or ast.unparse(last) != "check(check)":
+    checks = [s for s in statements if isinstance(s, ast.FunctionDef) and s.name == "check"]
+    arguments = {argument.arg for check in checks for argument in check.args.args}
+    names = {node.id for check in checks for node in ast.walk(check) if isinstance(node, ast.Name)}
+    if "check" not in names or names & arguments:
         return program
     new_name = "run_checks"
     while new_name in program:
         new_name += "_"
-    lines = program.splitlines(keepends=True)
-    lines[last.lineno - 1] = lines[last.lineno - 1].replace("check(", f"{new_name}(", 1)
-    for definition in definitions:
-        lines[definition.lineno - 1] = lines[definition.lineno - 1].replace("check", new_name, 1)
-    return "".join(lines)
+    lines = program.split("\n")
+    for statement in (*checks, *(s for s in statements if ast.unparse(s).startswith("check("))):
+        lines[statement.lineno - 1] = lines[statement.lineno - 1].replace("check", new_name, 1)
+    return "\n".join(lines)
 
 
 def _checked_item(record: object, data_type: str, where: str) -> dict[str, Any]:
@@ -157,7 +162,7 @@ def _checked_item(record: object, data_type: str, where: str) -> dict[str, Any]:
     if data_type == "code":
         _check_code(record, where)
         return record
-    return {**record, "ground_truth_answer": _answer(record, where)}
+    return {**record, "ground_truth_answer": (_option if data_type == "option" else _answer)(record, where)}
 
 
 def _check_code(record: dict[str, Any], where: str) -> None:
@@ -201,6 +206,13 @@ def _answer(record: dict[str, Any], where: str) -> str:
     return check_text(value, f"{where}, field ground_truth_answer")
 
 
+def _option(record: dict[str, Any], where: str) -> str:
+    value = _field(record, "ground_truth_answer", where)
+    if value not in OPTIONS:
+        raise DataError(f"{where}, field ground_truth_answer", f"one of {', '.join(OPTIONS)}", repr(value))
+    return str(value)
+
+
 def _field(record: dict[str, Any], field: str, where: str) -> Any:
     if field not in record:
         raise DataError(f"{where}, field {field}", "the field", "nothing")
@@ -212,13 +224,14 @@ def _is_number(value: object) -> bool:
 
 
 def _check_ids_unique(items: list[dict[str, Any]], path: Path) -> None:
-    first_seen: dict[str | int, int] = {}
+    first_seen: dict[tuple[str, str | int], int] = {}
     for index, item in enumerate(items):
-        if "id" not in item:
-            continue
-        where = f"{path}, record {index}, field id"
-        if not isinstance(item["id"], str | int):
-            raise DataError(where, "a string or a whole number", json_kind(item["id"]))
-        first = first_seen.setdefault(item["id"], index)
-        if first != index:
-            raise DataError(where, "an id of its own", f"{item['id']!r}, the id of record {first}")
+        for field in ID_FIELDS:
+            if item.get(field) is None:
+                continue
+            where, value = f"{path}, record {index}, field {field}", item[field]
+            if not isinstance(value, str | int):
+                raise DataError(where, "a string or a whole number", json_kind(value))
+            first = first_seen.setdefault((field, value), index)
+            if first != index:
+                raise DataError(where, "an id of its own", f"{value!r}, the id of record {first}")

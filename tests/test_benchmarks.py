@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from t3d.benchmarks import DATASETS, leakage_warning, load_benchmark, repair_known_bad
+from t3d.benchmarks import DATASETS, known_bad, leakage_warning, load_benchmark
 from t3d.errors import ConfigError, DataError
 
 SHARED_DATA = Path(__file__).parents[1].parent / "shared" / "data"
@@ -24,6 +24,7 @@ STDIO = {
     "test_output": ["2\n", "0"],
     "test_time_limit": 0.5,
 }
+OPTION = {"question": "Which is prime? (A) 4 (B) 5 (C) 6 (D) 8", "ground_truth_answer": "B"}
 WITHOUT = object()
 
 
@@ -45,9 +46,10 @@ def changed(record: dict, **changes: object) -> dict:
     ("records", "data_type"),
     [
         ([MATH, MATH, changed(MATH, ground_truth_answer="")], "math"),
-        ([MATH], "option"),
+        ([changed(OPTION, ground_truth_answer=letter) for letter in "ABCD"], "option"),
         ([FUNCTION, STDIO, changed(FUNCTION, prefix=WITHOUT), changed(FUNCTION, prefix=None)], "code"),
         ([changed(MATH, id=1), changed(MATH, id="1"), MATH], "math"),
+        ([changed(MATH, id=1, task_id=2), changed(MATH, id=2, task_id=1, unique_id=None)], "math"),
     ],
 )
 def test_valid_records_come_back_as_they_are(dataset_file, records, data_type):
@@ -77,7 +79,16 @@ def test_limit_takes_the_first_records_but_all_are_checked(dataset_file):
             "record 1, field question: expected the field, found nothing",
         ),
         (changed(MATH, question=["a"]), "math", "record 1, field question: expected a string, found list"),
-        (changed(MATH, question="a\0"), "option", "record 1, field question: expected text without NUL"),
+        (changed(MATH, question="a\0"), "math", "record 1, field question: expected text without NUL"),
+        (changed(MATH, question="\ud800"), "math", "field question: .* found '.ud800' at character 0"),
+        *(
+            (
+                changed(OPTION, ground_truth_answer=bad),
+                "option",
+                "field ground_truth_answer: expected one of A, B, C, D",
+            )
+            for bad in ("E", "b", " B", "", "B.", 1, None, ["B"])
+        ),
         (changed(MATH, ground_truth_answer=WITHOUT), "math", "field ground_truth_answer: expected the field"),
         (
             changed(MATH, ground_truth_answer=True),
@@ -134,10 +145,15 @@ def test_a_bad_code_record_is_named_with_its_field(dataset_file, bad, complaint)
         load_benchmark(dataset_file(bad), "code")
 
 
-def test_repeated_ids_name_both_records(dataset_file):
-    path = dataset_file(changed(MATH, id="a"), MATH, changed(MATH, id="a"))
-    with pytest.raises(DataError, match="record 2, field id: expected an id of its own, found 'a', the id of record 0"):
+@pytest.mark.parametrize("field", ["id", "task_id", "unique_id"])
+def test_repeated_ids_name_both_records(dataset_file, field):
+    path = dataset_file(changed(MATH, **{field: "a"}), MATH, changed(MATH, **{field: "a"}))
+    complaint = f"record 2, field {field}: expected an id of its own, found 'a', the id of record 0"
+    with pytest.raises(DataError, match=complaint):
         load_benchmark(path, "math")
+
+
+def test_an_id_is_a_text_or_a_number(dataset_file):
     with pytest.raises(DataError, match="field id: expected a string or a whole number, found list"):
         load_benchmark(dataset_file(changed(MATH, id=[])), "math")
 
@@ -171,7 +187,7 @@ def test_the_published_files_are_valid(name, count):
         pytest.skip(f"{name} is not here")
     items = load_benchmark(path, DATASETS[name].data_type)
     assert len(items) == count
-    assert repair_known_bad(items, enabled=True)[1] == []
+    assert known_bad(items) == {}
 
 
 def test_the_table_knows_every_dataset():
@@ -193,6 +209,8 @@ def test_the_table_knows_every_dataset():
         ("SDAR-4B-Chat-MATH_train_renamed", "MATH500", None),
         ("SDAR-4B-Chat-MATH_train_renamed", "GSM8K", None),
         ("PrimeIntellect", "MBPP", None),
+        ("SDAR-4B-Chat-MATH_train_renamed", None, "MATH test split"),
+        ("SDAR-4B-Chat-PrimeIntellect_renamed", None, None),
     ],
 )
 def test_overlap_of_training_and_evaluation_is_told(train_name, eval_name, phrase):
@@ -200,13 +218,22 @@ def test_overlap_of_training_and_evaluation_is_told(train_name, eval_name, phras
     assert phrase in warning if phrase else warning is None
 
 
-PROGRAM = "METADATA = {}\n\n\ndef check(candidate):\n    assert candidate(70) == False  # check\n\n\ncheck(check)"
-SOLUTION = "def check(n):\n    return False\n"
+# The check programs of MBPP's tasks 56 and 349, as published, each with a right solution.
+TASK_56 = (
+    "\n\ndef check(candidate):\n    assert check(70) == False\n    assert check(23) == False\n"
+    "    assert check(73) == True\n\ncheck(rev)"
+)
+TASK_349 = (
+    '\n\ndef check(candidate):\n    assert check("01010101010") == "Yes"\n    assert check("name0") == "No"\n'
+    '    assert check("101") == "Yes"\n\ncheck(check)'
+)
+SOLUTION_56 = "def rev(n):\n    return int(str(n)[::-1])\ndef check(n):\n    return 2 * rev(n) == n + 1\n"
+SOLUTION_349 = "def check(string):\n    return 'Yes' if set(string) <= {'0', '1'} else 'No'\n"
 
 
-def passes(program: str) -> bool:
+def passes(solution: str, program: str) -> bool:
     namespace: dict = {}
-    exec(SOLUTION, namespace)
+    exec(solution, namespace)
     try:
         exec(program, namespace)
     except (AssertionError, RecursionError, TypeError):
@@ -214,35 +241,41 @@ def passes(program: str) -> bool:
     return True
 
 
-@pytest.mark.parametrize("program", [PROGRAM, PROGRAM + "  # é\n", PROGRAM.replace("METADATA", "run_checks")])
-def test_a_check_program_that_hides_the_solution_is_repaired(program):
+@pytest.mark.parametrize(
+    ("program", "solution"),
+    [
+        (TASK_56, SOLUTION_56),
+        (TASK_349, SOLUTION_349),
+        (TASK_349 + "  # \u00e9, run_checks\n", SOLUTION_349),
+        (TASK_56.replace("\n", "\r\n"), SOLUTION_56),
+    ],
+)
+def test_a_check_program_that_hides_the_solution_is_found_and_mended(program, solution):
     items = [FUNCTION, changed(FUNCTION, test_list=[program])]
     before = copy.deepcopy(items)
-    repaired, indices = repair_known_bad(items, enabled=True)
-    assert indices == [1]
+    mended = known_bad(items)
+    assert list(mended) == [1]
     assert items == before
-    assert not passes(program)
-    assert passes(repaired[1]["test_list"][0])
-    assert not passes(repaired[1]["test_list"][0].replace("False", "True"))
-    assert repaired[0] == FUNCTION
-    assert changed(repaired[1], test_list=[program]) == items[1]
+    (repaired,) = mended[1]["test_list"]
+    assert not passes(solution, program)
+    assert passes(solution, repaired)
+    assert not passes(solution, repaired.replace('"No"', '"Maybe"').replace("True", "None"))
+    assert changed(mended[1], test_list=[program]) == items[1]
 
 
 @pytest.mark.parametrize(
     "program",
     [
-        PROGRAM.replace("check(check)", "check(add)"),
+        "def check(candidate):\n    assert candidate(1) == 2\ncheck(add)",
+        "def check(candidate):\n    assert add(1) == 2\ncheck(add)",
+        "def check(n):\n    return n == 0 or check(n - 1)\nassert check(add(1, 1))",
         "check(check)",
-        "text = '''\ncheck(check)\n'''\ndef check(c): ...",
+        "text = '''\ndef check(c):\n    check(1)\n'''\n",
         "def check(candidate:\ncheck(check)",
+        "def check(c):\n    check(1)\n\0",
         "",
     ],
 )
 def test_sound_programs_are_left_alone(program):
     items = [changed(FUNCTION, test_list=[program]), STDIO, MATH]
-    assert repair_known_bad(items, enabled=True) == (items, [])
-
-
-def test_repair_can_be_switched_off():
-    items = [changed(FUNCTION, test_list=[PROGRAM])]
-    assert repair_known_bad(items, enabled=False) == (items, [])
+    assert known_bad(items) == {}

@@ -97,6 +97,7 @@ class EvaluationConfig:
     data_type: str = key("math", "kind of problem", one_of=DATA_TYPES)
     limit: int | None = key(None, "only the first N problems (null: all)", low=1)
     rollouts: str | None = key(None, "grade this rollout file; no model is needed")
+    repair_known_bad: bool = key(True, "mend test programs that nothing can pass (MBPP has two); false: as published")
     num_node: int = key(1, "machines that share the problems", low=1)
     node_index: int = key(0, "number of this machine, from 0", low=0)
     output_unmasking_history: bool = key(True, "write step_map to the rollout file (training needs it)")
@@ -111,10 +112,14 @@ class EvaluationConfig:
 class ExecuteConfig:
     """How answers are graded."""
 
-    num_chunk: int = key(64, "answers per grading batch (progress moves per batch)", low=1)
+    num_chunk: int = key(64, "a grading batch (progress moves per batch) is 16 times as many answers", low=1)
     num_workers: int = key(2, "grading processes", low=1)
     timeout_s: float = key(10.0, "seconds to grade one math answer", low=0.1)
     sandbox: str = key("auto", "isolation of model-written code", one_of=("auto", "bwrap", "sandlock", "none"))
+    memory_mb: int = key(1024, "memory of a program under test, and of a math grading process", low=128)
+    num_threads: int = key(64, "threads of a program under test", low=1)
+    file_mb: int = key(64, "size of each file, and of all of /tmp, of a program under test", low=1)
+    output_mb: int = key(16, "most that a program under test may print", low=1)
 
 
 @dataclass

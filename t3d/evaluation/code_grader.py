@@ -3,10 +3,18 @@
 A function test passes when the whole test program ran to its end without an exception; a stdio test when the
 program ended with status 0 and its output has the expected words in the expected order.
 
-What no test of this kind can catch: an answer built to satisfy any comparison (an object that equals
-everything), and a solution that reads the expected values out of its caller's frames, or that patches
-classes whose instances the test handles. Such a program passes by persuading the test itself, not by forging
-the verdict.
+What no test of this kind can catch, as solution and test share an interpreter:
+- an answer built to satisfy any comparison (an object that equals everything);
+- a solution that, while the test calls it, reads the expected values out of its caller's frames, or replaces
+  what the test uses next: a builtin, a module's function, a class's method. (Builtins and functions that it
+  replaced before the test began are put back.)
+- one that corrupts the interpreter's memory, as crafted bytecode can.
+
+Such a program passes by persuading the test itself, not by forging the verdict.
+
+A test runs where the solution's names are visible, as the benchmarks mean it to. So a solution that defines
+`sum` is tested by a program that sees its `sum`; only where the test calls something else of the solution does
+it get the genuine builtins. A solution may thus fail by what it shadows.
 """
 
 import secrets

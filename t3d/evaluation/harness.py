@@ -4,7 +4,8 @@ The code under test shares this interpreter, so the order of things is the defen
 - the test is compiled, and the modules that it uses are remembered, before the code under test runs;
 - the nonce that says "passed" lives in a closure that no name, frame, module or container refers to while
   foreign code runs: it waits on the value stack of `main`, which Python cannot inspect, and an audit hook
-  (never removable) forbids the garbage collector's listings, tracing, ctypes and foreign extension modules;
+  (never removable) forbids the garbage collector's listings, tracing, ctypes, foreign extension modules and
+  further interpreters (which would not have the hook);
 - exceptions, exits and signals unwind or end that stack, and with it the only way to say "passed".
 """
 
@@ -40,8 +41,10 @@ def confine(uid, gid, limits):
 
 
 def redirect(descriptor, data):
-    """Makes `descriptor` read `data`."""
-    source = os.memfd_create("input")
+    """Makes `descriptor` read `data`, from a file that has no name any more."""
+    path = f"{os.environ.get('TMPDIR', '/tmp')}/{os.urandom(16).hex()}"
+    source = os.open(path, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o600)
+    os.unlink(path)
     view = memoryview(data)
     while view:
         view = view[os.write(source, view) :]
@@ -77,9 +80,13 @@ def forbid_introspection():
             "code.__new__",
             "os.fork",
             "os.forkpty",
+            "cpython.PyInterpreterState_New",
+            "sqlite3.enable_load_extension",
         }, "not available to code under test"
         if event == "import":
-            assert "_ctypes" not in "".join((args[0],)), "ctypes is not available to code under test"
+            name = "".join((args[0],))
+            assert "_ctypes" not in name, "ctypes is not available to code under test"
+            assert "_test" not in name, "CPython's own tests are not available to code under test"
             if args[1] is not None:
                 path = "".join((args[1],))
                 assert path.startswith(libraries), "foreign extension module"
@@ -179,7 +186,7 @@ def main():
     pop = steps.pop
     globals().clear()
     # report(exec(test, names(pristine, used, builtin_names, namespace, exec(code, namespace)))): everything
-    # is loaded # on the value stack before the innermost call, the first to run foreign code.
+    # is loaded on the value stack before the innermost call, the first to run foreign code.
     pop()(pop()(pop(), pop()(pop(), pop(), pop(), pop(), pop()(*pop()))))
 
 

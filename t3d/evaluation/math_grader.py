@@ -20,11 +20,12 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from t3d.errors import UserError
 from t3d.evaluation import math_answers as read
 from t3d.extract import extract_boxed
 
 PATIENCE_S = 10.0
-MEMORY_MB = 2048
+MEMORY_MB = 1024
 MAX_CHARACTERS = 2000
 MAX_NESTING = 40
 _MAX_ALGEBRA = 400
@@ -44,10 +45,15 @@ _STAR_POWER = re.compile(r"\*\*\(?(-?\w+)\)?")
 
 @dataclass(frozen=True)
 class GradeResult:
-    """Whether an answer is right, and whether it could be graded; what could not counts as wrong."""
+    """Whether an answer is right, and how that was found.
+
+    What takes too long ("timeout") or too much memory or recursion ("crashed") to compare counts as wrong;
+    "error" means that no worker could be started, so that nothing was learnt about the answer: see `detail`.
+    """
 
     correct: bool
-    status: Literal["graded", "timeout", "error"] = "graded"
+    status: Literal["graded", "timeout", "crashed", "error"] = "graded"
+    detail: str = ""
 
 
 def grade_math(prediction: str, truth: str) -> bool:
@@ -60,12 +66,18 @@ def grade_math(prediction: str, truth: str) -> bool:
     Args:
         prediction: an answer, or a text whose last \\boxed{...} holds it.
         truth: the benchmark's answer.
+
+    Raises:
+        UserError: the machine has no room for a worker process.
     """
     settled = _settle(prediction, truth)
     if isinstance(settled, bool):
         return settled
     with _lock:
-        return _worker.grade(settled, PATIENCE_S).correct
+        result = _worker.grade(settled, PATIENCE_S)
+    if result.status == "error":
+        raise UserError("math grading", "a worker process", result.detail)
+    return result.correct
 
 
 def grade_math_many(
@@ -292,15 +304,15 @@ class _Worker:
         self.process: subprocess.Popen[bytes] | None = None
 
     def grade(self, pair: tuple[str, str], timeout_s: float) -> GradeResult:
-        process = self._running()
-        assert process.stdin is not None
-        assert process.stdout is not None
         try:
+            process = self._running()
+            assert process.stdin is not None
+            assert process.stdout is not None
             process.stdin.write(json.dumps(pair).encode() + b"\n")
             process.stdin.flush()
-        except BrokenPipeError:
+        except OSError as error:
             self.stop()
-            return GradeResult(False, "error")
+            return GradeResult(False, "error", f"no math worker: {error}")
         with selectors.DefaultSelector() as selector:
             selector.register(process.stdout, selectors.EVENT_READ)
             if not selector.select(timeout_s):
@@ -309,7 +321,7 @@ class _Worker:
         reply = process.stdout.readline()
         if not reply.strip():
             self.stop()
-            return GradeResult(False, "error")
+            return GradeResult(False, "crashed")
         return GradeResult(**json.loads(reply))
 
     def stop(self) -> None:
@@ -319,7 +331,8 @@ class _Worker:
             self.process = None
 
     def _running(self) -> "subprocess.Popen[bytes]":
-        if self.process is None:
+        if self.process is None or self.process.poll() is not None:
+            self.stop()
             self.process = subprocess.Popen(
                 [sys.executable, "-c", f"from {__name__} import serve; serve({self.memory_mb})"],
                 stdin=subprocess.PIPE,
@@ -345,15 +358,16 @@ def serve(memory_mb: int) -> None:
 
     resource.setrlimit(resource.RLIMIT_AS, (memory_mb << 20, memory_mb << 20))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    _reply({})
+    replies, sys.stdout = sys.stdout, sys.stderr  # nothing else may write where the replies go
+
+    def reply(message: dict[str, Any]) -> None:
+        replies.write(json.dumps(message) + "\n")
+        replies.flush()
+
+    reply({})
     for line in sys.stdin:
         ours, theirs = json.loads(line)
         try:
-            _reply({"correct": _equal(ours, theirs)})
+            reply({"correct": _equal(ours, theirs)})
         except (RecursionError, OverflowError, MemoryError):
-            _reply({"correct": False, "status": "error"})
-
-
-def _reply(message: dict[str, Any]) -> None:
-    sys.stdout.write(json.dumps(message) + "\n")
-    sys.stdout.flush()
+            reply({"correct": False, "status": "crashed"})

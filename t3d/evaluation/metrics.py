@@ -1,45 +1,90 @@
-"""The figures of one evaluation, from its records alone."""
+"""The figures of one evaluation, from its graded records alone."""
 
 import math
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
+FAILED = "error"
+"""The finish reason of a response whose decoding failed; what failed has neither grade nor cost."""
 
-def metrics(correct: Sequence[bool], records: Sequence[dict[str, Any]], seconds: float | None) -> dict[str, Any]:
-    """Accuracy and cost over all responses.
+
+def metrics(records: Sequence[dict[str, Any]], seconds: float | None) -> dict[str, Any]:
+    r"""Accuracy and cost over all responses.
+
+    Responses to one problem resemble each other, so the standard error takes problems, not responses, as what
+    was drawn at random.  With s_i right answers among the k_i graded ones of problem i, n = \sum k_i:
+
+        acc = \sum s_i / n,  stderr = \sqrt{\sum (s_i - acc k_i)^2} / n
+
+    which is \sqrt{acc (1 - acc) / n} for one response per problem, the standard error of the problems' means
+    where every problem has equally many, and what a bootstrap over problems gives.
 
     A ratio of two counts is a ratio of sums: `tokens_per_step` is all tokens over all denoising steps.
 
     Args:
-        correct: grade of each response, in order.
-        records: rollout records with `response_ids`, `num_steps`, `num_forwards`, `finish_reason`.
+        records: rollout records with `correctness` (None: no grade, counted nowhere in n) and `grading`; of
+            `response_length`, `num_steps`, `num_forwards`, `finish_reason`, `prompt_ids` and `block_size`
+            what the file has.
         seconds: decoding time of all of them, if known.
 
     Returns:
-        n (responses), acc (0-1) with its standard error sqrt(p (1-p) / n), avg_len (tokens), avg_steps,
-        tokens_per_step, tokens_per_forward (prefill included), tokens_per_second, latency_s (decoding time
-        over responses), each None where the records or `seconds` do not tell, and finish_reasons.
+        n (graded responses), acc (0-1), stderr; avg_len (tokens), avg_steps, tokens_per_step,
+        tokens_per_forward (prefill included), tokens_per_forward_decode (prefill left out),
+        tokens_per_second, latency_s (decoding time over responses), each None where the records or `seconds`
+        do not tell; responses (all), failed (decoding failed), finish_reasons and grading, which count.
     """
-    n = len(correct)
-    acc = sum(correct) / n
-    figures: dict[str, Any] = {"n": n, "acc": acc, "stderr": math.sqrt(acc * (1 - acc) / n)}
-    tokens = sum(_lengths(records))
-    steps, forwards = _total(records, "num_steps"), _total(records, "num_forwards")
-    return figures | {
-        "avg_len": tokens / n,
-        "avg_steps": steps / n if steps else None,
-        "tokens_per_step": tokens / steps if steps else None,
-        "tokens_per_forward": tokens / forwards if forwards else None,
-        "tokens_per_second": tokens / seconds if seconds else None,
-        "latency_s": seconds / n if seconds else None,
-        "finish_reasons": dict(Counter(reason for record in records for reason in record.get("finish_reason", []))),
+    tokens, steps, forwards = (_total(records, name) for name in ("response_length", "num_steps", "num_forwards"))
+    reasons = Counter(reason for record in records for reason in record.get("finish_reason", []))
+    responses = sum(len(record["correctness"]) for record in records)
+    answered = responses - reasons[FAILED]
+    prefills = _prefills(records)
+    decoding = None if forwards is None or prefills is None else forwards - prefills
+    return _accuracy([record["correctness"] for record in records]) | {
+        "avg_len": _ratio(tokens, answered),
+        "avg_steps": _ratio(steps, answered),
+        "tokens_per_step": _ratio(tokens, steps),
+        "tokens_per_forward": _ratio(tokens, forwards),
+        "tokens_per_forward_decode": _ratio(tokens, decoding),
+        "tokens_per_second": _ratio(tokens, seconds),
+        "latency_s": _ratio(seconds, answered),
+        "responses": responses,
+        "failed": reasons[FAILED],
+        "finish_reasons": dict(reasons),
+        "grading": dict(Counter(status for record in records for status in record["grading"])),
     }
 
 
-def _lengths(records: Sequence[dict[str, Any]]) -> list[int]:
-    return [length for record in records for length in record.get("response_length", [])]
+def _accuracy(correctness: Sequence[Sequence[bool | None]]) -> dict[str, Any]:
+    """n, acc and stderr (see `metrics`) of the grades of each problem's responses."""
+    graded = [[grade for grade in grades if grade is not None] for grades in correctness]
+    n = sum(map(len, graded))
+    if not n:
+        return {"n": 0, "acc": None, "stderr": None}
+    acc = sum(map(sum, graded)) / n
+    squares = sum((sum(grades) - acc * len(grades)) ** 2 for grades in graded)
+    return {"n": n, "acc": acc, "stderr": math.sqrt(squares) / n}
 
 
-def _total(records: Sequence[dict[str, Any]], field: str) -> int:
-    return sum(value for record in records for value in record.get(field, []))
+def _ratio(above: float | None, below: float | None) -> float | None:
+    return above / below if above is not None and below else None
+
+
+def decoded_places(record: dict[str, Any]) -> Iterator[int]:
+    """Yields the places of the responses whose decoding did not fail."""
+    reasons = record.get("finish_reason", [None] * len(record["full_output"]))
+    return (place for place, reason in enumerate(reasons) if reason != FAILED)
+
+
+def _total(records: Sequence[dict[str, Any]], field: str) -> int | None:
+    """Sums a count over the responses that did not fail; None if a record lacks it."""
+    if not all(field in record for record in records):
+        return None
+    return sum(record[field][place] for record in records for place in decoded_places(record))
+
+
+def _prefills(records: Sequence[dict[str, Any]]) -> int | None:
+    """Counts prefill forwards: one for each response whose prompt fills a block; None if a record does not tell."""
+    if not all("prompt_ids" in record and "block_size" in record for record in records):
+        return None
+    return sum(len(record["prompt_ids"]) >= record["block_size"] for record in records for _ in decoded_places(record))

@@ -1,9 +1,11 @@
 """Runs code that nobody trusts: one isolated, limited process per run.
 
 Backends, best first: `bwrap` (bubblewrap: no network, a read-only system without /proc, a private /tmp, no
-environment, an unprivileged user, no new processes), `sandlock` (PyPI, Landlock and seccomp, needs no root),
-and `none` (limits and a process group only), which is never chosen unless it is asked for by name. The
-sandbox offers Python's standard library and nothing else: that is what the benchmarks need.
+environment, an unprivileged user, no new processes), `sandlock` (PyPI, Landlock and seccomp, needs no root;
+weaker: it keeps the caller's user, and files in memory are not counted), and `none` (limits and a process
+group only), which is never chosen unless it is asked for by name. The sandbox offers Python's standard
+library and nothing else: that is what the benchmarks need. What no limit bounds, only the timeout: the number
+of (empty) files in bubblewrap's /tmp.
 """
 
 import functools
@@ -103,15 +105,23 @@ class Sandbox:
         request = {**request, "limits": rlimits, "uid": None, "gid": NOBODY}
         if self.drop_inside:
             request["uid"] = _private_uid()
-        with _memory_file(json.dumps(request).encode()) as stdin, self._start(stdin, limits) as process:
-            try:
-                return _watch(process, timeout_s, limits.output_mb << 20)
-            finally:
-                _kill_group(process)
+        try:
+            with (
+                tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as tmp,
+                _memory_file(json.dumps(request).encode()) as stdin,
+                self._start(stdin, tmp, limits) as process,
+            ):
+                try:
+                    return _watch(process, timeout_s, limits.output_mb << 20)
+                finally:
+                    _kill_group(process)
+        except OSError as error:  # no process or descriptor to be had: that is not the fault of foreign code
+            return Run("not_started", 0, b"", str(error))
 
-    def _start(self, stdin: int, limits: Limits) -> "subprocess.Popen[bytes]":
+    def _start(self, stdin: int, tmp: str, limits: Limits) -> "subprocess.Popen[bytes]":
         python = [self.python, "-I", "-S", "-X", "utf8", "-c", _harness_source()]
-        prefix = [part.replace("{file_bytes}", str(limits.file_mb << 20)) for part in self.prefix]
+        values = {"{file_bytes}": limits.file_mb << 20, "{num_threads}": limits.num_threads, "{tmp}": tmp}
+        prefix = [str(values.get(part, part)) for part in self.prefix]
         pass_fds: tuple[int, ...] = ()
         calls = denied_system_calls() if self.filters_calls else b""
         with _pipe_holding(calls) as calls_fd:
@@ -143,27 +153,31 @@ def find_sandbox(name: str = "auto") -> Sandbox:
     """
     if name not in ("auto", "bwrap", "sandlock", "none"):
         raise UserError("execute.sandbox", "auto, bwrap, sandlock or none", repr(name))
-    sandbox = _probe(name)
-    if sandbox is None:
-        expected = INSTALL if name == "auto" else f"a working {name}; install {INSTALL}"
-        raise UserError(
-            "execute.sandbox",
-            f"{expected}, or execute.sandbox=none to run model-written code without isolation",
-            "no working sandbox on this machine",
-        )
-    return sandbox
+    found = _probe(name)
+    if isinstance(found, Sandbox):
+        return found
+    expected = INSTALL if name == "auto" else f"a working {name}; install {INSTALL}"
+    expected += ", or execute.sandbox=none to run model-written code without isolation"
+    raise UserError("execute.sandbox", expected, "; ".join(found))
 
 
 @functools.lru_cache(maxsize=4)
-def _probe(name: str) -> Sandbox | None:
+def _probe(name: str) -> Sandbox | tuple[str, ...]:
+    """Returns the first sandbox that isolates, or why each one that was tried does not."""
     if name == "none":
         return Sandbox("none")
     candidates = {"bwrap": _bubblewraps, "sandlock": _sandlocks}
+    reasons: list[str] = []
     for kind in candidates if name == "auto" else [name]:
-        for sandbox in candidates[kind]():
-            if _isolates(sandbox):
+        sandboxes = list(candidates[kind]())
+        if not sandboxes:
+            reasons.append(f"{kind}: not installed")
+        for sandbox in sandboxes:
+            reason = _flaw(sandbox)
+            if reason is None:
                 return sandbox
-    return None
+            reasons.append(f"{kind}: {reason}")
+    return tuple(dict.fromkeys(reasons))
 
 
 _PROBE = """
@@ -185,19 +199,24 @@ def sealed():
 """
 
 
-def _isolates(sandbox: Sandbox) -> bool:
-    """Tries the sandbox out: honest code runs; our files, environment and network stay out of reach."""
+def _flaw(sandbox: Sandbox) -> str | None:
+    """Tries the sandbox out: honest code runs; our files, environment and network stay out of reach.
+
+    Returns:
+        What is wrong, in its own words where it has any; None if nothing is.
+    """
     nonce = secrets.token_hex(16)
     with tempfile.NamedTemporaryFile() as own:
         os.chmod(own.name, 0o666)
         code = _PROBE.format(path=own.name, environment=INSIDE)
         request = {"mode": "function", "code": code, "test": "assert sealed()", "nonce": nonce}
-        try:
-            run = sandbox.run(request, timeout_s=10)
-        except OSError:
-            return False
+        run = sandbox.run(request, timeout_s=10)
         untouched = os.stat(own.name).st_size == 0
-    return untouched and run.stdout == b"\n" + nonce.encode()
+    if untouched and run.stdout == b"\n" + nonce.encode():
+        return None
+    if run.end == "not_started":
+        return next(iter(run.stderr.strip().splitlines()), f"ended with status {run.returncode}")
+    return "code inside it reached our files, environment or network" if run.end == "exit" else run.end
 
 
 def _bubblewraps() -> Iterator[Sandbox]:
@@ -236,16 +255,15 @@ def _sandlocks() -> Iterator[Sandbox]:
     libraries, python = _runtime()
     readable = [path for path in libraries if os.path.exists(path)] + ["/dev/null", "/dev/urandom"]
     launch = (
-        "import sys, tempfile, sandlock\n"
-        "with tempfile.TemporaryDirectory() as tmp:\n"
-        f"    box = sandlock.Sandbox(fs_readable={readable!r},\n"
-        "        fs_writable=[tmp, '/dev/null'],\n"
-        "        cwd=tmp, clean_env=True, env={'HOME': tmp, 'TMPDIR': tmp, 'LANG': 'C.UTF-8'},\n"
-        "        max_processes=64, no_coredump=True)\n"
-        "    status = box.run_interactive(sys.argv[1:])\n"
-        "sys.exit(status)\n"
+        "import sys, sandlock\n"
+        "tmp, max_processes, *command = sys.argv[1:]\n"
+        f"box = sandlock.Sandbox(fs_readable={readable!r},\n"
+        "    fs_writable=[tmp, '/dev/null'],\n"
+        "    cwd=tmp, clean_env=True, env={'HOME': tmp, 'TMPDIR': tmp, 'LANG': 'C.UTF-8'},\n"
+        "    max_processes=int(max_processes), no_coredump=True)\n"
+        "sys.exit(box.run_interactive(command))\n"
     )
-    yield Sandbox("sandlock", (sys.executable, "-I", "-c", launch), python=python)
+    yield Sandbox("sandlock", (sys.executable, "-I", "-c", launch, "{tmp}", "{num_threads}"), python=python)
 
 
 @functools.lru_cache(maxsize=1)

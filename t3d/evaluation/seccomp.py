@@ -2,7 +2,8 @@
 
 New processes are refused but threads are not: a program that could fork could try every answer in a child
 and learn which one the test accepts. Sockets are refused because some families (AF_VSOCK, AF_ALG) ignore
-network namespaces.
+network namespaces. Files in memory are refused because no limit counts what they hold: 64 descriptors times
+the largest file.
 """
 
 import errno
@@ -29,8 +30,8 @@ class _Calls:
 
 
 # Denied, in this order: ptrace, process_vm_readv, process_vm_writev, unshare, setns, mount, umount2,
-# pivot_root, bpf, # perf_event_open, io_uring_setup, userfaultfd, keyctl, add_key, request_key, init_module,
-# finit_module, kexec_load, pidfd_getfd, # socket; on x86_64 also fork and vfork.
+# pivot_root, bpf, perf_event_open, io_uring_setup, userfaultfd, keyctl, add_key, request_key, init_module,
+# finit_module, kexec_load, pidfd_getfd, socket, memfd_create, memfd_secret; on x86_64 also fork and vfork.
 _TABLE = {
     "x86_64": _Calls(
         0xC000003E,
@@ -57,6 +58,8 @@ _TABLE = {
             246,
             438,
             41,
+            319,
+            447,
             57,
             58,
         ),
@@ -65,7 +68,7 @@ _TABLE = {
         0xC00000B7,
         220,
         435,
-        (117, 270, 271, 97, 268, 40, 39, 41, 280, 241, 425, 282, 219, 217, 218, 105, 273, 104, 438, 198),
+        (117, 270, 271, 97, 268, 40, 39, 41, 280, 241, 425, 282, 219, 217, 218, 105, 273, 104, 438, 198, 279, 447),
     ),
 }
 

@@ -12,6 +12,7 @@ from accelerate import Accelerator
 from tqdm import tqdm
 from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 
+from t3d.benchmarks import leakage_warning
 from t3d.config import TrainConfig, save_config
 from t3d.errors import UserError
 from t3d.paths import find_data
@@ -86,6 +87,8 @@ class Trainer:
                 self.accelerator.num_processes,
                 self.accelerator.device.type,
             )
+            if leakage := leakage_warning(self.config.dataset.optimization_data):
+                log.warning("%s", leakage)
         with closing(MetricsLog(self.folder, self.config, self.step)) if main else nullcontext() as metrics_log:
             self._train(metrics_log)
         self.save(final)

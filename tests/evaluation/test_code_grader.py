@@ -103,6 +103,19 @@ def test_stdio_takes_large_inputs_and_any_text():
     assert run_stdio("print(input()[::-1])", ["h\u00e9\u4e16"], ["\u4e16\u00e9h"], 5.0) == [True]
 
 
+def test_a_50_mb_line_ends_a_program_at_the_output_limit():
+    flood = Program("print('x' * (50 << 20))", 10.0, inputs=[""], outputs=["x"])
+    ((verdict,),) = grade_code_many([flood], num_workers=1)
+    assert verdict.status == "output_limit"
+
+
+@pytest.mark.parametrize("text", ["a\0b", "\ud800"], ids=["NUL", "surrogate"])
+def test_text_that_no_file_can_hold_is_a_wrong_answer_and_no_crash(text):
+    code = f"x = '{text}'"
+    assert run_tests(code, ["assert True"], 5.0) == [False]
+    assert run_stdio(code, [""], [""], 5.0) == [False]
+
+
 def test_results_keep_their_order():
     programs = [
         Program(f"import time\ntime.sleep({n % 3} / 10)\nx = {n}", 5.0, tests=[f"assert x == {n % 5}"])

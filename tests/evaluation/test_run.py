@@ -7,11 +7,13 @@ import pytest
 from t3d.config import DecodeConfig, load_config
 from t3d.errors import DataError
 from t3d.evaluation import run as run_module
+from t3d.evaluation import sandbox
 from t3d.evaluation.run import evaluate
 
 CONTRACT_FIELDS = {
     *("dataset", "checkpoint", "n", "acc", "stderr", "avg_len", "avg_steps", "tokens_per_step"),
-    *("tokens_per_forward", "tokens_per_second", "latency_s", "environment", "config"),
+    *("tokens_per_forward", "tokens_per_forward_decode", "tokens_per_second", "latency_s", "environment", "config"),
+    *("responses", "failed", "finish_reasons", "grading", "left_out", "known_bad", "leakage"),
     *("block_size", "denoising_steps", "temperature", "top_k", "top_p", "remasking_strategy", "seed"),
 }
 
@@ -37,6 +39,13 @@ def rollout_records() -> list[dict]:
     ]
 
 
+@pytest.fixture(autouse=True)
+def folder_without_data(monkeypatch, tmp_path):
+    """What lies in the checkout's data/ is not what these rollouts answer."""
+    (tmp_path / "workspace").mkdir()
+    monkeypatch.chdir(tmp_path / "workspace")
+
+
 @pytest.fixture
 def graded_file(tmp_path):
     """Evaluates a file of given records, without a model."""
@@ -58,15 +67,12 @@ def graded_file(tmp_path):
 class TestGivenRollouts:
     def test_they_are_graded_without_model_checkpoint_or_data_set(self, graded_file, tmp_path):
         results = graded_file(rollout_records(), "evaluation.checkpoint_path=null")
-        assert (results["n"], results["acc"], results["stderr"]) == (
-            6,
-            2 / 6,
-            pytest.approx(math.sqrt(2 / 9 / 6)),
-        )
+        stderr = math.sqrt((1 - 2 / 3) ** 2 + (1 - 2 / 3) ** 2 + (2 / 3) ** 2) / 6
+        assert (results["n"], results["acc"], results["stderr"]) == (6, 2 / 6, pytest.approx(stderr))
         assert (results["avg_len"], results["avg_steps"], results["tokens_per_step"]) == (6.0, 3.0, 2.0)
         assert results["tokens_per_forward"] == 1.5
         assert results["tokens_per_second"] is None
-        assert results["ungraded"] == 0
+        assert (results["grading"], results["left_out"], results["failed"]) == ({"graded": 6}, [], 0)
         assert json.loads((tmp_path / "results" / "results-some-rollouts.json").read_text()) == results
 
     def test_every_response_is_graded_in_place(self, graded_file, tmp_path):
@@ -92,7 +98,7 @@ class TestGivenRollouts:
         records = [
             {
                 "question": "?",
-                "ground_truth_answer": " b",
+                "ground_truth_answer": "B",
                 "full_output": [r"\boxed{B}", r"\boxed{C}", "I pass."],
             }
         ]
@@ -131,7 +137,8 @@ class TestGivenRollouts:
         assert (results["n"], results["acc"]) == (4, 0.5)
         graded = json.loads((tmp_path / "results" / "graded-some-rollouts.json").read_text())
         assert [entry["correctness"] for entry in graded] == [[True, False], [True, False]]
-        assert [len(result) for result in graded[0]["execution_result"]] == [2, 2]
+        assert graded[0]["execution_result"] == [["passed", "passed"], ["failed", "passed"]]
+        assert graded[0]["grading_detail"] == ["", "failed: AssertionError"]
 
     @pytest.mark.parametrize(
         ("change", "complaint"),
@@ -172,6 +179,101 @@ class TestGivenRollouts:
         with pytest.raises(DataError, match=r"none\.json"):
             evaluate(load_config(DecodeConfig, [f"evaluation.rollouts={tmp_path / 'none.json'}"], "", ""))
 
+    def test_settings_that_nothing_tells_are_not_made_up(self, graded_file):
+        results = graded_file(rollout_records(), "rollout.block_size=8")
+        assert {results[name] for name in ("block_size", "denoising_steps", "temperature", "seed")} == {None}
+
+    def test_failed_responses_are_left_out_and_named(self, graded_file, tmp_path, caplog):
+        records = rollout_records()
+        records[1] |= {"finish_reason": ["error", "stop"], "error": ["out of memory", None]}
+        records[1] |= {"full_output": ["", r"\boxed{7}"], "response_length": [0, 8]}
+        results = graded_file(records)
+        assert (results["n"], results["acc"], results["failed"], results["responses"]) == (5, 2 / 5, 1, 6)
+        assert results["left_out"] == [{"record": 1, "response": 0, "reason": "failed: out of memory"}]
+        assert "1 of 6 responses have no grade and do not count: record 1, response 0" in caplog.text
+        graded = json.loads((tmp_path / "results" / "graded-some-rollouts.json").read_text())
+        assert graded[1]["correctness"] == [None, True]
+        assert graded[1]["grading"] == ["failed", "graded"]
+
+    def test_only_failures_make_no_results(self, graded_file, tmp_path):
+        records = rollout_records()
+        for record in records:
+            record |= {"finish_reason": ["error"] * 2, "error": ["no memory"] * 2}
+        complaint = "expected at least one response that can be graded, found none of 6 .the first: failed: no memory"
+        with pytest.raises(DataError, match=complaint):
+            graded_file(records)
+        assert not (tmp_path / "results").exists()
+
+    def test_a_sandbox_that_does_not_start_is_not_the_solutions_fault(self, graded_file, monkeypatch):
+        popen, calls = sandbox.subprocess.Popen, []
+
+        def second_fails(*arguments, **options):
+            calls.append(arguments)
+            if len(calls) == 2:
+                raise BlockingIOError(11, "Resource temporarily unavailable")
+            return popen(*arguments, **options)
+
+        monkeypatch.setattr(sandbox.subprocess, "Popen", second_fails)
+        program = {
+            "question": "One.",
+            "test_method": "function",
+            "test_list": ["assert x == 1"],
+            "test_time_limit": 5,
+            "full_output": ["```python\nx = 1\n```"] * 2 + ["```python\nx = 2\n```"],
+        }
+        results = graded_file([program], "evaluation.data_type=code", "execute.sandbox=none")
+        assert (results["n"], results["acc"], results["grading"]) == (2, 0.5, {"graded": 2, "error": 1})
+        (place,) = results["left_out"]
+        assert (place["record"], place["response"]) == (0, 1)
+        assert "Resource temporarily unavailable" in place["reason"]
+
+    def test_answers_too_large_to_compare_are_wrong_and_counted(self, graded_file, caplog):
+        records = rollout_records()[:1]
+        records[0]["full_output"] = [r"\boxed{\binom{100000000}{50000000}+x}", r"\boxed{6}"]
+        results = graded_file(records, "execute.timeout_s=1")
+        assert (results["acc"], results["grading"]) == (0.5, {"timeout": 1, "graded": 1})
+        assert "1 answers count as wrong because comparing them ended in: timeout" in caplog.text
+
+    @pytest.mark.parametrize(("repair", "acc"), [("true", 1.0), ("false", 0.0)])
+    def test_known_bad_records_are_named_mended_or_not(self, graded_file, caplog, repair, acc):
+        record = {
+            "question": "Check.\nYour code should pass the test:",
+            "test_method": "function",
+            "test_list": ["def check(candidate):\n    assert check(1) == 2\n\ncheck(check)"],
+            "test_time_limit": 5,
+            "full_output": ["```python\ndef check(n):\n    return n + 1\n```"],
+        }
+        keys = ("evaluation.data_type=code", "execute.sandbox=none", f"evaluation.repair_known_bad={repair}")
+        results = graded_file([record], *keys)
+        assert results["acc"] == acc
+        assert results["known_bad"] == {
+            "repaired": repair == "true",
+            "records": [{"record": 0, "question": "Check."}],
+        }
+        assert "record 0 tests something else than the solution" in caplog.text
+
+    def test_problems_are_compared_with_the_data_set_where_it_is_here(self, graded_file, tmp_path):
+        records = rollout_records()
+        data = tmp_path / "set.json"
+        data.write_text(json.dumps([*records[::-1], records[0] | {"question": "Another?"}]))
+        assert graded_file(records, f"evaluation.eval_dataset={data}")["dataset"] == "set"
+        with pytest.raises(DataError) as caught:
+            graded_file([*records, records[1]], f"evaluation.eval_dataset={data}")
+        assert str(caught.value).endswith(
+            f"record 3, field question: expected a problem of evaluation.eval_dataset ({data}), once,"
+            " found 'Problem 1?'"
+        )
+
+    def test_a_model_trained_on_what_it_answers_is_told(self, graded_file, tmp_path, caplog):
+        run = tmp_path / "run"
+        (run / "ckpt" / "optimized").mkdir(parents=True)
+        (run / "config.yaml").write_text("dataset:\n  optimization_data: data/SDAR-MATH_train_renamed.json\n")
+        checkpoint = f"evaluation.checkpoint_path={run / 'ckpt' / 'optimized'}"
+        results = graded_file(rollout_records(), checkpoint, "evaluation.eval_dataset=MATH")
+        assert "in the MATH test split" in results["leakage"]
+        assert results["leakage"] in caplog.text
+        assert graded_file(rollout_records(), checkpoint, "evaluation.eval_dataset=MATH500")["leakage"] is None
+
 
 class TestDecodedRollouts:
     def test_the_results_hold_what_the_contract_names(self, settings, tmp_path, checkpoint):
@@ -183,11 +285,14 @@ class TestDecodedRollouts:
         assert results["n"] == 20
         assert 0 <= results["acc"] <= 1
         assert 1 < results["tokens_per_step"] <= 2
-        assert 0 < results["tokens_per_forward"] < results["tokens_per_step"]
+        assert 0 < results["tokens_per_forward"] < results["tokens_per_forward_decode"]
+        # Commits are fused: apart from the prefill, every forward is a denoising step.
+        assert results["tokens_per_forward_decode"] == results["tokens_per_step"]
         assert results["latency_s"] > 0
         assert results["tokens_per_second"] == pytest.approx(results["avg_len"] / results["latency_s"])
         assert results["config"]["rollout"]["max_token"] == 14
-        assert {"python", "torch", "transformers", "t3d"} <= set(results["environment"])
+        named = {"python", "torch", "transformers", "t3d", "math-verify", "git_commit", "device", "threads"}
+        assert set(results["environment"]) == named
         folder = tmp_path / "results"
         assert sorted(path.name for path in folder.iterdir()) == [
             "graded-eval-checkpoint-TinyMath.json",
@@ -230,4 +335,4 @@ class TestDecodedRollouts:
         monkeypatch.setattr(run_module, "rollout", broken)
         with pytest.raises(DataError):
             evaluate(settings())
-        assert list(tmp_path.iterdir()) == []
+        assert [path.name for path in tmp_path.iterdir()] == ["workspace"]

@@ -103,6 +103,50 @@ HOSTILE = {
     "raises its own equal": "class E(BaseException): pass\ndef f(x): raise E",
     "generator instead of value": "def f(x): yield x",
     "segfault": "import sys\nsys.setrecursionlimit(10**9)\neval('-' * 10**6 + '1')\ndef f(x): return 0",
+    "a new interpreter in its place": "import os, sys\ndef f(x): os.execv(sys.executable, [sys.executable, '-c', ''])",
+    "an exception hook that ends well": "import os, sys\nsys.excepthook = lambda *a: os._exit(0)\ndef f(x): return 0",
+    "a finalizer that ends well": (
+        "import os\nclass D:\n    def __del__(self, leave=os._exit): leave(0)\nd = D()\ndef f(x): return 0"
+    ),
+    "the nonce by an alarm": (
+        "import os, signal, sys\ndef look(*_):\n    frame = sys._getframe(1)\n    while frame:\n"
+        "        for v in list(frame.f_locals.values()):\n"
+        "            if isinstance(v, bytes) and len(v) == 64: [os.write(d, v) for d in range(3, 9)]\n"
+        "        frame = frame.f_back\nsignal.signal(signal.SIGALRM, look)\n"
+        "signal.setitimer(signal.ITIMER_REAL, 1e-4, 1e-4)\ndef f(x): return 0"
+    ),
+    "the nonce by a key of the namespace": (
+        "import sys\nclass K(str):\n    def __hash__(self): return hash('f')\n    def __eq__(self, other):\n"
+        "        frame = sys._getframe(1)\n        while frame:\n"
+        "            for v in list(frame.f_locals.values()):\n"
+        "                if getattr(v, '__name__', '') == 'report': v(None)\n"
+        "            frame = frame.f_back\n        return False\nglobals()[K('k')] = 1\ndef f(x): return 0"
+    ),
+    "a thread that writes everywhere": (
+        "import os, threading\ndef flood():\n    while True:\n        for fd in range(1, 64):\n"
+        "            try: os.write(fd, b'0' * 64)\n            except OSError: pass\n"
+        "threading.Thread(target=flood, daemon=True).start()\ndef f(x): return 0"
+    ),
+    "the solution's module replaced": (
+        "import sys\nsys.modules['solution'] = sys\ndef f(x): return 0\nsys.f = lambda x: x"
+    ),
+    "imports replaced": (
+        "import builtins, sys, types\nm = types.ModuleType('math')\nm.isclose = lambda *a: True\n"
+        "class Finder:\n    def find_spec(self, *a): raise SystemExit(0)\nsys.meta_path.insert(0, Finder())\n"
+        "builtins.__import__ = lambda *a: m\ndel sys.modules['math']\ndef f(x): return 0"
+    ),
+    "mapped memory hog": "import mmap\nmaps = [mmap.mmap(-1, 1 << 28) for _ in range(64)]\ndef f(x): return x",
+    "endless device": "open('/dev/zero', 'rb').read()\ndef f(x): return x",
+    "descriptor hog": "import os\nheld = [os.dup(0) for _ in range(9999)]\ndef f(x): return x",
+    "files in memory": "import os\nheld = [os.memfd_create('x') for _ in range(9)]\ndef f(x): return x",
+    "empty files": "n = 0\nwhile True:\n    open(f'/tmp/{n}', 'w').close()\n    n += 1",
+    "deep nesting": "eval('(' * 10**6)\ndef f(x): return x",
+    "huge power": "def f(x): return 9**9**9",
+    "backtracking": "import re\ndef f(x): return re.match('(a*)*b', 'a' * 50)",
+    "decompression": "import zlib\nd = zlib.compress(bytes(1 << 26))\nheld = [zlib.decompress(d) for _ in range(99)]",
+    "50 MB line": "print('x' * (50 << 20))\ndef f(x): return 0",
+    "50 MB error": "def f(x): raise ValueError('x' * (50 << 20))",
+    "50 MB program": "def f(x): return 0\n" + "#" * (50 << 20),
     "syntax error": "def f(x: return x",
     "NUL and surrogates": "def f(x): return '\0\ud800'",
     "nothing": "",
@@ -135,13 +179,21 @@ ESCAPES = {
     "chroot": "os.chroot('/tmp')",
     "shell": "os.execv('/bin/sh', ['sh'])",
     "fork": "os.fork()",
+    "a file in memory": "os.memfd_create('x')",
+    "an interpreter without the hook": "__import__('_interpreters' if sys.version_info > (3, 13) else '_xxsubinterpreters').create()",
+    "CPython's tests": "__import__('_testcapi')",
+    "CPython's internal tests": "__import__('_testinternalcapi')",
+    "a second audit hook": "print(gc.get_referrers(sys))",
+    "the interpreter's executable": "open(sys.executable, 'wb')",
+    "a device node": "os.mknod('/tmp/mem', 0o20600, os.makedev(1, 1))",
+    "real-time priority": "os.sched_setscheduler(0, os.SCHED_FIFO, os.sched_param(1))",
     "pidfd to init": "os.kill(1, 0) if os.geteuid() == 0 else os.kill(0x3fffff, 0)",
 }
 
 
 @needs_bwrap
 def test_hostile_programs_neither_pass_nor_escape_nor_linger():
-    assert len(HOSTILE) + len(ESCAPES) >= 70
+    assert len(HOSTILE) + len(ESCAPES) >= 95
     programs = [Program(code, 2.0, tests=[TEST]) for code in HOSTILE.values()]
     programs.append(Program("def f(x): return x", 2.0, tests=[TEST]))
     began = time.monotonic()
@@ -160,7 +212,8 @@ def _processes():
 @needs_bwrap
 @pytest.mark.parametrize("action", ESCAPES.values(), ids=ESCAPES.keys())
 def test_the_outside_is_out_of_reach(action):
-    code = f"import os, resource, socket\ndef f():\n    try:\n        {action}\n    except (OSError, ValueError, AssertionError):\n        return 'refused'"
+    refusals = "(OSError, ValueError, AssertionError, RuntimeError)"
+    code = f"import gc, os, resource, socket, sys\ndef f():\n    try:\n        {action}\n    except {refusals}:\n        return 'refused'"
     assert run_tests(code, ["assert f() == 'refused'"], 2.0, sandbox="bwrap") == [True]
 
 
@@ -219,6 +272,34 @@ def test_output_and_memory_limits_apply():
 
 
 @needs_bwrap
+def test_the_configured_limits_are_the_sandboxes():
+    def status(code, limits):
+        return grade_code_many([Program(code, 10.0, tests=["assert x"])], 1, "bwrap", limits)[0][0].status
+
+    memory = "x = len(bytearray(300 << 20))"
+    assert status(memory, Limits(memory_mb=1024)) == "passed"
+    assert status(memory, Limits(memory_mb=256)) == "failed"
+    assert status("x = 1", Limits(memory_mb=128)) == "passed"
+    file = "x = open('/tmp/f', 'wb').write(bytes(3 << 20))"
+    assert status(file, Limits(file_mb=4)) == "passed"
+    assert status(file, Limits(file_mb=2)) == "failed"
+    threads = (
+        "import threading, time\nx = [threading.Thread(target=time.sleep, args=(1,), daemon=True) for _ in range(9)]\n"
+        "for thread in x: thread.start()"
+    )
+    assert status(threads, Limits(num_threads=16)) == "passed"
+    assert status(threads, Limits(num_threads=4)) == "failed"
+
+
+def test_what_an_assert_cannot_see():
+    """Known limits: such solutions pass by persuading the test, which is why a human reads some of them."""
+    equal_to_all = "class A:\n    __eq__ = lambda *_: True\ndef f(x): return A()"
+    assert run_tests(equal_to_all, ["assert f(3) == 3"], 5.0, "none") == [True]
+    patching = "import builtins\ndef f(x):\n    builtins.abs = lambda _: 0\n    return 3 if x == 3 else 0"
+    assert run_tests(patching, ["assert f(3) == 3\nassert abs(f(4) - 4) < 1e-6"], 5.0, "none") == [True]
+
+
+@needs_bwrap
 def test_timeout_counts_from_the_first_line_of_foreign_code():
     began = time.monotonic()
     run = find_sandbox("bwrap").run({"mode": "stdio", "code": "while True: pass", "stdin": ""}, 0.5)
@@ -246,24 +327,82 @@ def test_the_fallback_refuses_the_same_things(backend):
     assert not any(verdict.passed for (verdict,) in verdicts)
 
 
+@pytest.mark.parametrize("backend", ["bwrap", "sandlock", "none"])
+def test_a_killed_program_leaves_no_files(backend, tmp_path, monkeypatch):
+    monkeypatch.setattr(module.tempfile, "tempdir", str(tmp_path))
+    try:
+        box = find_sandbox(backend)
+    except UserError as error:
+        pytest.skip(str(error))
+    code = "import os\nopen(os.environ.get('TMPDIR', os.getcwd()) + '/mark', 'w').write('x')\nwhile True: pass"
+    assert box.run({"mode": "stdio", "code": code, "stdin": ""}, 0.5).end == "timeout"
+    left = [path.name for path in tmp_path.iterdir()]
+    assert left == (["mark"] if backend == "none" else [])
+
+
 def test_none_grades_only_when_asked_by_name():
     assert run_tests("def f(x): return x", [TEST, "assert f(1) == 2"], 5.0, "none") == [True, False]
     assert run_stdio("print(input())", ["a", "b"], ["a", "c"], 5.0, "none") == [True, False]
 
 
-def test_refuses_with_instructions_where_nothing_isolates(monkeypatch):
-    monkeypatch.setattr(module, "_bubblewraps", lambda: iter(()))
-    monkeypatch.setattr(module, "_sandlocks", lambda: iter(()))
-    module._probe.cache_clear()
-    try:
-        with pytest.raises(UserError, match=r"apt-get install bubblewrap.*execute.sandbox=none"):
-            run_tests("x = 1", ["assert x == 1"], 1.0)
-    finally:
+@pytest.fixture
+def candidates(monkeypatch):
+    """Puts other sandboxes in the place of those of this machine."""
+
+    def put(bubblewraps=(), sandlocks=()):
+        monkeypatch.setattr(module, "_bubblewraps", lambda: iter(bubblewraps))
+        monkeypatch.setattr(module, "_sandlocks", lambda: iter(sandlocks))
         module._probe.cache_clear()
+
+    yield put
+    module._probe.cache_clear()
+
+
+def test_refuses_with_instructions_where_nothing_is_installed(candidates):
+    candidates()
+    with pytest.raises(UserError) as caught:
+        run_tests("x = 1", ["assert x == 1"], 1.0)
+    assert str(caught.value) == (
+        "execute.sandbox: expected bubblewrap (`apt-get install bubblewrap`) or sandlock (`pip install sandlock`),"
+        " or execute.sandbox=none to run model-written code without isolation,"
+        " found bwrap: not installed; sandlock: not installed"
+    )
+
+
+def test_the_refusal_repeats_what_each_candidate_said(candidates):
+    denied = "bwrap: No permissions to create new namespace, likely because the kernel does not allow it."
+    shell = module.Sandbox("bwrap", ("/bin/sh", "-c", f"echo '{denied}\nmore' >&2; exit 1"))
+    gone = module.Sandbox("bwrap", ("/nonexistent/bwrap",))
+    silent = module.Sandbox("sandlock", ("/bin/sh", "-c", "exit 7"))
+    candidates([shell, gone], [silent])
+    with pytest.raises(UserError) as caught:
+        find_sandbox("auto")
+    assert f"found bwrap: {denied}; bwrap: [Errno 2] No such file or directory" in str(caught.value)
+    assert str(caught.value).endswith("; sandlock: ended with status 7")
+    candidates([shell], [module.Sandbox("open", python=sys.executable)])
+    with pytest.raises(UserError, match=r"; sandlock: code inside it reached our files, environment or network$"):
+        find_sandbox("auto")
 
 
 def test_a_sandbox_that_does_not_isolate_is_not_used():
-    assert not module._isolates(module.Sandbox("open", python=sys.executable))
+    assert module._flaw(module.Sandbox("open", python=sys.executable)) is not None
+
+
+def test_a_sandbox_that_cannot_be_started_learns_nothing(monkeypatch):
+    """Neither a failed fork nor a program that vanished is the solution's fault, or ends the whole run."""
+    started = []
+    popen = subprocess.Popen
+
+    def sometimes(*arguments, **options):
+        started.append(arguments)
+        if len(started) == 2:
+            raise BlockingIOError(11, "Resource temporarily unavailable")
+        return popen(*arguments, **options)
+
+    monkeypatch.setattr(module.subprocess, "Popen", sometimes)
+    verdicts = grade_code_many([Program("x = 1", 5.0, tests=["assert x == 1"])] * 3, 1, "none")
+    assert [verdict.status for (verdict,) in verdicts] == ["passed", "error", "passed"]
+    assert verdicts[1][0].detail == "[Errno 11] Resource temporarily unavailable"
 
 
 def test_unknown_sandbox_is_the_users_mistake():

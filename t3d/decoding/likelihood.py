@@ -1,0 +1,134 @@
+"""Log-likelihood of a given response: the probability that the sequential decoder writes exactly it.
+
+A block-diffusion model has no single p(x | prompt): it depends on the order in which tokens are revealed.  Scored
+here is the order that makes it a chain rule, one token per step from left to right (`sequential` with as many
+steps as a block has positions, temperature 1):
+
+    log p(x_1..x_n | c) = sum_i log p_theta(x_i | c, x_1..x_{i-1}, masks up to the end of x_i's block)
+
+Blocks are counted from position 0 of c + x, so the prompt's tail shares the first one, and the last one is filled
+up with masks, both as in decoding.  For that decoder this is exact: over all x of one length the probabilities sum
+to 1 (the mask token, which is never drawn, has probability 0).  A decoder that reveals several tokens at a step, or
+in another order, writes x with another probability.
+"""
+
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from t3d.errors import DataError
+from t3d.sdar.attention import PAD_DOCUMENT, block_index, training_mask
+from t3d.sdar.modeling import SDARForCausalLM
+
+
+class Likelihood(NamedTuple):
+    """How likely one response is.
+
+    Attributes:
+        log_prob: its log-probability, in nats; 0 for an empty response.
+        is_greedy: whether the sequential decoder writes it at temperature 0.
+    """
+
+    log_prob: float
+    is_greedy: bool
+
+
+class _Batch(NamedTuple):
+    """Rows in the training layout: the clean tokens of every block but the last, a noisy copy of the scored blocks."""
+
+    ids: Int[Tensor, "row seq"]
+    positions: Int[Tensor, "row seq"]
+    noisy: Bool[Tensor, "row seq"]
+    scored: Bool[Tensor, "row seq"]
+    documents: Int[Tensor, "row seq"]
+
+
+def iter_likelihoods(
+    model: SDARForCausalLM,
+    pairs: Sequence[tuple[list[int], list[int]]],
+    mask_id: int,
+    block_size: int,
+    max_active: int = 32,
+) -> Iterator[tuple[int, Likelihood]]:
+    """Yields (index of the pair, its likelihood), at most `block_size` forwards per `max_active` pairs.
+
+    Args:
+        model: the network, in eval mode, on any device.
+        pairs: token ids of each prompt and of the response to score; either may be empty.
+        mask_id: id of the mask token.
+        block_size: positions per block.
+        max_active: most pairs in one forward; results do not depend on it.
+
+    Raises:
+        DataError: a pair that is longer than the model's context, named by its number.
+    """
+    context = model.config.max_position_embeddings
+    for index, (prompt, response) in enumerate(pairs):
+        if _padded(len(prompt) + len(response), block_size) > context:
+            found = f"{len(prompt)} + {len(response)} tokens in blocks of {block_size}"
+            raise DataError(f"pair {index}", f"prompt and response within the model's {context} positions", found)
+        if not response:
+            yield index, Likelihood(0.0, True)
+    # Neighbours in length share a batch, so that little of it is padding.
+    order = sorted((index for index, pair in enumerate(pairs) if pair[1]), key=lambda i: sum(map(len, pairs[i])))
+    for start in range(0, len(order), max_active):
+        indices = order[start : start + max_active]
+        batch = _lay_out([pairs[index] for index in indices], mask_id, block_size, model.device)
+        yield from zip(indices, _score(model, batch, mask_id, block_size), strict=True)
+
+
+def _padded(length: int, block_size: int) -> int:
+    """`length` filled up to whole blocks."""
+    return -(-length // block_size) * block_size
+
+
+def _lay_out(
+    pairs: Sequence[tuple[list[int], list[int]]], mask_id: int, block_size: int, device: torch.device
+) -> _Batch:
+    """One row per pair; padding is a document of its own."""
+    rows = []
+    for prompt, response in pairs:
+        tokens = prompt + response
+        first, end = len(prompt) // block_size * block_size, _padded(len(tokens), block_size)
+        clean, noisy = list(range(end - block_size)), list(range(first, end))
+        filled = tokens + [mask_id] * (end - len(tokens))
+        rows.append(
+            [
+                [filled[position] for position in clean + noisy],
+                clean + noisy,
+                [0] * len(clean) + [1] * len(noisy),
+                [0] * len(clean) + [int(len(prompt) <= position < len(tokens)) for position in noisy],
+                [0] * (len(clean) + len(noisy)),
+            ]
+        )
+    width = max(len(row[0]) for row in rows)
+    fill = (mask_id, 0, 0, 0, PAD_DOCUMENT)
+    padded = [[row[field] + [fill[field]] * (width - len(row[field])) for row in rows] for field in range(len(fill))]
+    ids, positions, noisy_rows, scored, documents = torch.tensor(padded, device=device)
+    return _Batch(ids, positions, noisy_rows.bool(), scored.bool(), documents)
+
+
+@torch.inference_mode()
+def _score(model: SDARForCausalLM, batch: _Batch, mask_id: int, block_size: int) -> list[Likelihood]:
+    """Evaluates all blocks at once, one offset inside the block per forward."""
+    mask = training_mask(block_index(batch.positions, block_size), batch.noisy, batch.documents)[:, None]
+    offsets = batch.positions % block_size
+    log_probs = torch.zeros(len(batch.ids), dtype=torch.float64)
+    greedy = torch.ones(len(batch.ids), dtype=torch.bool)
+    for offset in range(block_size):
+        asked = batch.scored & (offsets == offset)
+        if not asked.any():
+            continue
+        inputs = batch.ids.masked_fill(batch.noisy & (offsets >= offset), mask_id)
+        logits: Float[Tensor, "asked vocab"] = model(
+            inputs, attention_mask=mask, position_ids=batch.positions, logit_rows=asked
+        ).logits.float()
+        logits[:, mask_id] = -torch.inf
+        targets, rows = batch.ids[asked], asked.nonzero()[:, 0].cpu()
+        values = logits.log_softmax(-1).gather(-1, targets[:, None])[:, 0]
+        log_probs.index_add_(0, rows, values.cpu().double())
+        greedy[rows[(logits.argmax(-1) != targets).cpu()]] = False
+    return list(map(Likelihood, log_probs.tolist(), greedy.tolist()))

@@ -1,0 +1,154 @@
+"""What an evaluation reads: a rollout file, what was recorded beside it, and what its model was trained on."""
+
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from omegaconf import OmegaConf
+from yaml import YAMLError
+
+from t3d.benchmarks import load_benchmark
+from t3d.config import DecodeConfig
+from t3d.errors import DataError
+from t3d.files import json_kind, read_json
+from t3d.paths import find_data
+
+DECODING = (
+    *("block_size", "denoising_steps", "temperature", "top_k", "top_p", "remasking_strategy", "seed"),
+    *("dynamic_threshold", "max_new_tokens"),
+)
+"""Decoding settings that results repeat."""
+
+
+@dataclass(frozen=True)
+class Details:
+    """What is known of how a rollout file was made; None: not recorded.
+
+    Attributes:
+        dataset: the data set's name.
+        checkpoint: the model, as it was named.
+        problems: number of records.
+        seconds: decoding time of all of them.
+        decoding: the entries of `DECODING`.
+    """
+
+    dataset: str | None = None
+    checkpoint: str | None = None
+    problems: int | None = None
+    seconds: float | None = None
+    decoding: dict[str, Any] | None = None
+
+
+def read_rollouts(path: Path, data_type: str, limit: int | None) -> list[dict[str, Any]]:
+    """Reads a rollout file for grading: dataset records with at least one response each.
+
+    Steps and ids are not looked at, so that files of other programs can be graded too.
+
+    Raises:
+        DataError: the file or a record is unusable; file, record and field are named.
+    """
+    records = load_benchmark(path, data_type, limit)
+    for index, record in enumerate(records):
+        _check_responses(record, f"{path}, record {index}")
+    return records
+
+
+def read_details(path: Path) -> Details:
+    """Reads the `.meta.json` that stage 1 writes beside a rollout file; without one, nothing is known.
+
+    Raises:
+        DataError: it is no object, or lacks a field of this version.
+    """
+    details = path.with_suffix(".meta.json")
+    if not details.exists():
+        return Details()
+    recorded = read_json(details)
+    decoding = _field(recorded, "fingerprint", dict, details)
+    return Details(
+        dataset=_field(recorded, "dataset", str, details),
+        checkpoint=_field(recorded, "checkpoint", str, details),
+        problems=_field(recorded, "problems", int, details),
+        seconds=_field(recorded, "seconds", int | float, details),
+        decoding={name: _field(decoding, name, int | float | str, details, "fingerprint.") for name in DECODING},
+    )
+
+
+def check_same_problems(records: list[dict[str, Any]], path: Path, config: DecodeConfig) -> bool:
+    """Checks that a given rollout file answers problems of `evaluation.eval_dataset`, each no more than once.
+
+    Returns:
+        Whether they could be compared: the data set's file need not be here.
+
+    Raises:
+        DataError: a problem that is not the data set's, or repeated; the first is named.
+    """
+    try:
+        dataset = find_data(config.evaluation.eval_dataset)
+    except DataError:
+        return False
+    left = Counter(item["question"] for item in load_benchmark(dataset, config.evaluation.data_type))
+    for index, record in enumerate(records):
+        if not left[record["question"]]:
+            expected = f"a problem of evaluation.eval_dataset ({dataset}), once"
+            raise DataError(f"{path}, record {index}, field question", expected, repr(record["question"][:60]))
+        left[record["question"]] -= 1
+    return True
+
+
+def training_data(checkpoint: str | None) -> str | None:
+    """Names the data that a checkpoint of this project was trained on, as its run's config.yaml tells.
+
+    Raises:
+        DataError: that file is there and is not YAML.
+    """
+    folder = Path(checkpoint or "").resolve()
+    source = folder.parent.parent / "config.yaml"
+    if folder.parent.name != "ckpt" or not source.is_file():
+        return None
+    try:
+        name = OmegaConf.select(OmegaConf.load(source), "dataset.optimization_data")
+    except (OSError, YAMLError, UnicodeDecodeError) as error:
+        raise DataError(source, "the configuration of a training run", error) from error
+    return None if name is None else str(name)
+
+
+def _check_responses(record: dict[str, Any], where: str) -> None:
+    """Checks what grading and metrics use: the texts, and of `_ENTRIES` what the record has."""
+    texts = record.get("full_output")
+    if not isinstance(texts, list) or not texts or not all(isinstance(text, str) for text in texts):
+        found = "an empty list" if texts == [] else json_kind(texts)
+        raise DataError(f"{where}, field full_output", "a list of responses", found)
+    for field, (expected, is_valid) in _ENTRIES.items():
+        values = record.get(field, [None] * len(texts))
+        if not isinstance(values, list) or len(values) != len(texts):
+            found = f"{len(values)}" if isinstance(values, list) else json_kind(values)
+            raise DataError(f"{where}, field {field}", f"a list of {len(texts)}, one per response", found)
+        if wrong := [value for value in values if field in record and not is_valid(value)]:
+            raise DataError(f"{where}, field {field}", expected, repr(wrong[0]))
+    if not isinstance(record.get("prompt_ids", []), list):
+        raise DataError(f"{where}, field prompt_ids", "a list of token ids", json_kind(record["prompt_ids"]))
+    if not _is_count(record.get("block_size", 1)):
+        raise DataError(f"{where}, field block_size", "a whole number", repr(record["block_size"]))
+
+
+def _is_count(value: Any) -> bool:
+    return type(value) is int and value >= 0  # a bool is an int to isinstance
+
+
+_ENTRIES: dict[str, tuple[str, Callable[[Any], bool]]] = {
+    **dict.fromkeys(("response_length", "num_steps", "num_forwards"), ("whole numbers of at least 0", _is_count)),
+    "finish_reason": ("strings", lambda value: isinstance(value, str)),
+    "error": ("strings or nulls", lambda value: value is None or isinstance(value, str)),
+}
+
+
+def _field(recorded: Any, name: str, kind: Any, path: Path, group: str = "") -> Any:
+    """One entry of a `.meta.json` file."""
+    value = recorded.get(name) if isinstance(recorded, dict) else None
+    if not isinstance(value, kind) or isinstance(value, bool):
+        found = "nothing" if value is None else json_kind(value)
+        expected = "what this version records (without the file, rollouts are graded too)"
+        raise DataError(f"{path}, field {group}{name}", expected, found)
+    return value
