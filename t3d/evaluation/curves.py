@@ -98,9 +98,9 @@ def _identity(run: Run) -> tuple:
 
 
 def _point(run: Run) -> Point | None:
-    """The run as a point; None if its file does not tell how many forwards it took."""
+    """The run as a point; None if its file does not tell how it was decoded, or in how many forwards."""
     assert run.results is not None
-    if run.results["tokens_per_forward"] is None:
+    if run.results["tokens_per_forward"] is None or run.place["block_size"] is None:
         return None
     return Point(
         run.results["tokens_per_forward"],

@@ -11,6 +11,11 @@ from t3d.errors import DataError
 from t3d.files import iter_json_list, json_kind, read_json
 
 NAME = "results-"
+FIELDS = {
+    *("dataset", "checkpoint", "n", "acc", "stderr", "block_size", "denoising_steps", "remasking_strategy"),
+    *("avg_len", "avg_steps", "tokens_per_step", "tokens_per_forward", "tokens_per_second"),
+    *("leakage", "environment", "config"),
+}
 
 
 @dataclass(frozen=True)
@@ -33,16 +38,17 @@ def load_results(path: Path) -> dict[str, Any]:
         DataError: it is not one.
     """
     results = read_json(path)
-    if not isinstance(results, dict) or not {"dataset", "checkpoint", "n", "acc", "stderr"} <= results.keys():
-        found = "other keys" if isinstance(results, dict) else json_kind(results)
-        raise DataError(path, "results of an evaluation (results-<name>.json)", found)
+    if not isinstance(results, dict):
+        raise DataError(path, "results of an evaluation (results-<name>.json)", json_kind(results))
+    if lacking := sorted(FIELDS - results.keys()):
+        raise DataError(path, "results of an evaluation by this version", f"no {', '.join(lacking)}")
     return results
 
 
 def load_outcomes(path: Path, results: dict[str, Any]) -> Outcomes:
     """Reads the grades that lie beside the results file `path`, in graded-<name>.json.
 
-    Responses whose decoding failed have no grade; a problem without any graded response is left out.
+    A problem without any graded response (decoding failed) is left out of `graded`.
 
     Raises:
         DataError: no such file, or it does not belong to these results.
@@ -60,12 +66,7 @@ def load_outcomes(path: Path, results: dict[str, Any]) -> Outcomes:
         seen[digest] += 1
         problem = f"{digest}-{seen[digest]}" if seen[digest] > 1 else digest
         questions[problem] = str(record["question"])[:60]
-        failed = record.get("error") or [None] * len(record["correctness"])
-        grades = [
-            correct
-            for correct, reason in zip(record["correctness"], failed, strict=True)
-            if correct is not None and reason is None
-        ]
+        grades = [correct for correct in record["correctness"] if correct is not None]
         if grades:
             graded[problem] = grades
     right, n = (sum(map(count, graded.values())) for count in (sum, len))

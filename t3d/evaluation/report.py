@@ -19,7 +19,7 @@ from t3d.evaluation.curves import AUP_ALPHA, AUP_TOLERANCE, Panel, distinct, pan
 from t3d.evaluation.layout import lay_out
 from t3d.evaluation.outcomes import load_outcomes, load_results
 from t3d.evaluation.plots import aup_plot, budget_plot, pareto_plot, svg
-from t3d.evaluation.render import head_levels, row_labels, shown
+from t3d.evaluation.render import MISSING, head_levels, row_labels, shown
 from t3d.evaluation.tables import load_table
 from t3d.files import atomic_writer, read_json
 from t3d.folders import make_folder
@@ -30,6 +30,10 @@ EXAMPLE = "python -m t3d.evaluation.report paper/results/table*.json --out paper
 RUN_HEADS = (
     *("#", "Base", "Method", "Data set", "Block", "Steps", "Strategy", "n", "acc (%)", "avg len", "avg steps"),
     *("tokens/step", "tokens/forward", "TPS", "Checkpoint"),
+)
+RUN_FIGURES = (
+    *(("avg_len", 1), ("avg_steps", 1), ("tokens_per_step", 2), ("tokens_per_forward", 2)),
+    ("tokens_per_second", 0),
 )
 SHOWN_SETTINGS = (
     *("config.experiment.output_dir", "config.evaluation.checkpoint_path", "config.evaluation.eval_dataset"),
@@ -102,6 +106,7 @@ def page(tables: Sequence[tuple[list[Run], TableConfig]], singles: Sequence[Run]
         plot_sets=plots,
         run_heads=RUN_HEADS,
         runs=[_run_row(number, run) for number, run in enumerate(runs, 1)],
+        warnings=dict.fromkeys(run.results["leakage"] for run in runs if run.results and run.results["leakage"]),
         common=common,
         varied=varied,
         shown=shown,
@@ -150,14 +155,15 @@ def _plots(together: Sequence[Panel]) -> list[Plot]:
 
 def _single(path: Path) -> Run:
     results = load_results(path)
+    block_size, steps = results["block_size"], results["denoising_steps"]
     place = {
         "base": None,
         "model": str(results["checkpoint"] or results["rollouts"]),
         "dataset": results["dataset"],
-        "strategy": results.get("remasking_strategy", results["config"]["rollout"]["remasking_strategy"]),
-        "block_size": results["block_size"],
-        "denoising_steps": results["denoising_steps"],
-        "tokps": f"{results['block_size'] / results['denoising_steps']:.3g}",
+        "strategy": results["remasking_strategy"],
+        "block_size": block_size,
+        "denoising_steps": steps,
+        "tokps": f"{block_size / steps:.3g}" if steps else None,
     }
     return Run(place, place["model"], results, load_outcomes(path, results), path)
 
@@ -166,15 +172,15 @@ def _run_row(number: int, run: Run) -> list[str]:
     assert run.results is not None
     place, results = run.place, run.results
 
-    def text(name: str, digits: int) -> str:
-        return "--" if results[name] is None else f"{results[name]:.{digits}f}"
+    def text(value: float | None, digits: int) -> str:
+        return MISSING if value is None else f"{value:.{digits}f}"
 
     return [
         *(str(number), place["base"] or "", place["model"], place["dataset"]),
-        *(str(place["block_size"]), str(place["denoising_steps"]), place["strategy"], str(results["n"])),
-        f"{100 * results['acc']:.2f} ± {100 * results['stderr']:.2f}",
-        *(text("avg_len", 1), text("avg_steps", 1), text("tokens_per_step", 2), text("tokens_per_forward", 2)),
-        *(text("tokens_per_second", 0), str(results["checkpoint"] or results["rollouts"])),
+        *(text(place["block_size"], 0), text(place["denoising_steps"], 0), place["strategy"] or MISSING),
+        *(str(results["n"]), f"{100 * results['acc']:.2f} ± {100 * results['stderr']:.2f}"),
+        *(text(results[name], digits) for name, digits in RUN_FIGURES),
+        str(results["checkpoint"] or results["rollouts"]),
     ]
 
 
@@ -183,7 +189,7 @@ def _settings(runs: Sequence[Run]) -> tuple[dict[str, str], list[tuple[str, str,
     values: dict[str, dict[str, list[int]]] = {}
     for number, run in enumerate(runs, 1):
         assert run.results is not None
-        told = {name: run.results[name] for name in ("config", "environment", "threads")}
+        told = {name: run.results[name] for name in ("config", "environment")}
         for name, value in _flat(told).items():
             values.setdefault(name, {}).setdefault(str(value), []).append(number)
     common, varied = {}, []

@@ -21,7 +21,7 @@ train() { # NAME KEYS...: a student in paper/train/NAME/ckpt/student, from the d
 
 echo "== 1. problems, rollout, preprocess"
 problems_file TinyMath_train --split train --limit "$rollouts"
-problems_file TinyMath_solutions --split train --limit "$rollouts" --solutions
+problems_file TinyMath_train_solutions --split train --limit "$rollouts" --solutions
 problems_file TinyMath_test --split test --limit 500
 (cd sample && "$python" sdar_sample.py config=../configs/toy/sdar_sample.yaml experiment.project=paper \
     evaluation.eval_dataset=../paper/data/TinyMath_train.json)
@@ -29,7 +29,7 @@ cp paper/temp_data/outputs-eval-teacher-TinyMath_train.json paper/data/teacher-T
 (cd paper/data && "$python" ../../data/rename_key.py --model_name teacher --dataset TinyMath_train)
 
 echo "== 2. students"
-train sft training.objective=sft training.lambda_path=0 dataset.optimization_data=paper/data/TinyMath_solutions.json
+train sft training.objective=sft training.lambda_path=0 dataset.optimization_data=paper/data/TinyMath_train_solutions.json
 train redi training.objective=redi training.lambda_path=0
 train dparallel training.objective=dparallel training.lambda_path=0
 train t3d

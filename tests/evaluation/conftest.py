@@ -41,7 +41,7 @@ def make_run(tmp_path) -> Callable[..., Run]:
             "denoising_steps": axes["denoising_steps"],
             "config": {"rollout": {"remasking_strategy": axes["strategy"], "temperature": 0.1}, "table": {}},
             "environment": {"torch": "2"},
-            "threads": 1,
+            "leakage": None,
         } | (figures or {})
         name = "-".join(str(value) for value in (*axes.values(), answers))
         return Run(axes, f"{axes['base']} {model}", results, Outcomes(graded, dict.fromkeys(graded, "?")), Path(name))
@@ -79,7 +79,7 @@ def write_results(tmp_path) -> Callable[..., Path]:
             "tokens_per_second": None,
             "config": {"rollout": {"remasking_strategy": "low_confidence_static"}},
             "environment": {"torch": "2"},
-            "threads": 1,
+            "leakage": None,
         }
         path = tmp_path / f"results-{name}.json"
         path.write_text(json.dumps(results))

@@ -50,19 +50,10 @@ def test_nothing_right_in_a_leaves_the_improvement_undefined(write_results, caps
 
 
 def test_failed_responses_are_left_out(write_results, capsys):
-    a = write_results("a", [[True], [None], [False, True]], error=[None, ["out of memory"], None])
+    a = write_results("a", [[True], [None], [False, True]])
     b = write_results("b", [[True], [True], [True, True]])
     main([str(a), str(b)])
     assert "2 problems, 1 left out (responses failed): more often right in A 0" in capsys.readouterr().out
-
-
-def test_a_failed_response_that_was_graded_all_the_same_is_no_grade(write_results):
-    path = write_results("a", [[True], [True, None]])
-    graded = path.with_name("graded-a.json")
-    records = json.loads(graded.read_text())
-    records[1] |= {"correctness": [True, False], "error": [None, "lost"]}
-    graded.write_text(json.dumps(records))
-    assert load_outcomes(path, load_results(path)).graded.popitem()[1] == [True]
 
 
 def test_the_same_question_twice_is_two_problems(write_results):

@@ -109,7 +109,7 @@ def test_names_are_text_not_markup(page):
 
 def test_settings_and_environment_of_each_run_are_shown(page):
     cells = Page(page).cells
-    for name, value in (("config.rollout.temperature", "0.7"), ("config.rollout.max_token", "14"), ("threads", "1")):
+    for name, value in (("config.rollout.temperature", "0.7"), ("config.rollout.max_token", "14")):
         assert cells[cells.index(name) + 1] == value
     assert "environment.torch" in cells
 
@@ -136,6 +136,17 @@ def test_single_results_are_reported_by_checkpoint(write_results, tmp_path, monk
     text = (tmp_path / "report.html").read_text()
     assert {"models/a", "models/b", "50.00 ± 35.36", "100.00 ± 0.00"} <= set(Page(text).cells)
     assert "models/a at its fewest tokens per step, 50.0 %" in text
+
+
+def test_results_of_unknown_decoding_and_warnings_are_shown(write_results, tmp_path):
+    path = write_results("a", [[True], [False]])
+    unknown = dict.fromkeys(("block_size", "denoising_steps", "remasking_strategy"))
+    path.write_text(json.dumps(json.loads(path.read_text()) | unknown | {"leakage": "trained on the test"}))
+    main([str(path), "--out", str(tmp_path / "report.html")])
+    text = (tmp_path / "report.html").read_text()
+    assert Page(text).cells.count("--") >= 3
+    assert "Warning: trained on the test." in text
+    assert "<img" not in text
 
 
 def test_plots_can_be_written_beside(table, tmp_path):
