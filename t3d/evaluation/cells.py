@@ -84,14 +84,16 @@ def plan(config: DecodeConfig) -> list[Cell]:
         _problems(asked)
     paths = dict.fromkeys(str(cell.config.evaluation.checkpoint_path) for cell in cells)
     reasons = {path: reason for path in paths if (reason := _why_missing(path))}
-    absent = [cell for cell in cells if cell.config.evaluation.checkpoint_path in reasons]
-    if absent and not table.skip_missing:
-        where = ", ".join(dict.fromkeys(f"table.checkpoints.{cell.place['model']}" for cell in absent))
+    cells = [replace(cell, is_missing=cell.config.evaluation.checkpoint_path in reasons) for cell in cells]
+    if reasons and not table.skip_missing:
+        where = ", ".join(
+            dict.fromkeys(f"table.checkpoints.{cell.place['model']}" for cell in cells if cell.is_missing)
+        )
         expected = "model folders (table.skip_missing=true leaves their cells empty)"
         raise CheckpointError(where, expected, "; ".join(reasons.values()))
     for reason in reasons.values():
         log.warning("left empty: %s", reason)
-    return [replace(cell, is_missing=cell in absent) for cell in cells]
+    return cells
 
 
 def measure(cell: Cell, project: Path) -> Run:
@@ -112,9 +114,13 @@ def measure(cell: Cell, project: Path) -> Run:
             experiment=replace(cell.config.experiment, output_dir=str(folder)),
             table=TableConfig(),
         )
-        results = evaluate(config)
+        model, results = _digest(config), evaluate(config)
+        if _digest(config) != model:
+            checkpoint = str(config.evaluation.checkpoint_path)
+            raise CheckpointError(
+                checkpoint, "the same weights from beginning to end", "others when they were evaluated"
+            )
         outcomes = load_outcomes(project_folder(config) / "results" / f"results-{outputs_name(config)}.json", results)
-        model = _digest(config)
         write_json_atomic(path, {"model": model, "results": results, "outcomes": asdict(outcomes)})
     return load_run(path, cell.place)
 

@@ -202,9 +202,11 @@ def _ties(candidates: Sequence[Any], values: Sequence[float], ties: Callable[[An
 
 
 def _acc_p(a: Run, b: Run) -> float:
+    """P of the paired test; 1 where no problem was answered by both, so that nothing tells them apart."""
     assert a.outcomes is not None
     assert b.outcomes is not None
-    return paired_test(a.outcomes.graded, b.outcomes.graded).p_value
+    common = a.outcomes.graded.keys() & b.outcomes.graded.keys()
+    return paired_test(a.outcomes.graded, b.outcomes.graded).p_value if common else 1.0
 
 
 def _parts_p(a: dict[tuple[str, str], float], b: dict[tuple[str, str], float]) -> float:

@@ -101,7 +101,7 @@ def page(tables: Sequence[tuple[list[Run], TableConfig]], singles: Sequence[Run]
     template = environment.from_string(files("t3d.evaluation").joinpath("report.html.jinja").read_text("utf-8"))
     return template.render(
         title="Few-step decoding: results",
-        lead=f"{len(tables)} tables, {len(runs)} runs. Everything on this page comes from the files of these runs.",
+        lead=f"Tables: {len(tables)}; runs: {len(runs)}. Everything here comes from the files of these runs.",
         tables=[_table(mine, table) for mine, table in tables],
         plot_sets=plots,
         run_heads=RUN_HEADS,

@@ -172,6 +172,17 @@ class TestMeasure:
         assert len(counted) == 2
         assert (before.path, before.model) != (after.path, after.model)
 
+    def test_weights_that_change_meanwhile_are_no_cell(self, one_cell, copied, tmp_path, monkeypatch):
+        def training_goes_on(config):
+            results = evaluate(config)
+            (copied / "model.safetensors").write_bytes(b"other weights")
+            return results
+
+        monkeypatch.setattr(cells_module, "evaluate", training_goes_on)
+        with pytest.raises(UserError, match="the same weights from beginning to end"):
+            measure(one_cell(), tmp_path)
+        assert not list(tmp_path.glob("cells/*/cell.json"))
+
     def test_data_sets_of_one_name_in_two_folders_are_two_cells(self, settings, copied, dataset, counted, tmp_path):
         folder = tmp_path / "elsewhere"
         folder.mkdir()

@@ -48,6 +48,13 @@ class TestBest:
         assert bold(runs, table(), "latency_s") == {"T3D"}
         assert bold([*runs, make_run("SFT", "x.", {"latency_s": 0.2504})], table(), "latency_s") == {"T3D", "SFT"}
 
+    def test_runs_that_answered_no_problem_in_common_tie(self, make_run):
+        runs = [make_run("ReDi", "xx"), make_run("T3D", "..")]
+        assert runs[1].outcomes is not None
+        for problem in list(runs[1].outcomes.graded):
+            runs[1].outcomes.graded[f"other {problem}"] = runs[1].outcomes.graded.pop(problem)
+        assert bold(runs, table()) == {"ReDi", "T3D"}
+
     def test_missing_runs_do_not_count(self, make_run):
         missing = make_run("SFT", "x")
         runs = [make_run("ReDi", "x.x"), make_run("T3D", "x.x"), Run(missing.place)]
