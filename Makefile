@@ -6,11 +6,13 @@ BIN    := $(VENV)/bin
 # Training on a CPU reuses freed memory instead of returning it to the system, and idle threads sleep.
 CPU_ENV := OMP_WAIT_POLICY=passive MALLOC_MMAP_THRESHOLD_=2000000000 MALLOC_TRIM_THRESHOLD_=4000000000
 
-.PHONY: help install demo clean-demo test bench lint toy-teacher
+.PHONY: help install demo clean-demo paper clean-paper test bench lint toy-teacher
 
 help:
 	@echo "make demo         rollout, preprocess, train, evaluate and report on the built-in tiny model (CPU, minutes)"
 	@echo "make clean-demo   remove what the demo made"
+	@echo "make paper        the paper's tables 1-7 at toy scale and one report (CPU, about an hour)"
+	@echo "make clean-paper  remove what it made"
 	@echo "make test         lint, types and tests"
 	@echo "make bench        decoding and training speed beside peers, to bench_results/"
 	@echo "make toy-teacher  train the built-in model again"
@@ -22,7 +24,7 @@ install: $(VENV)/.installed
 $(VENV)/.installed: pyproject.toml requirements.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet "$(TORCH)"
-	$(BIN)/pip install --quiet -e ".[dev]"
+	$(BIN)/pip install --quiet -e ".[dev,eval]"
 	touch $@
 
 demo: install
@@ -30,6 +32,12 @@ demo: install
 
 clean-demo:
 	rm -rf demo
+
+paper: install
+	$(CPU_ENV) BIN=$(BIN) t3d/toy/paper.sh
+
+clean-paper:
+	rm -rf paper
 
 test: install lint
 	$(BIN)/python -m pytest
@@ -40,7 +48,8 @@ lint: install
 	$(BIN)/mypy
 
 bench: install
-	for part in decode train; do test ! -f bench/$$part.py || $(CPU_ENV) $(BIN)/python bench/$$part.py || exit 1; done
+	$(CPU_ENV) $(BIN)/python bench/decode.py
+	$(CPU_ENV) $(BIN)/python bench/train.py
 
 toy-teacher: install
 	$(CPU_ENV) BIN=$(BIN) t3d/toy/train_teacher.sh

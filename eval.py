@@ -5,7 +5,7 @@ import sys
 from t3d.config import DecodeConfig, load_config
 from t3d.entry import run_entry
 from t3d.evaluation.run import evaluate
-from t3d.evaluation.tables import markdown, run_table
+from t3d.evaluation.tables import run_table
 
 EXAMPLE = (
     "python eval.py config=configs/eval.yaml evaluation.checkpoint_path=/path/to/checkpoint"
@@ -17,7 +17,7 @@ def main(arguments: list[str]) -> None:
     """Parses the configuration and evaluates."""
     config = load_config(DecodeConfig, arguments, __doc__ or "", EXAMPLE)
     if config.table.checkpoints:
-        sys.stdout.write(markdown(run_table(config)))
+        sys.stdout.write(run_table(config))
     else:
         evaluate(config)
 

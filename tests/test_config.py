@@ -439,3 +439,24 @@ def test_help_lists_every_key_with_its_default_and_exits_with_0(schema, flag, ca
         ]
     for line in known:
         assert f"\n  {line}" in page
+
+
+@pytest.mark.parametrize(
+    ("override", "complaint"),
+    [
+        ("table.rows=[model, model]", "table.sections, rows and columns"),
+        ("table.columns=[block]", "different ones of base, model, dataset"),
+        ("table.figures=[accuracy]", "table.figures: expected different ones of acc, "),
+        ("table.strategies=[random]", "table.strategies"),
+        ("table.unranked=[teacher, SFT]", r"table.unranked: .* found \['SFT'\]"),
+        ("table.baseline=SFT", "table.baseline: expected different ones of teacher"),
+        ("table.level=2", "table.level"),
+        ("table.decodings=[[4, 8]]", "table.decodings"),
+        ("table.average=true table.rows=[dataset] table.columns=[model]", "table.average"),
+    ],
+)
+def test_a_table_that_cannot_be_laid_out_is_refused(override, complaint):
+    grid = ["table.checkpoints={teacher: somewhere}", "table.decodings=[[4, 1]]"]
+    overrides = [f"table.{part}" for part in override.removeprefix("table.").split(" table.")]
+    with pytest.raises(ConfigError, match=complaint):
+        load_config(DecodeConfig, [*grid, *overrides], "", "")

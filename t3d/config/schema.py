@@ -11,6 +11,11 @@ from t3d.prompts import DATA_TYPES
 from t3d.remasking import STRATEGIES
 
 MAX_SEED = 2**63 - 1
+TABLE_AXES = ("base", "model", "dataset", "strategy", "block_size", "denoising_steps", "tokps")
+TABLE_FIGURES = (
+    *("acc", "tokens_per_second", "latency_s", "avg_steps", "avg_len"),
+    *("tokens_per_step", "tokens_per_forward"),
+)
 
 
 def key(default: Any, meaning: str, *, low: float | None = None, high: float | None = None, one_of: Any = None) -> Any:
@@ -126,18 +131,47 @@ class ExecuteConfig:
 class TableConfig:
     """A grid of evaluations; empty: a single one."""
 
-    checkpoints: dict[str, str] = key({}, "row name -> model folder or hub id")
-    datasets: list[str] = key([], "data sets (empty: evaluation.eval_dataset)")
-    decodings: list[list[int]] = key([], "[block_size, denoising_steps_per_block] of each column")
+    checkpoints: dict[str, str] = key(
+        {}, "row name -> model folder or hub id; {base} and {data_type} in it are replaced by the cell's"
+    )
+    bases: list[str] = key([], "base models: the grid is filled for each, {base} being its name")
+    datasets: list[str] = key(
+        [], "data sets (empty: evaluation.eval_dataset); the paper's bring their data_type, others take evaluation's"
+    )
+    decodings: list[list[int]] = key([], "pairs of block_size and denoising_steps_per_block")
+    strategies: list[str] = key([], "remasking strategies (empty: rollout.remasking_strategy)")
+    name: str = key("table", "the files are called <project>/results/<name>.md, .csv, .tex, .json and .config.yaml")
+    title: str = key("", "caption")
+    sections: list[str] = key([], f"axes of which each value has a part of the table; axes: {', '.join(TABLE_AXES)}")
+    rows: list[str] = key(["model", "dataset"], "axes that make a row; tokps is block_size / denoising_steps")
+    columns: list[str] = key(["block_size", "denoising_steps"], "axes that make a column")
+    figures: list[str] = key(["acc"], f"shown of each cell: {', '.join(TABLE_FIGURES)}")
+    average: bool = key(False, "add the mean accuracy over the columns, and the improvement on table.baseline")
+    baseline: str | None = key(None, "row whose average the improvement is measured from, and the reference of AUP")
+    unranked: list[str] = key([], "rows shown for reference, never bold")
+    level: float = key(0.05, "significance level: what is not below the best at it is bold too", low=0, high=1)
+    skip_missing: bool = key(False, "leave the cells of missing checkpoints empty; false: an error before any work")
 
     def __post_init__(self) -> None:
-        """Checks the columns."""
+        """Checks the grid and its layout."""
         for decoding in self.decodings:
             if len(decoding) != 2 or not 1 <= decoding[1] <= decoding[0]:
                 raise ConfigError("table.decodings", "pairs of block_size and at most as many steps", decoding)
         if bool(self.checkpoints) != bool(self.decodings):
             found = f"{len(self.checkpoints)} and {len(self.decodings)}"
             raise ConfigError("table", "checkpoints and decodings, or neither", found)
+        axes = [*self.sections, *self.rows, *self.columns]
+        for name, values, known in (
+            ("sections, rows and columns", axes, TABLE_AXES),
+            ("figures", self.figures, TABLE_FIGURES),
+            ("strategies", self.strategies, STRATEGIES),
+            ("unranked", self.unranked, self.checkpoints),
+            ("baseline", [self.baseline] if self.baseline else [], self.checkpoints),
+        ):
+            if unknown := [value for value in values if value not in known] or len(set(values)) < len(values):
+                raise ConfigError(f"table.{name}", f"different ones of {', '.join(known)}", unknown or values)
+        if self.average and ("model" not in self.rows or self.figures != ["acc"]):
+            raise ConfigError("table.average", "false, or model among table.rows and figures: [acc]", True)
 
 
 @dataclass

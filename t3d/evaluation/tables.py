@@ -1,76 +1,80 @@
-"""A grid of evaluations as one table: checkpoints by data sets by decodings."""
+"""A table by one command: its grid evaluated cell by cell, and written in every format."""
 
 import logging
-from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
-from t3d.config import DecodeConfig, TableConfig
-from t3d.evaluation.run import evaluate
-from t3d.files import atomic_writer, write_json_atomic
+from t3d.config import DecodeConfig, TableConfig, load_config, save_config
+from t3d.config.schema import TABLE_AXES
+from t3d.errors import DataError
+from t3d.evaluation.cells import Place, Run, load_run, measure, plan
+from t3d.evaluation.layout import best_runs, in_order, lay_out
+from t3d.evaluation.render import csv_text, latex, markdown
+from t3d.files import atomic_writer, read_json, write_json_atomic
 from t3d.folders import make_folder
-from t3d.paths import dataset_name
 from t3d.rollout.run import project_folder
 
 log = logging.getLogger(__name__)
 
-FIGURES = ("n", "acc", "stderr", "tokens_per_step", "tokens_per_forward")
+SHOWN = (
+    *("checkpoint", "n", "acc", "stderr", "avg_len", "avg_steps", "tokens_per_step", "tokens_per_forward"),
+    *("tokens_per_second", "latency_s"),
+)
 
 
-def run_table(config: DecodeConfig) -> list[dict[str, Any]]:
-    """Evaluates every cell of `config.table` and writes results/table.json and results/table.md.
+def run_table(config: DecodeConfig) -> str:
+    """Evaluates every cell of `config.table`, writes results/<name>.{md,csv,tex,json}, and returns the first.
 
-    Cells that an earlier, interrupted run finished are taken as they are.
+    A cell is evaluated once for its content (weights, problems, settings, versions), whatever table asks for
+    it; a killed table goes on where it was.
 
     Raises:
-        UserError: see `evaluate`.
+        UserError: see `plan` and `evaluate`.
     """
     table, project = config.table, project_folder(config)
-    cells = []
-    for model, checkpoint in table.checkpoints.items():
-        for dataset in table.datasets or [config.evaluation.eval_dataset]:
-            for block_size, steps in table.decodings:
-                log.info("%s, %s, block %d, steps %d", model, dataset_name(dataset), block_size, steps)
-                name = f"{model}-{dataset_name(dataset)}-b{block_size}-s{steps}"
-                cell = replace(
-                    config,
-                    experiment=replace(config.experiment, output_dir=str(project / "cells" / name)),
-                    rollout=replace(config.rollout, block_size=block_size, denoising_steps_per_block=steps),
-                    evaluation=replace(config.evaluation, checkpoint_path=checkpoint, eval_dataset=dataset),
-                    table=TableConfig(),
-                )
-                results = evaluate(cell)
-                cells.append(
-                    {
-                        "model": model,
-                        "dataset": results["dataset"],
-                        "block_size": block_size,
-                        "denoising_steps": steps,
-                        **{figure: results[figure] for figure in FIGURES},
-                    }
-                )
+    runs = []
+    cells = plan(config)
+    for number, cell in enumerate(cells, 1):
+        log.info("%s, cell %d of %d: %s", table.name, number, len(cells), _words(cell.place))
+        runs.append(measure(cell, project))
     folder = make_folder(project / "results")
-    write_json_atomic(folder / "table.json", cells)
-    with atomic_writer(folder / "table.md") as file:
-        file.write(markdown(cells))
-    return cells
+    grid = lay_out(runs, table)
+    texts = {"md": markdown(grid), "csv": csv_text(grid), "tex": latex(grid, table.name)}
+    for suffix, text in texts.items():
+        with atomic_writer(folder / f"{table.name}.{suffix}") as file:
+            file.write(text)
+    save_config(config, folder / f"{table.name}.config.yaml")
+    write_json_atomic(folder / f"{table.name}.json", _records(runs, table, folder))
+    return texts["md"]
 
 
-def markdown(cells: list[dict[str, Any]]) -> str:
-    """The table in Markdown: a row per model and data set, a column per decoding, accuracy in %."""
-    columns = list(dict.fromkeys((cell["block_size"], cell["denoising_steps"]) for cell in cells))
-    rows = list(dict.fromkeys((cell["model"], cell["dataset"]) for cell in cells))
-    by_place = {(cell["model"], cell["dataset"], cell["block_size"], cell["denoising_steps"]): cell for cell in cells}
-    lines = [
-        "| model | data set | " + " | ".join(f"block {block}, {steps} steps" for block, steps in columns) + " |",
-        "|---" * (len(columns) + 2) + "|",
-    ]
-    for model, dataset in rows:
-        shown = [_shown(by_place[model, dataset, block, steps]) for block, steps in columns]
-        lines.append(f"| {model} | {dataset} | " + " | ".join(shown) + " |")
-    problems = sorted({cell["n"] for cell in cells})
-    lines += ["", f"Accuracy in % ± standard error (tokens per step); n = {', '.join(map(str, problems))}."]
-    return "\n".join(lines) + "\n"
+def load_table(path: Path) -> tuple[list[Run], TableConfig]:
+    """Reads a table that `run_table` wrote: its cells, and its layout from the configuration beside it.
+
+    Raises:
+        DataError: not such a file, or a file that it names is gone.
+    """
+    config = load_config(DecodeConfig, [f"config={path.with_suffix('.config.yaml')}"], "", "")
+    runs = []
+    for index, record in enumerate(read_json(path)):
+        if not isinstance(record, dict) or not {*TABLE_AXES, "cell"} <= record.keys():
+            raise DataError(f"{path}, record {index}", "a cell of a table", "something else")
+        place = {axis: record[axis] for axis in TABLE_AXES}
+        runs.append(Run(place) if record["cell"] is None else load_run(path.parent / record["cell"], place))
+    return runs, config.table
 
 
-def _shown(cell: dict[str, Any]) -> str:
-    return f"{100 * cell['acc']:.1f} ± {100 * cell['stderr']:.1f} ({cell['tokens_per_step']:.2f})"
+def _records(runs: list[Run], table: TableConfig, folder: Path) -> list[dict[str, Any]]:
+    """The cells in the table's order, as JSON."""
+    best = best_runs(runs, table)
+    records = []
+    for run in in_order(runs, table):
+        figures = {name: None if run.results is None else run.results[name] for name in SHOWN}
+        cell = None if run.path is None else str(Path("..") / run.path.relative_to(folder.parent))
+        records.append({**run.place, **figures, "bold": any(run is one for one in best), "cell": cell})
+    return records
+
+
+def _words(place: Place) -> str:
+    decoding = f"block {place['block_size']}, {place['denoising_steps']} steps, {place['strategy']}"
+    return ", ".join(filter(None, [place["base"], place["model"], place["dataset"], decoding]))

@@ -24,4 +24,5 @@ echo "== 3. train the student with T3D"
 
 echo "== 4. evaluate teacher and student"
 "$python" eval.py config=configs/toy/demo.yaml
-echo "report: demo/results/table.md (and table.json)"
+"$python" -m t3d.evaluation.report demo/results/table.json --out demo/results/report.html
+echo "report: demo/results/report.html (and table.md, table.json)"

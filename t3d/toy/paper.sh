@@ -1,0 +1,51 @@
+#!/bin/sh
+# The paper's tables at toy scale: one rollout, a student per row, tables 1 to 7, one report.  Everything finished is
+# kept: a second run reuses it and a killed one goes on.  PAPER_ROLLOUTS, PAPER_STEPS and PAPER_PROBLEMS make it smaller.
+set -eu
+python=$(pwd)/$BIN/python
+steps=${PAPER_STEPS:-200}
+problems=${PAPER_PROBLEMS:-500}
+rollouts=${PAPER_ROLLOUTS:-2500}
+mkdir -p paper/data
+
+problems_file() { # FILE OPTIONS...
+    file=paper/data/$1.json && shift
+    [ -f "$file" ] || "$python" -m t3d.toy.problems --out "$file" "$@"
+}
+train() { # NAME KEYS...: a student in paper/train/NAME/ckpt/student, from the demo's settings with other KEYS
+    name=$1 && shift
+    [ -d "paper/train/$name/ckpt/student" ] ||
+        "$python" train/self_ddo_sdar_full.py config=configs/toy/t3d.yaml experiment.output_dir="paper/train/$name" \
+            dataset.optimization_data=paper/data/teacher-TinyMath_train_renamed.json training.max_steps="$steps" "$@"
+}
+
+echo "== 1. problems, rollout, preprocess"
+problems_file TinyMath_train --split train --limit "$rollouts"
+problems_file TinyMath_train_solutions --split train --limit "$rollouts" --solutions
+problems_file TinyMath_test --split test --limit 500
+(cd sample && "$python" sdar_sample.py config=../configs/toy/sdar_sample.yaml experiment.project=paper \
+    evaluation.eval_dataset=../paper/data/TinyMath_train.json)
+cp paper/temp_data/outputs-eval-teacher-TinyMath_train.json paper/data/teacher-TinyMath_train.json
+(cd paper/data && "$python" ../../data/rename_key.py --model_name teacher --dataset TinyMath_train)
+
+echo "== 2. students"
+train sft training.objective=sft training.lambda_path=0 dataset.optimization_data=paper/data/TinyMath_train_solutions.json
+train redi training.objective=redi training.lambda_path=0
+train dparallel training.objective=dparallel training.lambda_path=0
+train t3d
+for lambda in 0.05 0.2 0.5; do
+    train t3d_lambda$lambda training.lambda_path=$lambda
+done
+for objective in td ddo; do
+    train $objective training.objective=$objective training.lambda_path=0
+    train ${objective}_random training.objective=$objective training.lambda_path=0 model.random_ratio=0.1
+    train ${objective}_path training.objective=$objective
+    train ${objective}_path_random training.objective=$objective model.random_ratio=0.1
+done
+
+echo "== 3. tables"
+for number in 1 2 3 4 5 6 7; do
+    "$python" eval.py config=configs/toy/tables/table$number.yaml evaluation.limit="$problems"
+done
+"$python" -m t3d.evaluation.report paper/results/table[1-7].json --out paper/results/report.html
+echo "report: paper/results/report.html (and table1.md, .csv, .tex, .json, ...)"
