@@ -21,7 +21,7 @@ def draw(sample: TrainingSample, size: int = 4, index: int = 0, **changes: objec
 
 def forward(model: SDARForCausalLM, batch: Batch) -> torch.Tensor:
     """Logits at every place of the batch [batch, seq, vocab]."""
-    return model(batch.input_ids, attention_mask=batch.attention_mask, position_ids=batch.position_ids).logits
+    return model(batch.input_ids, attention_mask=batch.plan, position_ids=batch.position_ids).logits
 
 
 def test_the_layout_written_out() -> None:
@@ -122,7 +122,7 @@ def test_a_batch_without_any_counted_position_still_collates(tiny_model, post_nu
     assert batch.num_samples == 2
     logits = tiny_model(
         batch.input_ids,
-        attention_mask=batch.attention_mask,
+        attention_mask=batch.plan,
         position_ids=batch.position_ids,
         logit_rows=batch.logit_rows,
     ).logits
