@@ -12,7 +12,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float
 from torch import Tensor
 from torch.nn.attention.flex_attention import create_block_mask, flex_attention
 
@@ -136,11 +136,8 @@ def _flex_kernel(device_type: str) -> Any:
 
 def _mask_mod(tokens: TrainingTokens) -> Any:
     """`may_see` as flex_attention asks: by the places of a query and a key."""
-
-    def visible(_batch: Tensor, _head: Tensor, query: Int[Tensor, ""], key: Int[Tensor, ""]) -> Bool[Tensor, ""]:
-        return may_see(tokens.at(query), tokens.at(key))
-
-    return visible
+    # flex_attention counts the arguments, which the wrapper that checks annotations under pytest would hide.
+    return lambda _batch, _head, query, key: may_see(tokens.at(query), tokens.at(key))
 
 
 def _group(lengths: Sequence[int]) -> list[int]:

@@ -230,7 +230,7 @@ class Trainer:
             return
         samples = [sample for part, _ in done for _, sample in part]
         bad = [sample for sample, loss in zip(samples, losses.tolist(), strict=True) if not math.isfinite(loss)]
-        self._refuse(f"samples {sorted(set(gather_object(bad)))[:20]}", "a finite loss", "nan or inf")
+        self._refuse(gather_object(bad), "a finite loss")
 
     def _update(self) -> float:
         """One step of the optimizer; returns the gradient's norm (under DeepSpeed, which has made the step already)."""
@@ -240,16 +240,17 @@ class Trainer:
         grad_norm = math.nan if norm is None else float(norm)
         deepspeed = accelerator.distributed_type == DistributedType.DEEPSPEED
         if not deepspeed and accelerator.scaler is None and not math.isfinite(grad_norm):
-            self._refuse("gradient", "a finite norm", grad_norm)
+            visits = self.order.visits(self.step, self.global_batch)
+            self._refuse([sample for _, sample in visits], "a finite gradient")
         self.optimizer.step()
         self.optimizer.zero_grad()
         return grad_norm
 
-    def _refuse(self, what: str, expected: str, found: object) -> NoReturn:
+    def _refuse(self, samples: list[int], expected: str) -> NoReturn:
         """Ends the run before the update of the step under way."""
         last = list(saved_steps(self.folder / "state").values())
-        where = f"global step {self.step + 1}, {what}"
-        raise UserError(where, expected, f"{found}; last good state: {last[-1] if last else 'none'}")
+        where = f"global step {self.step + 1}, samples {sorted(set(samples))[:20]}"
+        raise UserError(where, expected, f"nan or inf; last good state: {last[-1] if last else 'none'}")
 
     def _metrics(
         self, totals: Mapping[str, torch.Tensor], grad_norm: float, rate: float, started: float
