@@ -21,9 +21,8 @@ from t3d.paths import find_data
 from t3d.sdar.checkpoint import load_config, load_model, load_tokenizer, resolve_checkpoint, save_model
 from t3d.training.checkpoint import load_state, prune, save_state, saved_steps, step_folder
 from t3d.training.data import load_samples
-from t3d.training.head import RowHead, hidden_rows
+from t3d.training.forward import batch_losses
 from t3d.training.launch import make_accelerator
-from t3d.training.loss import sample_losses
 from t3d.training.metrics import MetricsLog
 from t3d.training.packing import Batch, collate
 from t3d.training.reference import frozen_copy, refresh
@@ -135,7 +134,8 @@ class Trainer:
             accelerator.sync_gradients = last = part is parts[-1]
             with nullcontext() if last else accelerator.no_sync(self.student):
                 batch = self._batch(part)
-                losses = self._losses(batch)
+                with accelerator.autocast():
+                    losses = batch_losses(self.student, self.reference, batch, self.loss_settings)
                 done.append((part, losses["loss/total"].detach()))
                 if last:
                     # Before the last backward pass: with DeepSpeed it is also the update.
@@ -208,20 +208,6 @@ class Trainer:
             self.accelerator.device,
             visible_rows=self.loss_settings.needs_visible_rows,
         )
-
-    def _losses(self, batch: Batch) -> dict[str, torch.Tensor]:
-        inputs = {
-            "input_ids": batch.input_ids,
-            "attention_mask": batch.plan,
-            "position_ids": batch.position_ids,
-            "logit_rows": batch.logit_rows,
-        }
-        reference = None
-        if self.reference is not None:
-            with torch.no_grad(), self.accelerator.autocast():
-                reference = self.reference.get_submodule("lm_head"), self.reference(**inputs, head=hidden_rows)
-        rows = self.student(**inputs, head=RowHead(batch, self.loss_settings, reference))
-        return sample_losses(rows, batch, self.loss_settings)
 
     def _check_finite(self, done: list[tuple[list[Visit], torch.Tensor]]) -> None:
         """Every process learns of a loss that is no number on any of them."""

@@ -9,8 +9,8 @@ from t3d.config import TrainingConfig
 from t3d.objectives.registry import OBJECTIVES
 from t3d.objectives.rows import row_values
 from t3d.sdar import SDARForCausalLM
-from t3d.training.head import RowHead, hidden_rows
-from t3d.training.loss import LossSettings, sample_losses
+from t3d.training.forward import batch_losses
+from t3d.training.loss import LossSettings
 from t3d.training.packing import collate
 from t3d.training.settings import loss_settings
 from t3d.training.states import State, StateSettings, TrainingSample, draw_state, sample_stream
@@ -75,17 +75,7 @@ def losses(
     student: SDARForCausalLM, reference: SDARForCausalLM, states: list[State], settings: LossSettings
 ) -> dict[str, torch.Tensor]:
     batch = collate(states, PAD, CPU, visible_rows=settings.needs_visible_rows)
-    inputs = {
-        "input_ids": batch.input_ids,
-        "attention_mask": batch.plan,
-        "position_ids": batch.position_ids,
-        "logit_rows": batch.logit_rows,
-    }
-    rows = None
-    if settings.needs_reference:
-        with torch.no_grad():
-            rows = reference.lm_head, reference(**inputs, head=hidden_rows)
-    return sample_losses(student(**inputs, head=RowHead(batch, settings, rows)), batch, settings)
+    return batch_losses(student, reference if settings.needs_reference else None, batch, settings)
 
 
 @pytest.fixture(scope="module")

@@ -1,6 +1,7 @@
-"""The output head, on the rows that the loss reads and never on more of them at once than fit a fixed size.
+"""A micro-batch's forward passes: one of the reference, one of the student, and the losses of its samples.
 
-With a vocabulary of 151,936 the logits of one sample would be larger than everything else that its step keeps.
+The output head works on the rows that the loss reads, and never on more of them at once than fit a fixed size: with
+a vocabulary of 151,936 the logits of one sample would be larger than everything else that its step keeps.
 """
 
 from collections.abc import Callable
@@ -12,14 +13,38 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from t3d.objectives.rows import row_values
-from t3d.training.loss import LossSettings
+from t3d.training.loss import LossSettings, sample_losses
 from t3d.training.packing import Batch
 
 CHUNK_BYTES = 128 * 2**20
 """Size of the single-precision logits of one chunk.  A handful of such tensors live at a time, never a larger one."""
 
 
-def hidden_rows(_lm_head: nn.Module, rows: Float[Tensor, "rows hidden"]) -> Float[Tensor, "rows hidden"]:
+def batch_losses(
+    student: nn.Module, reference: nn.Module | None, batch: Batch, settings: LossSettings
+) -> dict[str, Float[Tensor, " samples"]]:
+    """The terms of each sample of `batch` (see `sample_losses`).
+
+    Args:
+        student: the model that is trained, in whatever wraps it.
+        reference: the frozen reference, if the terms need it.
+        batch: the samples in their states.
+        settings: the terms.
+    """
+    inputs = {
+        "input_ids": batch.input_ids,
+        "attention_mask": batch.plan,
+        "position_ids": batch.position_ids,
+        "logit_rows": batch.logit_rows,
+    }
+    compared = None
+    if reference is not None:
+        with torch.no_grad():
+            compared = reference.get_submodule("lm_head"), reference(**inputs, head=_hidden_rows)
+    return sample_losses(student(**inputs, head=RowHead(batch, settings, compared)), batch, settings)
+
+
+def _hidden_rows(_lm_head: nn.Module, rows: Float[Tensor, "rows hidden"]) -> Float[Tensor, "rows hidden"]:
     """As a model's `head`: the hidden states themselves, to apply the output head to them later."""
     return rows
 
