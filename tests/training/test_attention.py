@@ -74,8 +74,8 @@ def test_tiles_give_what_a_dense_mask_gives_forwards_and_backwards(mix: str, ali
 def test_tiles_leave_out_most_of_what_the_mask_hides() -> None:
     tokens, lengths = layout(draw_states([(128, 384)], (8,)))
     plan = TiledPlan(tokens, lengths, CPU)
-    computed = sum(tile.mask.numel() for group in plan.groups for tile in group)
-    assert all(tile.last - tile.first <= attention.TILE for group in plan.groups for tile in group)
+    computed = sum(tile.mask.numel() for group in plan.groups for tile in group.tiles)
+    assert all(tile.last - tile.first <= attention.TILE for group in plan.groups for tile in group.tiles)
     assert computed < 0.45 * lengths[0] ** 2
     assert training_mask(tokens, tokens).sum() < computed
 
@@ -83,8 +83,8 @@ def test_tiles_leave_out_most_of_what_the_mask_hides() -> None:
 def test_short_documents_share_tiles_and_long_ones_do_not() -> None:
     tokens, lengths = layout(draw_states([(30, 30)] * 5 + [(100, 200), (30, 30)]))
     plan = TiledPlan(tokens, lengths, CPU)
-    assert [len(group) == 1 for group in plan.groups] == [True, True, True, False, True]
-    assert sum(plan.lengths) == sum(lengths)
+    assert [len(group.tiles) == 1 for group in plan.groups] == [True, True, True, False, True]
+    assert sum(group.length for group in plan.groups) == sum(lengths)
 
 
 @pytest.mark.parametrize("alignment", ["absolute", "response"])
