@@ -271,7 +271,7 @@ def table(result: dict) -> str:
     difference = (
         f"Largest gradient difference {step['max_grad_difference']:.1e} (largest gradient {step['max_grad']:.1e})."
     )
-    shares = f"Real tokens {mix['real_token_share']:.1%}; efficiency {result['efficiency']:.1%} of the least a step must compute."
+    shares = f"Real tokens {mix['real_token_share']:.1%}; efficiency {result['efficiency']:.1%}."
     return "\n".join([*lines, "", difference, shares])
 
 

@@ -102,8 +102,8 @@ class TiledPlan(PackedPlan):
             key_pieces, value_pieces = (whole.split(group.pieces, dim=2) for whole in (keys, values))
             query_pieces = queries.split([tile.last - tile.first for tile in group.tiles], dim=2)
             for tile, piece in zip(group.tiles, query_pieces, strict=True):
-                visible = (_join(pieces, tile.keys) for pieces in (key_pieces, value_pieces))
-                seen.append(masked_attention(piece, *visible, tile.mask, scale))
+                visible_keys, visible_values = _join(key_pieces, tile.keys), _join(value_pieces, tile.keys)
+                seen.append(masked_attention(piece, visible_keys, visible_values, tile.mask, scale))
         return torch.cat([part.transpose(1, 2) for part in seen], dim=1)
 
 
@@ -184,20 +184,13 @@ def _make_group(tokens: TrainingTokens, device: torch.device) -> Group:
     seen = torch.stack([mask.any(0) for mask in masks])
     changes = (seen[:, 1:] != seen[:, :-1]).any(0).nonzero()[:, 0] + 1
     edges = [0, *changes.tolist(), length]
-    tiles = [
-        Tile(
-            first,
-            last,
-            [piece for piece, edge in enumerate(edges[:-1]) if row[edge]],
-            mask[None, None, :, row].to(device),
-        )
-        for (first, last), row, mask in zip(queries, seen, masks, strict=True)
-    ]
+    tiles = []
+    for (first, last), row, mask in zip(queries, seen, masks, strict=True):
+        pieces = [piece for piece, edge in enumerate(edges[:-1]) if row[edge]]
+        tiles.append(Tile(first, last, pieces, mask[None, None, :, row].to(device)))
     return Group(length, [stop - start for start, stop in pairwise(edges)], tiles)
 
 
-def _join(
-    pieces: Sequence[Float[Tensor, "1 kv_heads _ dim"]], chosen: Sequence[int]
-) -> Float[Tensor, "1 kv_heads key dim"]:
+def _join(pieces: Sequence[Tensor], chosen: Sequence[int]) -> Float[Tensor, "1 kv_heads key dim"]:
     """The chosen pieces, one after the other."""
     return pieces[chosen[0]] if len(chosen) == 1 else torch.cat([pieces[index] for index in chosen], dim=2)
