@@ -6,10 +6,10 @@ process, which computes in single precision on the CPU with the model of `build_
 - step: one sample (prompt 128, response 384), forward and backward, the same weights and the same state; the release's
   step is `release_step.py`, ours is what `train/self_ddo_sdar_full.py` runs (`training.path_loss=release`, so that the
   gradients must be equal).  Memory is the growth of the resident set from before the first step to its peak.
-- mix: samples per second over prompts and responses of the lengths of `draw_lengths`, ours packed to 2048 tokens and with
-  the default `path_loss=paper`.  What the release does to a sample shorter than max_prompt_len + max_gen_length is not
-  written down in this project's sources; that it trains `post_num` of a sample's pads at micro-batch 1 says that it pads.
-  So it is timed both ways: padded to 512 + 1024 (`release_like_samples_per_s`) and not padded at all
+- mix: samples per second over prompts and responses of the lengths of `draw_lengths`, ours packed to 2048 tokens and
+  with the default `path_loss=paper`.  What the release does to a sample shorter than max_prompt_len + max_gen_length is
+  not written down in this project's sources; that it trains `post_num` of a sample's pads at micro-batch 1 says that it
+  pads.  So it is timed both ways: padded to 512 + 1024 (`release_like_samples_per_s`) and not padded at all
   (`release_like_unpadded_samples_per_s`).
 - efficiency: time of the least that a step must compute (reference forward, student forward and backward on the same
   packed tokens, output head on the rows of the loss, a trivial loss) as a share of our whole step's, drawing of states

@@ -128,10 +128,10 @@ class FlexPlan(PackedPlan):
     ) -> Float[Tensor, "1 tokens heads dim"]:
         """Attention of one layer."""
         grouped = query.shape[1] != key.shape[1]
-        seen = _flex_kernel(query.device.type)(
-            query, key, value, block_mask=self.block_mask, scale=scale, enable_gqa=grouped
-        )
-        return seen.transpose(1, 2)
+        kernel = _flex_kernel(query.device.type)
+        # Autocast knows nothing of it, and leaves normalised queries and keys in the weights' precision.
+        query, key = query.to(value.dtype), key.to(value.dtype)
+        return kernel(query, key, value, block_mask=self.block_mask, scale=scale, enable_gqa=grouped).transpose(1, 2)
 
 
 PLANS: dict[str, type[PackedPlan]] = {"cuda": FlexPlan}

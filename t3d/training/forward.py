@@ -70,11 +70,12 @@ class RowHead:
     def __call__(self, lm_head: nn.Linear, rows: Float[Tensor, "rows hidden"]) -> dict[str, Tensor]:
         """What `row_values` gives for all rows."""
         size = max(1, CHUNK_BYTES // (4 * lm_head.out_features))
-        if len(rows) <= size:
+        num_chunks = _agreed(-(-len(rows) // size), lm_head.weight)
+        if num_chunks <= 1:
             return self._values(lm_head, rows, slice(None), None)
         parts = []
-        for first in range(0, len(rows), size):
-            chunk = slice(first, first + size)
+        for index in range(num_chunks):
+            chunk = slice(index * size, (index + 1) * size)
             # Drawn fakes are a number per row and are kept; a whole distribution is computed again with the chunk.
             drawn = None if self.settings.fake_expectation == "exact" else self._reference_rows(chunk)
             parts.append(
@@ -106,3 +107,12 @@ class RowHead:
             self.settings.fake_expectation,
             self.settings.reference_temp,
         )
+
+
+def _agreed(num_chunks: int, weight: Tensor) -> int:
+    """The most chunks of any process where ZeRO-3 gathers `weight` for each one: every process must take part."""
+    if "ds_id" not in vars(weight):
+        return num_chunks
+    most = torch.tensor(num_chunks, device=weight.device)
+    torch.distributed.all_reduce(most, torch.distributed.ReduceOp.MAX)
+    return int(most)

@@ -109,6 +109,8 @@ for heads in (2, 4):
     query, key, value = torch.randn(1, heads, 128, 8), torch.randn(1, 2, 128, 8), torch.randn(1, 2, 128, 8)
     tiled, flex = (plan(tokens, lengths, cpu).attend(0, query, key, value, 0.3) for plan in (TiledPlan, FlexPlan))
     torch.testing.assert_close(flex, tiled, rtol=1e-4, atol=1e-5)
+half = FlexPlan(tokens, lengths, cpu).attend(0, query, key, value.bfloat16(), 0.3)  # as under autocast
+torch.testing.assert_close(half.float(), tiled, rtol=0.05, atol=0.05)
 """
 
 
