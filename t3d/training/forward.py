@@ -1,0 +1,118 @@
+"""A micro-batch's forward passes: one of the reference, one of the student, and the losses of its samples.
+
+The output head works on the rows that the loss reads, and never on more of them at once than fit a fixed size: with
+a vocabulary of 151,936 the logits of one sample would be larger than everything else that its step keeps.
+"""
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from t3d.objectives.rows import ReferenceRows, reference_rows, row_values
+from t3d.training.loss import LossSettings, sample_losses
+from t3d.training.packing import Batch
+
+CHUNK_BYTES = 128 * 2**20
+"""Size of the single-precision logits of one chunk.  A handful of such tensors live at a time, never a larger one."""
+
+
+def batch_losses(
+    student: nn.Module, reference: nn.Module | None, batch: Batch, settings: LossSettings
+) -> dict[str, Float[Tensor, " samples"]]:
+    """The terms of each sample of `batch` (see `sample_losses`).
+
+    Args:
+        student: the model that is trained, in whatever wraps it.
+        reference: the frozen reference, if the terms need it.
+        batch: the samples in their states.
+        settings: the terms.
+    """
+    inputs = {
+        "input_ids": batch.input_ids,
+        "attention_mask": batch.plan,
+        "position_ids": batch.position_ids,
+        "logit_rows": batch.logit_rows,
+    }
+    compared = None
+    if reference is not None:
+        with torch.no_grad():
+            compared = reference.get_submodule("lm_head"), reference(**inputs, head=_hidden_rows)
+    return sample_losses(student(**inputs, head=RowHead(batch, settings, compared)), batch, settings)
+
+
+def _hidden_rows(_lm_head: nn.Module, rows: Float[Tensor, "rows hidden"]) -> Float[Tensor, "rows hidden"]:
+    """As a model's `head`: the hidden states themselves, to apply the output head to them later."""
+    return rows
+
+
+class RowHead:
+    """As the student's `head`: from hidden states to per-row quantities, chunk by chunk.
+
+    Every chunk's logits are computed anew in the backward pass, except where one chunk holds every row.
+    """
+
+    def __init__(
+        self,
+        batch: Batch,
+        settings: LossSettings,
+        reference: tuple[nn.Module, Float[Tensor, "rows hidden"]] | None,
+    ) -> None:
+        """Remembers what the rows are compared with.
+
+        Args:
+            batch: the rows' targets and uniforms.
+            settings: the terms that will be computed.
+            reference: its output head and its hidden states of the same rows, if the terms need it.
+        """
+        self.batch, self.settings, self.reference = batch, settings, reference
+
+    def __call__(self, lm_head: nn.Linear, rows: Float[Tensor, "rows hidden"]) -> dict[str, Tensor]:
+        """What `row_values` gives for all rows."""
+        size = max(1, CHUNK_BYTES // (4 * lm_head.out_features))
+        num_chunks = _agreed(-(-len(rows) // size), lm_head.weight)
+        if num_chunks <= 1:
+            return self._values(lm_head, rows, slice(None), None)
+        parts = []
+        for index in range(num_chunks):
+            chunk = slice(index * size, (index + 1) * size)
+            # Drawn fakes are a number per row and are kept; a whole distribution is computed again with the chunk.
+            drawn = None if self.settings.fake_expectation == "exact" else self._reference_rows(chunk)
+            parts.append(
+                checkpoint(
+                    self._values, lm_head, rows[chunk], chunk, drawn, use_reentrant=False, preserve_rng_state=False
+                )
+            )
+        return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+
+    def _values(
+        self, lm_head: nn.Module, rows: Float[Tensor, "chunk hidden"], chunk: slice, drawn: ReferenceRows | None
+    ) -> dict[str, Tensor]:
+        # The reference first: of its logits only what is needed lives on beside the student's.
+        reference = self._reference_rows(chunk) if drawn is None else drawn
+        settings = self.settings
+        return row_values(
+            lm_head(rows), self.batch.targets[chunk], reference, settings.reference_temp, settings.certainty > 0
+        )
+
+    @torch.no_grad()
+    def _reference_rows(self, chunk: slice) -> ReferenceRows | None:
+        if self.reference is None:
+            return None
+        head, rows = self.reference
+        return reference_rows(
+            head(rows[chunk]),
+            self.batch.targets[chunk],
+            self.batch.uniforms[chunk],
+            self.settings.fake_expectation,
+            self.settings.reference_temp,
+        )
+
+
+def _agreed(num_chunks: int, weight: Tensor) -> int:
+    """The most chunks of any process where ZeRO-3 gathers `weight` for each one: every process must take part."""
+    if "ds_id" not in vars(weight):
+        return num_chunks
+    most = torch.tensor(num_chunks, device=weight.device)
+    torch.distributed.all_reduce(most, torch.distributed.ReduceOp.MAX)
+    return int(most)
