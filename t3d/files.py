@@ -51,6 +51,20 @@ def iter_json_list(path: Path) -> Iterator[Any]:
         yield from _ListReader(path, file).values()
 
 
+def whole_lines(path: Path) -> list[bytes]:
+    """The complete lines of an earlier session's file (none if it is missing); one that a kill cut is left out.
+
+    Raises:
+        DataError: the file cannot be read.
+    """
+    try:
+        return [line for line in path.read_bytes().splitlines(keepends=True) if line.endswith(b"\n")]
+    except FileNotFoundError:
+        return []
+    except OSError as error:
+        raise DataError(path, "a readable file", error.strerror or error) from error
+
+
 @contextmanager
 def atomic_writer(path: Path) -> Iterator[TextIO]:
     """Opens a text file that takes the place of `path` only once the block has ended without an error.

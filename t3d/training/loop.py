@@ -14,7 +14,7 @@ from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 
 from t3d.config import TrainConfig, save_config
 from t3d.errors import UserError
-from t3d.paths import find_data
+from t3d.paths import find_data_files
 from t3d.sdar.checkpoint import load_config, load_model, load_tokenizer, resolve_checkpoint, save_model
 from t3d.training.checkpoint import load_state, prune, save_state, saved_steps, step_folder
 from t3d.training.data import load_samples
@@ -57,13 +57,14 @@ class Trainer:
         self.loss_settings = loss_settings(training)
         self.state_settings = state_settings(config, model_config, tokenizer)
         self.samples = load_samples(
-            find_data(config.dataset.optimization_data),
+            find_data_files(config.dataset.optimization_data),
             tokenizer,
             config.dataset.data_type,
             training,
+            model_config.vocab_size,
             needs_step_map=self.state_settings.strategy.startswith("trace"),
         )
-        self.lengths = [len(sample.prompt_ids) + 2 * len(sample.response_ids) for sample in self.samples]
+        self.lengths = self.samples.lengths
         self.order = SampleOrder(len(self.samples), training.seed)
         self.global_batch = training.batch_size_lm * training.gradient_accumulation_steps * accelerator.num_processes
         epochs = math.ceil(len(self.samples) * training.num_train_epochs / self.global_batch)

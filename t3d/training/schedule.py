@@ -51,7 +51,7 @@ class SampleOrder:
 
 def micro_batches(
     visits: Sequence[tuple[int, int]],
-    lengths: Sequence[int],
+    lengths: Sequence[int] | np.ndarray,
     batch_size: int,
     process: int,
     num_processes: int,
