@@ -14,6 +14,7 @@ from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 from yaml import YAMLError
 
 from t3d.errors import ConfigError
+from t3d.files import atomic_writer
 
 Schema = TypeVar("Schema")
 
@@ -51,7 +52,8 @@ def load_config(schema: type[Schema], arguments: list[str], purpose: str, exampl
 
 def save_config(config: object, path: Path) -> None:
     """Writes the resolved configuration as YAML, loadable with `config=`."""
-    path.write_text(OmegaConf.to_yaml(OmegaConf.structured(config)), encoding="utf-8")
+    with atomic_writer(path) as file:
+        file.write(OmegaConf.to_yaml(OmegaConf.structured(config)))
 
 
 def help_text(schema: type, purpose: str, example: str) -> str:

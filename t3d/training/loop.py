@@ -16,7 +16,7 @@ from t3d.config import TrainConfig, save_config
 from t3d.errors import UserError
 from t3d.paths import find_data_files
 from t3d.sdar.checkpoint import load_config, load_model, load_tokenizer, resolve_checkpoint, save_model
-from t3d.training.checkpoint import load_state, prune, save_state, saved_steps, step_folder
+from t3d.training.checkpoint import load_state, prune, save_state, saved_steps, saving, step_folder
 from t3d.training.data import load_samples
 from t3d.training.launch import make_accelerator
 from t3d.training.loss import sample_losses
@@ -76,7 +76,7 @@ class Trainer:
     def run(self) -> Path:
         """Trains to the last step; returns the folder of the final checkpoint."""
         final = self.folder / "ckpt" / self.config.model.optimized_name
-        main = self.accelerator.is_main_process
+        main, first_step = self.accelerator.is_main_process, self.step
         if main:
             save_config(self.config, self.folder / "config.yaml")
             log.info(
@@ -89,7 +89,8 @@ class Trainer:
             )
         with closing(MetricsLog(self.folder, self.config, self.step)) if main else nullcontext() as metrics_log:
             self._train(metrics_log)
-        self.save(final)
+        if self.step > first_step or not final.is_dir():
+            self.save(final)
         return final
 
     def _train(self, metrics_log: MetricsLog | None) -> None:
@@ -148,7 +149,8 @@ class Trainer:
         """Saves the student's folder `target`, and the state from which the run continues."""
         weights = self.accelerator.get_state_dict(self.student)
         if self.accelerator.is_main_process:
-            save_model(self.accelerator.unwrap_model(self.student), weights, self.source, target)
+            with saving(target):
+                save_model(self.accelerator.unwrap_model(self.student), weights, self.source, target)
         save_state(self.accelerator, self.folder / "state", self.step, self.reference)
         if self.accelerator.is_main_process:
             for kept in ("ckpt", "state"):

@@ -1,15 +1,18 @@
 """Memory does not grow with the number of records, in stage 2 and in training: measured in processes of their own.
 
-The full figure: T3D_TEST_RECORDS=200000 python -m pytest tests/training/test_flat_memory.py -s
+The full figure: T3D_TEST_RECORDS=200000 python -m pytest tests/training/test_flat_memory.py --log-cli-level=INFO
 """
 
 import json
+import logging
 import os
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+
+log = logging.getLogger(__name__)
 
 MANY = int(os.environ.get("T3D_TEST_RECORDS", "20000"))
 FEW = 2000
@@ -97,5 +100,5 @@ def test_ten_times_the_records_need_no_more_memory(checkpoint, tmp_path):
     few, _ = measure(tmp_path / "few", checkpoint, FEW)
     many, seconds = measure(tmp_path / "many", checkpoint, MANY)
     for stage, peak in many.items():
-        print(f"{stage}: {few[stage]:.0f} MB at {FEW} records, {peak:.0f} MB at {MANY} ({seconds[stage]:.1f} s)")
+        log.info("%s: %.0f MB at %d records, %.0f MB at %d (%.1f s)", stage, few[stage], FEW, peak, MANY, seconds[stage])
         assert peak - few[stage] < 64, stage
