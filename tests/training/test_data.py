@@ -121,7 +121,7 @@ def test_a_folder_of_shards_is_read_in_the_order_of_names(trajectories, tokenize
     assert [samples[index] for index in range(20)] == [whole[index] for index in range(20)]
     assert samples.record(12) == "1.json, record 0"
     (tmp_path / "data" / "empty").mkdir()
-    with pytest.raises(DataError, match="with .json files, found none"):
+    with pytest.raises(DataError, match=r"with \.json files, found none"):
         find_data_files("empty")
 
 

@@ -100,5 +100,6 @@ def test_ten_times_the_records_need_no_more_memory(checkpoint, tmp_path):
     few, _ = measure(tmp_path / "few", checkpoint, FEW)
     many, seconds = measure(tmp_path / "many", checkpoint, MANY)
     for stage, peak in many.items():
-        log.info("%s: %.0f MB at %d records, %.0f MB at %d (%.1f s)", stage, few[stage], FEW, peak, MANY, seconds[stage])
+        seen = f"{few[stage]:.0f} MB at {FEW} records, {peak:.0f} MB at {MANY} ({seconds[stage]:.1f} s)"
+        log.info("%s: %s", stage, seen)
         assert peak - few[stage] < 64, stage

@@ -177,11 +177,6 @@ def test_trace_objective_refuses_records_without_step_maps(checkpoint, answers, 
     run(checkpoint, answers, tmp_path / "sft", "training.objective=sft")
 
 
-def test_launch_of_another_size_is_refused(checkpoint, trajectories, tmp_path):
-    with pytest.raises(ConfigError, match="num_processes"):
-        run(checkpoint, trajectories, tmp_path / "run", "experiment.num_processes=2")
-
-
 def eight_samples(checkpoint: Path, trajectories: Path, folder: Path, *overrides: str) -> list[str]:
     """Arguments of 8 samples per global step, without accumulation, with checkpoints at steps 2 and 3."""
     steps = ["training.gradient_accumulation_steps=1", "experiment.save_every_steps=2", "training.round_interval=2"]
