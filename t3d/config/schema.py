@@ -180,6 +180,9 @@ class TrainingConfig:
     num_train_epochs: int = key(30, "passes over the data", low=1)
     batch_size_lm: int = key(1, "samples per process and micro-batch", low=1)
     gradient_accumulation_steps: int = key(32, "micro-batches per global step", low=1)
+    tokens_per_batch: int | None = key(
+        None, "most tokens per process and forward, whatever samples they are of (null: batch_size_lm samples)", low=1
+    )
     max_grad_norm: float = key(1.0, "gradient norm to clip at", low=0)
     max_prompt_len: int = key(512, "longer prompts are left out, and counted", low=1)
     max_gen_length: int = key(1024, "responses are cut here", low=1)

@@ -1,6 +1,6 @@
 """The certainty term of dParallel: sharpen what is already right."""
 
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from t3d.objectives.samples import group_mean
@@ -8,17 +8,21 @@ from t3d.objectives.samples import group_mean
 CERTAINTY_TEMPERATURE = 0.5
 
 
-def certainty_loss(
-    logits: Float[Tensor, "rows vocab"],
-    targets: Int[Tensor, " rows"],
-    sample: Int[Tensor, " rows"],
-    num_samples: int,
-) -> Float[Tensor, " samples"]:
-    """Mean over each sample's correctly predicted positions of the entropy at temperature 0.5, in nats.
+def sharpened_entropy(log_probs: Float[Tensor, "rows vocab"]) -> Float[Tensor, " rows"]:
+    """Entropy of each row at temperature 0.5, in nats."""
+    sharpened = (log_probs / CERTAINTY_TEMPERATURE).log_softmax(-1)
+    return -(sharpened.exp() * sharpened).sum(-1)
 
-    A position is correct when the argmax of `logits` is the target; wrong ones carry no gradient here.
+
+def certainty_loss(
+    entropy: Float[Tensor, " rows"], correct: Bool[Tensor, " rows"], sample: Int[Tensor, " rows"], num_samples: int
+) -> Float[Tensor, " samples"]:
+    """Mean over each sample's correctly predicted positions of the entropy; wrong ones carry no gradient here.
+
+    Args:
+        entropy: of each masked position, sharpened, in nats.
+        correct: True where the student's argmax is the recorded token.
+        sample: the sample of each row.
+        num_samples: samples in the batch.
     """
-    correct = logits.argmax(-1) == targets
-    sharpened = (logits[correct] / CERTAINTY_TEMPERATURE).log_softmax(-1)
-    entropy = -(sharpened.exp() * sharpened).sum(-1)
-    return group_mean(entropy, sample[correct], num_samples)
+    return group_mean(entropy[correct], sample[correct], num_samples)

@@ -1,9 +1,11 @@
 """Trajectory-level Direct Discriminative Optimization (Eq. 6-7)."""
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn.functional import logsigmoid
+
+from t3d.objectives.samples import group_mean
 
 
 def ddo_terms(
@@ -37,3 +39,29 @@ def ddo_loss(
     """
     real, fake = ddo_terms(real_log_ratio, fake_log_ratio, beta)
     return torch.mean(real + alpha * fake)
+
+
+def ddo_sample_losses(
+    real_log_ratio: Float[Tensor, " rows"],
+    fake_log_ratio: Float[Tensor, " rows"],
+    unit: Int[Tensor, " rows"],
+    sample: Int[Tensor, " rows"],
+    num_samples: int,
+    beta: float,
+) -> tuple[Float[Tensor, " samples"], Float[Tensor, " samples"]]:
+    """The real and the fake term of Eq. 7 for each sample: ratios averaged over units, then the units' terms.
+
+    Args:
+        real_log_ratio: log p_theta/p_ref of the recorded token at each masked position, in nats.
+        fake_log_ratio: the same of the reference's own token.
+        unit: what ratios are averaged over before the sigmoid: a number per sample, block or row.
+        sample: the sample of each row; a unit lies in one sample.
+        num_samples: samples in the batch.
+        beta: scale of the ratios inside the sigmoid.
+    """
+    # Renumbered: a unit without masked positions has no ratio.
+    units, place = unit.unique(return_inverse=True)
+    unit_sample = sample.new_zeros(len(units)).scatter(0, place, sample)
+    real, fake = (group_mean(ratio, place, len(units)) for ratio in (real_log_ratio, fake_log_ratio))
+    losses = ddo_terms(real, fake, beta)
+    return group_mean(losses[0], unit_sample, num_samples), group_mean(losses[1], unit_sample, num_samples)

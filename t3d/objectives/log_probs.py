@@ -5,6 +5,11 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 
+def full_log_softmax(logits: Float[Tensor, "rows vocab"]) -> Float[Tensor, "rows vocab"]:
+    """Log-probabilities in at least single precision, whatever the network computes in."""
+    return logits.log_softmax(-1, dtype=torch.promote_types(logits.dtype, torch.float32))
+
+
 def token_log_probs(log_probs: Float[Tensor, "rows vocab"], tokens: Int[Tensor, " rows"]) -> Float[Tensor, " rows"]:
     """Log p(token) of each row, in nats."""
     return log_probs.gather(-1, tokens[:, None])[:, 0]

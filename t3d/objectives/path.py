@@ -4,6 +4,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from t3d.objectives.samples import group_mean
+
 
 def path_weights(coarse_step: Int[Tensor, "*rows"], num_coarse_steps: int) -> Float[Tensor, "*rows"]:
     """w_i = (B - pi_i + 1) / B (Eq. 9): tokens revealed early weigh most.
@@ -15,6 +17,25 @@ def path_weights(coarse_step: Int[Tensor, "*rows"], num_coarse_steps: int) -> Fl
         num_coarse_steps: B, ceil(block_size / path_k_steps).
     """
     return (num_coarse_steps - coarse_step + 1) / num_coarse_steps
+
+
+def path_loss(
+    log_probs: Float[Tensor, " rows"],
+    coarse_step: Int[Tensor, " rows"],
+    num_coarse_steps: int,
+    sample: Int[Tensor, " rows"],
+    num_samples: int,
+) -> Float[Tensor, " samples"]:
+    """Mean over each sample's masked positions of -w_i log p_theta(x0_i | x_t) (Eq. 8), in nats.
+
+    Args:
+        log_probs: log p_theta of the recorded token at each masked position, in nats.
+        coarse_step: pi_i of each position.
+        num_coarse_steps: B.
+        sample: the sample of each row.
+        num_samples: samples in the batch.
+    """
+    return group_mean(-path_weights(coarse_step, num_coarse_steps) * log_probs, sample, num_samples)
 
 
 def release_path_loss(

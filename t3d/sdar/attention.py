@@ -5,12 +5,12 @@ Axes: `query` and `key` count tokens of one row; a mask is True where a query ma
 alignment) and the prompt length where they start at the response (the authors' release).
 """
 
+from dataclasses import dataclass
+from typing import Any
+
 import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
-
-PAD_DOCUMENT = -1
-"""Document number of a padding token: it sees itself alone, and nothing else sees it."""
 
 
 def block_index(
@@ -35,29 +35,39 @@ def block_causal_mask(
     )
 
 
-def training_mask(
-    blocks: Int[Tensor, "*batch seq"], noisy: Bool[Tensor, "*batch seq"], documents: Int[Tensor, "*batch seq"]
-) -> Bool[Tensor, "*batch seq seq"]:
-    """Mask of the training layout [prompt][clean response][noisy response], any number of documents to a row.
+@dataclass(frozen=True)
+class TrainingTokens:
+    """Tokens of a training batch as its attention sees them.
+
+    Attributes:
+        block: block number of each token (see `block_index`).
+        noisy: True in the noisy copy, False in prompt and clean copy.
+        document: the sample that a token belongs to; padding is a document of its own.
+    """
+
+    block: Int[Tensor, "..."]
+    noisy: Bool[Tensor, "..."]
+    document: Int[Tensor, "..."]
+
+    def at(self, places: Any) -> "TrainingTokens":
+        """The tokens at `places`: whatever indexes a tensor."""
+        return TrainingTokens(self.block[places], self.noisy[places], self.document[places])
+
+
+def may_see(query: TrainingTokens, key: TrainingTokens) -> Bool[Tensor, "..."]:
+    """Attention in the training layout [prompt][clean response][noisy response], element by element.
 
     A clean token sees the clean tokens of its own and earlier blocks.  A noisy token sees the clean tokens of
     earlier blocks and the noisy tokens of its own: exactly what the decoder shows it in that denoising state.
-
-    Args:
-        blocks: block number of each token (see `block_index`).
-        noisy: True in the noisy copy, False in prompt and clean copy.
-        documents: which sample of the row a token belongs to; `PAD_DOCUMENT` for padding.
-
-    Returns:
-        The mask; a padding token sees itself, so that no softmax row is empty.
     """
-    query_block, key_block = blocks[..., :, None], blocks[..., None, :]
-    query_noisy, key_noisy = noisy[..., :, None], noisy[..., None, :]
-    clean_key = ~key_noisy & torch.where(query_noisy, key_block < query_block, key_block <= query_block)
-    noisy_key = query_noisy & key_noisy & (key_block == query_block)
-    same_document = (documents[..., :, None] == documents[..., None, :]) & (documents[..., None, :] != PAD_DOCUMENT)
-    itself = torch.eye(blocks.shape[-1], dtype=torch.bool, device=blocks.device)
-    return same_document & (clean_key | noisy_key) | itself
+    clean_key = ~key.noisy & torch.where(query.noisy, key.block < query.block, key.block <= query.block)
+    noisy_key = query.noisy & key.noisy & (key.block == query.block)
+    return (query.document == key.document) & (clean_key | noisy_key)
+
+
+def training_mask(queries: TrainingTokens, keys: TrainingTokens) -> Bool[Tensor, "query key"]:
+    """`may_see` of every query and every key, any number of documents to a row."""
+    return may_see(queries.at((slice(None), None)), keys.at((None,)))
 
 
 def block_origin_start(position: int, block_size: int, origin: int = 0) -> int:

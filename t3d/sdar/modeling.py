@@ -1,5 +1,6 @@
 """SDAR: transformers' Qwen3 with block-causal attention and unshifted logits."""
 
+from collections.abc import Callable
 from typing import Any, NoReturn
 
 import torch
@@ -10,6 +11,7 @@ from transformers.cache_utils import Cache
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from t3d.sdar.attention import block_causal_mask
+from t3d.sdar.backend import ATTENTION, AttentionPlan
 from t3d.sdar.configuration import SDARConfig
 
 
@@ -22,29 +24,39 @@ class SDARForCausalLM(Qwen3ForCausalLM):
     config_class = SDARConfig
     config: SDARConfig
 
+    def __init__(self, config: SDARConfig) -> None:
+        """Builds the network with random weights; where transformers would choose sdpa, `backend.attention` is used."""
+        super().__init__(config)
+        if self.config._attn_implementation == "sdpa":
+            self.config._attn_implementation = ATTENTION
+
     def forward(
         self,
         input_ids: Int[Tensor, "batch seq"],
-        attention_mask: Bool[Tensor, "batch 1 seq key"] | None = None,
+        attention_mask: Bool[Tensor, "batch 1 seq key"] | AttentionPlan | None = None,
         position_ids: Int[Tensor, "batch seq"] | None = None,
         past_key_values: Cache | None = None,
         logit_rows: Bool[Tensor, "batch seq"] | None = None,
+        head: Callable[[torch.nn.Module, Float[Tensor, "rows hidden"]], Any] | None = None,
         **kwargs: Any,
-    ) -> CausalLMOutputWithPast:
+    ) -> Any:
         """Runs the network once.
 
         Args:
             input_ids: token ids, the mask token where nothing is revealed.
-            attention_mask: True where a query may see a key; None means block-causal by `config.block_size`
-                over `position_ids`.
+            attention_mask: True where a query may see a key, or a plan (one row of tokens); None means
+                block-causal by `config.block_size` over `position_ids`.
             position_ids: position of each token; None means 0, 1, 2, ...
             past_key_values: a cache that `update` writes to and returns the keys and values to attend to.
             logit_rows: where logits are wanted.  The output head is the largest matrix of a small model and
                 most rows of a training batch need no logits.
+            head: called with the output head and the final hidden states at `logit_rows` in place of applying
+                the one to the other; a loss computed in here runs inside whatever wraps the model (DDP, ZeRO).
             **kwargs: passed to the Qwen3 decoder.
 
         Returns:
-            `logits` [batch, seq, vocab], or [rows, vocab] (row-major order) when `logit_rows` is given.
+            `logits` [batch, seq, vocab], or [rows, vocab] (row-major order) when `logit_rows` is given; with `head`,
+            what it returns.
 
         Raises:
             ValueError: no `attention_mask` although there is a cache (its layout would have to be guessed);
@@ -56,22 +68,27 @@ class SDARForCausalLM(Qwen3ForCausalLM):
             if past_key_values is not None:
                 raise ValueError("attention_mask: expected a mask over the cached keys, found None")
             attention_mask = block_causal_mask(position_ids, position_ids, self.config.block_size)[:, None]
-        if attention_mask.dim() != 4:
+        if isinstance(attention_mask, Tensor) and attention_mask.dim() != 4:
             raise ValueError(f"attention_mask: expected [batch, 1, seq, key], found {list(attention_mask.shape)}")
         hidden: Float[Tensor, "batch seq hidden"] = self.model(
             input_ids=input_ids,
-            attention_mask=self._backend_mask(attention_mask),
+            attention_mask={"full_attention": self._backend_mask(attention_mask)},
             position_ids=position_ids,
             past_key_values=past_key_values,
             use_cache=past_key_values is not None,
             **kwargs,
         ).last_hidden_state
-        return CausalLMOutputWithPast(logits=self.lm_head(hidden if logit_rows is None else hidden[logit_rows]))
+        rows = hidden if logit_rows is None else hidden[logit_rows]
+        return CausalLMOutputWithPast(logits=self.lm_head(rows)) if head is None else head(self.lm_head, rows)
 
-    def _backend_mask(self, mask: Bool[Tensor, "batch 1 seq key"]) -> Tensor:
+    def _backend_mask(self, mask: Bool[Tensor, "batch 1 seq key"] | AttentionPlan) -> Tensor | AttentionPlan:
         """The mask as the attention takes it: eager adds it to the scores, some others ignore it."""
         implementation = self.config._attn_implementation
-        if implementation == "sdpa":
+        if isinstance(mask, AttentionPlan):
+            if implementation != ATTENTION:
+                raise ValueError(f"attn_implementation: expected sdpa for an attention plan, found {implementation}")
+            return mask
+        if implementation in ("sdpa", ATTENTION):
             return mask
         if implementation != "eager":
             raise ValueError(f"attn_implementation: expected sdpa or eager, found {implementation}")

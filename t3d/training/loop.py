@@ -4,11 +4,14 @@ import logging
 import math
 import time
 from collections import defaultdict
+from collections.abc import Mapping
 from contextlib import closing, nullcontext
 from pathlib import Path
+from typing import NoReturn
 
 import torch
 from accelerate import Accelerator
+from accelerate.utils import DistributedType, gather_object
 from tqdm import tqdm
 from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 
@@ -18,13 +21,13 @@ from t3d.paths import find_data_files
 from t3d.sdar.checkpoint import load_config, load_model, load_tokenizer, resolve_checkpoint, save_model
 from t3d.training.checkpoint import load_state, prune, save_state, saved_steps, saving, step_folder
 from t3d.training.data import load_samples
+from t3d.training.forward import batch_losses
 from t3d.training.launch import make_accelerator
-from t3d.training.loss import sample_losses
 from t3d.training.metrics import MetricsLog
 from t3d.training.packing import Batch, collate
 from t3d.training.reference import frozen_copy, refresh
 from t3d.training.run_folder import open_run_folder
-from t3d.training.schedule import SampleOrder, learning_rate, micro_batches
+from t3d.training.schedule import SampleOrder, Visit, learning_rate, micro_batches, token_packs
 from t3d.training.settings import loss_settings, state_settings
 from t3d.training.states import draw_state, sample_stream
 
@@ -64,7 +67,9 @@ class Trainer:
             model_config.vocab_size,
             needs_step_map=self.state_settings.strategy.startswith("trace"),
         )
-        self.lengths = self.samples.lengths
+        # At most: a response that begins and ends inside blocks is completed to whole ones.
+        fill = 2 * max(self.state_settings.block_sizes)
+        self.lengths = self.samples.lengths + fill
         self.order = SampleOrder(len(self.samples), training.seed)
         self.global_batch = training.batch_size_lm * training.gradient_accumulation_steps * accelerator.num_processes
         epochs = math.ceil(len(self.samples) * training.num_train_epochs / self.global_batch)
@@ -112,35 +117,39 @@ class Trainer:
                     self.save(step_folder(self.folder / "ckpt", self.step))
 
     def train_step(self) -> dict[str, float]:
-        """One global step: micro-batches, update, then everything that happens after an update."""
-        started, training = time.perf_counter(), self.config.training
+        """One global step: micro-batches, update, then everything that happens after an update.
+
+        Raises:
+            UserError: a loss or gradient that is no number; the weights are still those of the last step.
+        """
+        started, training, accelerator = time.perf_counter(), self.config.training, self.accelerator
         rate = learning_rate(self.step, self.num_steps, self.peak_rate, self.config.lr_scheduler)
         for parameters in self.optimizer.param_groups:
             parameters["lr"] = rate
-        visits = self.order.visits(self.step, self.global_batch)
-        totals: dict[str, torch.Tensor] = defaultdict(lambda: torch.zeros((), device=self.accelerator.device))
-        grad_norm = torch.zeros(())
-        accelerator = self.accelerator
-        for part in micro_batches(
-            visits, self.lengths, training.batch_size_lm, accelerator.process_index, accelerator.num_processes
-        ):
-            with accelerator.accumulate(self.student):
+        totals: dict[str, torch.Tensor] = defaultdict(lambda: torch.zeros((), device=accelerator.device))
+        # Sum over samples / global count: backward() divides by the configured micro-batches, and the gradients
+        # are then averaged over processes.
+        scale = training.gradient_accumulation_steps * accelerator.num_processes / self.global_batch
+        done: list[tuple[list[Visit], torch.Tensor]] = []
+        parts = self._parts()
+        for part in parts:
+            accelerator.sync_gradients = last = part is parts[-1]
+            with nullcontext() if last else accelerator.no_sync(self.student):
                 batch = self._batch(part)
-                losses = self._losses(batch)
-                # Sum over samples / global count: backward() divides by the micro-batches, and the gradients
-                # are then averaged over processes.
-                scale = training.gradient_accumulation_steps * accelerator.num_processes / self.global_batch
+                with accelerator.autocast():
+                    losses = batch_losses(self.student, self.reference, batch, self.loss_settings)
+                done.append((part, losses["loss/total"].detach()))
+                if last:
+                    # Before the last backward pass: with DeepSpeed it is also the update.
+                    self._check_finite(done)
                 accelerator.backward(losses["loss/total"].sum() * scale)
-                if accelerator.sync_gradients:
-                    limit = training.max_grad_norm if self.config.experiment.gradient_clipping else math.inf
-                    grad_norm = accelerator.clip_grad_norm_(self.student.parameters(), limit)
-                self.optimizer.step()
-                self.optimizer.zero_grad()
             for name, values in losses.items():
                 totals[name] += values.detach().sum()
             totals["tokens"] += batch.num_tokens
+            totals["computed"] += batch.input_ids.numel()
+        grad_norm = self._update()
         self.step += 1
-        metrics = self._metrics(totals, float(grad_norm if grad_norm is not None else math.nan), rate, started)
+        metrics = self._metrics(totals, grad_norm, rate, started)
         if self.reference is not None and training.multi_round and self.step % training.round_interval == 0:
             refresh(self.reference, accelerator.unwrap_model(self.student))
         return metrics
@@ -181,7 +190,16 @@ class Trainer:
             # DeepSpeed keeps the student in the precision it computes in; equal weights must give equal logits.
             self.reference.to(accelerator.device, next(self.student.parameters()).dtype)
 
-    def _batch(self, visits: list[tuple[int, int]]) -> Batch:
+    def _parts(self) -> list[list[Visit]]:
+        """This process's micro-batches of the next global step; every process has as many."""
+        training, accelerator = self.config.training, self.accelerator
+        visits = self.order.visits(self.step, self.global_batch)
+        rank = accelerator.process_index, accelerator.num_processes
+        if training.tokens_per_batch is None:
+            return micro_batches(visits, self.lengths, training.batch_size_lm, *rank)
+        return token_packs(visits, self.lengths, training.tokens_per_batch, *rank)
+
+    def _batch(self, visits: list[Visit]) -> Batch:
         training = self.config.training
         states = []
         for epoch, index in visits:
@@ -194,43 +212,51 @@ class Trainer:
             visible_rows=self.loss_settings.needs_visible_rows,
         )
 
-    def _losses(self, batch: Batch) -> dict[str, torch.Tensor]:
-        inputs = {
-            "input_ids": batch.input_ids,
-            "attention_mask": batch.attention_mask,
-            "position_ids": batch.position_ids,
-            "logit_rows": batch.logit_rows,
-        }
-        reference_logits = None
-        if self.reference is not None:
-            with torch.no_grad(), self.accelerator.autocast():
-                reference_logits = self.reference(**inputs).logits
-        return sample_losses(self.student(**inputs).logits, reference_logits, batch, self.loss_settings)
+    def _check_finite(self, done: list[tuple[list[Visit], torch.Tensor]]) -> None:
+        """Every process learns of a loss that is no number on any of them."""
+        losses = torch.cat([values for _, values in done])
+        if self.accelerator.reduce((~losses.isfinite()).sum(), "sum") == 0:
+            return
+        samples = [sample for part, _ in done for _, sample in part]
+        bad = [sample for sample, loss in zip(samples, losses.tolist(), strict=True) if not math.isfinite(loss)]
+        self._refuse(gather_object(bad), "a finite loss")
+
+    def _update(self) -> float:
+        """One step of the optimizer; returns the gradient's norm (under DeepSpeed, which has made the step already)."""
+        accelerator = self.accelerator
+        limit = self.config.training.max_grad_norm if self.config.experiment.gradient_clipping else math.inf
+        norm = accelerator.clip_grad_norm_(self.student.parameters(), limit)
+        grad_norm = math.nan if norm is None else float(norm)
+        deepspeed = accelerator.distributed_type == DistributedType.DEEPSPEED
+        if not deepspeed and accelerator.scaler is None and not math.isfinite(grad_norm):
+            visits = self.order.visits(self.step, self.global_batch)
+            self._refuse([sample for _, sample in visits], "a finite gradient")
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        return grad_norm
+
+    def _refuse(self, samples: list[int], expected: str) -> NoReturn:
+        """Ends the run before the update of the step under way."""
+        last = list(saved_steps(self.folder / "state").values())
+        where = f"global step {self.step + 1}, samples {sorted(set(samples))[:20]}"
+        raise UserError(where, expected, f"nan or inf; last good state: {last[-1] if last else 'none'}")
 
     def _metrics(
-        self, totals: dict[str, torch.Tensor], grad_norm: float, rate: float, started: float
+        self, totals: Mapping[str, torch.Tensor], grad_norm: float, rate: float, started: float
     ) -> dict[str, float]:
         names = sorted(totals)
         summed = self.accelerator.reduce(torch.stack([totals[name].float() for name in names]), "sum").tolist()
         values = dict(zip(names, summed, strict=True))
-        tokens = values.pop("tokens")
-        means = {name: value / self.global_batch for name, value in values.items()}
-        if not math.isfinite(means["loss/total"]):
-            last = list(saved_steps(self.folder / "state").values())
-            visits = self.order.visits(self.step - 1, self.global_batch)
-            raise UserError(
-                f"global step {self.step}, samples {sorted({sample for _, sample in visits})[:20]}",
-                "a finite loss",
-                f"{means['loss/total']}; last good state: {last[-1] if last else 'none'}",
-            )
+        tokens, computed = values.pop("tokens"), values.pop("computed")
         return {
             "step": self.step,
             "epoch": round(self.step * self.global_batch / len(self.samples), 4),
             "round": self._round(),
             "lr": rate,
             "grad_norm": grad_norm,
-            **means,
+            **{name: value / self.global_batch for name, value in values.items()},
             "tokens_per_second": tokens / (time.perf_counter() - started),
+            "real_token_share": tokens / computed,
         }
 
     def _round(self) -> int:

@@ -1,4 +1,4 @@
-"""Batches in the training layout: [prompt and clean response][noisy response] per sample, one forward for all."""
+"""Batches in the training layout: [prompt and clean response][noisy response] per sample, all in one flat row."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -8,103 +8,103 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from t3d.sdar.attention import PAD_DOCUMENT, block_index, training_mask
+from t3d.sdar.attention import TrainingTokens, block_index
+from t3d.training.attention import PackedPlan, plan_of
 from t3d.training.states import State
 
 
 @dataclass(frozen=True)
 class Batch:
-    """Inputs of one forward, and what its wanted logits are compared with (one entry per row, row-major).
+    """Inputs of one forward, and what its wanted logits are compared with (one entry per row, in order).
 
     Attributes:
-        input_ids: token ids.
+        input_ids: token ids of every sample, one after the other.
         position_ids: both copies of a token carry the same position.
-        attention_mask: see `t3d.sdar.attention.training_mask`.
+        plan: who sees whom; see `t3d.sdar.attention.may_see`.
         logit_rows: noisy positions whose logits the loss needs.
         targets: the clean token of each row.
         masked: True for rows masked in this state; False for visible ones (release path loss only).
         response: False for rows that are pads after a stop token.
         coarse_step: pi_i of each row.
         sample: sample of each row, 0..num_samples-1.
-        block: block of each row, numbered over the batch, 0..num_blocks-1.
-        block_sample: sample of each block.
+        block: block of each row; no two samples share a number.
         uniforms: uniform number of each row, for drawing fakes.
         num_samples: samples in the batch.
-        num_tokens: tokens that are no padding.
+        num_tokens: tokens of prompts and responses, both copies; neither what fills last blocks nor padding.
     """
 
-    input_ids: Int[Tensor, "batch seq"]
-    position_ids: Int[Tensor, "batch seq"]
-    attention_mask: Bool[Tensor, "batch 1 seq seq"]
-    logit_rows: Bool[Tensor, "batch seq"]
+    input_ids: Int[Tensor, "1 tokens"]
+    position_ids: Int[Tensor, "1 tokens"]
+    plan: PackedPlan
+    logit_rows: Bool[Tensor, "1 tokens"]
     targets: Int[Tensor, " rows"]
     masked: Bool[Tensor, " rows"]
     response: Bool[Tensor, " rows"]
     coarse_step: Int[Tensor, " rows"]
     sample: Int[Tensor, " rows"]
     block: Int[Tensor, " rows"]
-    block_sample: Int[Tensor, " blocks"]
     uniforms: Float[Tensor, " rows"]
     num_samples: int
     num_tokens: int
 
 
 def collate(states: Sequence[State], pad_id: int, device: torch.device, visible_rows: bool = False) -> Batch:
-    """Lays out `states`, one per row, padded on the right.
+    """Lays out `states` one after the other.
 
     Args:
         states: samples in their states.
-        pad_id: input at padding, which nothing sees.
+        pad_id: input at padding, which exists only where the device's attention needs a round number of tokens.
         device: where the batch goes.
         visible_rows: also ask for logits at the response's visible positions.
     """
+    kind = plan_of(device)
     lengths = [len(state.clean_ids) + len(state.targets) for state in states]
-    shape = (len(states), max(lengths))
-    ids, positions = np.full(shape, pad_id), np.zeros(shape, dtype=np.int64)
-    documents = np.full(shape, PAD_DOCUMENT)
-    noisy, wanted = np.zeros(shape, dtype=bool), np.zeros(shape, dtype=bool)
-    rows = []
-    for index, (state, length) in enumerate(zip(states, lengths, strict=True)):
-        num_clean = len(state.clean_ids)
-        ids[index, :length] = np.concatenate([state.clean_ids, state.inputs])
-        positions[index, :length] = np.concatenate(
-            [np.arange(num_clean), state.noisy_start + np.arange(len(state.targets))]
-        )
-        documents[index, :length] = index
-        noisy[index, num_clean:length] = True
-        wanted[index, num_clean:length] = state.scored & (state.masked | visible_rows)
-        rows.append(wanted[index, num_clean:length])
-    origins = torch.tensor([[state.origin] for state in states])
-    sizes = torch.tensor([[state.block_size] for state in states])
-    blocks = block_index(torch.from_numpy(positions), sizes, origins)
-    mask = training_mask(blocks, torch.from_numpy(noisy), torch.from_numpy(documents))[:, None]
-    block, block_sample = _number_blocks(rows, [state.block_size for state in states])
+    num_pads = -sum(lengths) % kind.multiple
+    if num_pads:
+        lengths.append(num_pads)
+    tokens, positions = _places(states, num_pads)
+    rows = [state.scored & (state.masked | visible_rows) for state in states]
+    logit_rows = tokens.noisy.clone()
+    logit_rows[tokens.noisy] = torch.from_numpy(np.concatenate(rows))
+    ids = [part for state in states for part in (state.clean_ids, state.inputs)]
 
     def gather(name: str) -> Tensor:
         parts = [getattr(state, name)[row] for state, row in zip(states, rows, strict=True)]
         return torch.from_numpy(np.concatenate(parts)).to(device)
 
     return Batch(
-        input_ids=torch.from_numpy(ids).to(device),
-        position_ids=torch.from_numpy(positions).to(device),
-        attention_mask=mask.to(device),
-        logit_rows=torch.from_numpy(wanted).to(device),
+        input_ids=torch.from_numpy(np.concatenate([*ids, np.full(num_pads, pad_id)]))[None].to(device),
+        position_ids=positions[None].to(device),
+        plan=kind(tokens, lengths, device),
+        logit_rows=logit_rows[None].to(device),
         targets=gather("targets"),
         masked=gather("masked"),
         response=gather("response"),
         coarse_step=gather("coarse_step"),
-        sample=torch.from_numpy(np.repeat(np.arange(len(states)), [row.sum() for row in rows])).to(device),
-        block=block.to(device),
-        block_sample=block_sample.to(device),
+        sample=tokens.document[logit_rows].to(device),
+        block=tokens.block[logit_rows].to(device),
         uniforms=gather("uniforms"),
         num_samples=len(states),
-        num_tokens=sum(lengths),
+        num_tokens=sum(state.num_tokens for state in states),
     )
 
 
-def _number_blocks(rows: Sequence[np.ndarray], block_sizes: Sequence[int]) -> tuple[Tensor, Tensor]:
-    """Block of each wanted row, counting only blocks that have one, and the sample of each such block."""
-    used = [np.flatnonzero(row) // size for row, size in zip(rows, block_sizes, strict=True)]
-    pairs = np.concatenate([np.stack([np.full(len(blocks), index), blocks]) for index, blocks in enumerate(used)], 1)
-    unique, numbers = np.unique(pairs, axis=1, return_inverse=True)
-    return torch.from_numpy(numbers.reshape(-1)), torch.from_numpy(unique[0])
+def _places(states: Sequence[State], num_pads: int) -> tuple[TrainingTokens, Int[Tensor, " tokens"]]:
+    """Every token as the attention sees it, and its position; blocks are numbered over the row."""
+    block, noisy, position, next_block = [], [], [], 0
+    for state in states:
+        num_clean, num_noisy = len(state.clean_ids), len(state.targets)
+        places = torch.cat([torch.arange(num_clean), state.noisy_start + torch.arange(num_noisy)])
+        blocks = block_index(places, state.block_size, state.origin)
+        block.append(blocks - blocks.min() + next_block)
+        next_block = int(block[-1].max()) + 1
+        noisy.append(torch.arange(num_clean + num_noisy) >= num_clean)
+        position.append(places)
+    pads = torch.zeros(num_pads, dtype=torch.long)
+    lengths = torch.tensor([*map(len, block), num_pads])
+    tokens = TrainingTokens(
+        block=torch.cat([*block, pads]),
+        noisy=torch.cat([*noisy, pads.bool()]),
+        document=torch.arange(len(lengths)).repeat_interleave(lengths),
+    )
+    return tokens, torch.cat([*position, pads])

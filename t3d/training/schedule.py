@@ -1,11 +1,19 @@
 """What a global step is made of: its learning rate and its samples, as functions of the step number alone."""
 
+import heapq
 import math
 from collections.abc import Sequence
 
 import numpy as np
+from numpy.typing import NDArray
 
 from t3d.config import SchedulerConfig
+
+Visit = tuple[int, int]
+"""Epoch and sample."""
+
+Lengths = Sequence[int] | NDArray[np.int64]
+"""Tokens of every sample of the data."""
 
 
 def learning_rate(step: int, num_steps: int, peak: float, config: SchedulerConfig) -> float:
@@ -34,7 +42,7 @@ class SampleOrder:
         self.num_samples, self.seed = num_samples, seed
         self._orders: dict[int, np.ndarray] = {}
 
-    def visits(self, step: int, global_batch: int) -> list[tuple[int, int]]:
+    def visits(self, step: int, global_batch: int) -> list[Visit]:
         """(epoch, sample) of each of the `global_batch` visits of 0-based global step `step`."""
         places = range(step * global_batch, (step + 1) * global_batch)
         return [
@@ -50,16 +58,12 @@ class SampleOrder:
 
 
 def micro_batches(
-    visits: Sequence[tuple[int, int]],
-    lengths: Sequence[int] | np.ndarray,
-    batch_size: int,
-    process: int,
-    num_processes: int,
-) -> list[list[tuple[int, int]]]:
-    """The micro-batches of one process.
+    visits: Sequence[Visit], lengths: Lengths, batch_size: int, process: int, num_processes: int
+) -> list[list[Visit]]:
+    """The micro-batches of one process, of `batch_size` samples each.
 
-    Visits are dealt out by length, so that samples padded together are alike and processes finish together; which
-    samples a global step holds does not depend on it.
+    Visits are dealt out by length, so that processes finish together; which samples a global step holds does not
+    depend on it.
 
     Args:
         visits: the global batch: batch_size * num_processes * (number of micro-batches) visits.
@@ -71,3 +75,39 @@ def micro_batches(
     ordered = sorted(visits, key=lambda visit: (lengths[visit[1]], visit))
     parts = [ordered[start : start + batch_size] for start in range(0, len(ordered), batch_size)]
     return parts[process::num_processes]
+
+
+def token_packs(
+    visits: Sequence[Visit], lengths: Lengths, budget: int, process: int, num_processes: int
+) -> list[list[Visit]]:
+    """The micro-batches of one process, of at most `budget` tokens each; a longer sample stands alone.
+
+    As few packs as hold the global batch, the same number for every process, and of nearly equal size: the longest
+    sample first, each into the pack that is the emptiest by then.
+
+    Args:
+        visits: the global batch: a multiple of `num_processes` visits.
+        lengths: tokens of every sample of the data, at most.
+        budget: tokens per pack, at most.
+        process: which process, 0..num_processes-1.
+        num_processes: how many there are.
+    """
+    ordered = sorted(visits, key=lambda visit: (-lengths[visit[1]], visit))
+    limit = max(budget, lengths[ordered[0][1]])
+    fewest = -(-sum(lengths[sample] for _, sample in ordered) // limit)
+    for count in range(-(-fewest // num_processes) * num_processes, len(ordered) + 1, num_processes):
+        packs = _spread(ordered, lengths, count)
+        if max(sum(lengths[sample] for _, sample in pack) for pack in packs) <= limit:
+            break
+    return packs[process::num_processes]
+
+
+def _spread(ordered: Sequence[Visit], lengths: Lengths, count: int) -> list[list[Visit]]:
+    """`ordered` dealt into `count` packs, each visit to the pack with the fewest tokens."""
+    packs: list[list[Visit]] = [[] for _ in range(count)]
+    emptiest = [(0, index) for index in range(count)]
+    for visit in ordered:
+        tokens, index = emptiest[0]
+        packs[index].append(visit)
+        heapq.heapreplace(emptiest, (tokens + lengths[visit[1]], index))
+    return packs

@@ -87,6 +87,12 @@ class State:
     coarse_step: IntArray
     uniforms: NDArray[np.float32]
 
+    @property
+    def num_tokens(self) -> int:
+        """Tokens of prompt and response that the network is given in this state, without the last block's fill."""
+        fill = (self.coarse_step > 0) & ~self.response
+        return len(self.clean_ids) + len(self.targets) - int(fill.sum())
+
 
 def sample_stream(seed: int, epoch: int, sample: int) -> np.random.Generator:
     """The random stream of one visit to one sample, whatever batch or process it falls into."""

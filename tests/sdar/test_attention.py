@@ -5,7 +5,7 @@ import torch
 from jaxtyping import TypeCheckError
 
 from t3d.sdar.attention import (
-    PAD_DOCUMENT,
+    TrainingTokens,
     block_causal_mask,
     block_index,
     block_origin_start,
@@ -57,7 +57,7 @@ def layout(prompt: int, response: int, size: int, response_aligned: bool) -> lis
     return clean + [(position, True) for position in range(first_noisy, prompt + response)]
 
 
-def may_see(query: tuple[int, bool], key: tuple[int, bool], size: int, origin: int) -> bool:
+def sees(query: tuple[int, bool], key: tuple[int, bool], size: int, origin: int) -> bool:
     (query_position, query_noisy), (key_position, key_noisy) = query, key
     query_block, key_block = (query_position - origin) // size, (key_position - origin) // size
     if query_noisy and key_noisy:
@@ -70,43 +70,35 @@ def may_see(query: tuple[int, bool], key: tuple[int, bool], size: int, origin: i
 @pytest.mark.parametrize("response_aligned", [False, True])
 @pytest.mark.parametrize("size", [1, 3, 4])
 @pytest.mark.parametrize("seed", range(3))
-def test_training_mask_equals_the_loop_for_several_padded_documents_in_a_row(
+def test_training_mask_equals_the_loop_for_several_documents_in_a_row(
     seed: int, size: int, response_aligned: bool
 ) -> None:
     chooser = random.Random(seed)
-    rows: list[list[tuple[int, tuple[int, bool], int]]] = []
-    for _ in range(2):
-        row = []
-        for document in range(chooser.randint(1, 3)):
-            prompt, num_blocks = chooser.randint(0, 6), chooser.randint(1, 3)
-            response = num_blocks * size - (0 if response_aligned else prompt % size)
-            origin = prompt if response_aligned else 0
-            row += [(document, token, origin) for token in layout(prompt, response, size, response_aligned)]
-        rows.append(row)
-    width = max(map(len, rows)) + 2
-    blocks, noisy = torch.zeros(2, width, dtype=torch.long), torch.zeros(2, width, dtype=torch.bool)
-    documents = torch.full((2, width), PAD_DOCUMENT)
-    for index, row in enumerate(rows):
-        for place, (document, (position, is_noisy), origin) in enumerate(row):
-            blocks[index, place] = (position - origin) // size
-            noisy[index, place], documents[index, place] = is_noisy, document
-    mask = training_mask(blocks, noisy, documents)
-    for index, row in enumerate(rows):
-        expected = torch.eye(width, dtype=torch.bool)
-        for i, (query_document, query, origin) in enumerate(row):
-            for j, (key_document, key, _) in enumerate(row):
-                expected[i, j] = query_document == key_document and may_see(query, key, size, origin)
-        assert torch.equal(mask[index], expected)
-    assert mask.any(-1).all(), "a softmax over no key"
-    assert torch.diagonal(mask, dim1=-2, dim2=-1).all()
+    row: list[tuple[int, tuple[int, bool], int]] = []
+    for document in range(chooser.randint(1, 3)):
+        prompt, num_blocks = chooser.randint(0, 6), chooser.randint(1, 3)
+        response = num_blocks * size - (0 if response_aligned else prompt % size)
+        origin = prompt if response_aligned else 0
+        row += [(document, token, origin) for token in layout(prompt, response, size, response_aligned)]
+    tokens = TrainingTokens(
+        block=torch.tensor([(position - origin) // size for _, (position, _), origin in row]),
+        noisy=torch.tensor([noisy for _, (_, noisy), _ in row]),
+        document=torch.tensor([document for document, _, _ in row]),
+    )
+    mask = training_mask(tokens, tokens)
+    for i, (query_document, query, origin) in enumerate(row):
+        for j, (key_document, key, _) in enumerate(row):
+            assert mask[i, j] == (query_document == key_document and sees(query, key, size, origin))
+    assert mask.diagonal().all(), "a softmax over no key"
+    assert torch.equal(training_mask(tokens.at(slice(1, 4)), tokens.at(slice(2, None))), mask[1:4, 2:])
 
 
 def test_training_mask_written_out() -> None:
     # Block size 2, prompt [p q r], response [s]: q|r share no block; the first noisy block is [r s].
     blocks = torch.tensor([0, 0, 1, 1, 1, 1])
     noisy = torch.tensor([False, False, False, False, True, True])
-    mask = training_mask(blocks, noisy, torch.zeros(6, dtype=torch.long))
-    assert mask.int().tolist() == [
+    tokens = TrainingTokens(blocks, noisy, torch.zeros(6, dtype=torch.long))
+    assert training_mask(tokens, tokens).int().tolist() == [
         [1, 1, 0, 0, 0, 0],
         [1, 1, 0, 0, 0, 0],
         [1, 1, 1, 1, 0, 0],

@@ -5,6 +5,7 @@ from transformers.cache_utils import DynamicCache
 
 from t3d.sdar import SDARConfig, SDARForCausalLM
 from t3d.sdar.attention import block_causal_mask
+from t3d.sdar.backend import AttentionPlan, masked_attention
 
 QWEN3_1_7B = {
     "vocab_size": 151936,
@@ -141,6 +142,34 @@ def test_rope_theta_stays_at_the_top_level_of_config_json(tmp_path) -> None:
 def test_rope_theta_reaches_the_rotation(build_tiny_model, base: float) -> None:
     inverse_frequencies = build_tiny_model(rope_theta=base).model.rotary_emb.inv_freq
     torch.testing.assert_close(inverse_frequencies, base ** (-torch.arange(0, 8, 2) / 8))
+
+
+class TwoRows(AttentionPlan):
+    """Two sequences of one block each, one after the other in a single row."""
+
+    def __init__(self, length: int) -> None:
+        self.length = length
+
+    def attend(self, layer, query, key, value, scale):
+        parts = [tensor.unflatten(2, (2, self.length))[0].transpose(0, 1) for tensor in (query, key, value)]
+        return masked_attention(*parts, None, scale).transpose(1, 2).flatten(0, 1)[None]
+
+
+@torch.no_grad()
+def test_a_plan_computes_attention_over_a_flat_row(build_tiny_model, ids: torch.Tensor) -> None:
+    model = build_tiny_model(block_size=16)
+    flat = model(ids.reshape(1, -1), attention_mask=TwoRows(11), position_ids=torch.arange(11).repeat(2)[None]).logits
+    torch.testing.assert_close(flat.reshape(2, 11, -1), model(ids).logits)
+    model.config._attn_implementation = "eager"
+    with pytest.raises(ValueError, match="expected sdpa for an attention plan, found eager"):
+        model(ids.reshape(1, -1), attention_mask=TwoRows(11))
+
+
+@torch.no_grad()
+def test_a_head_of_ones_own_gets_the_wanted_rows(tiny_model, ids: torch.Tensor) -> None:
+    rows = torch.rand(ids.shape, generator=torch.Generator().manual_seed(2)) < 0.4
+    doubled = tiny_model(ids, logit_rows=rows, head=lambda head, hidden: 2 * head(hidden))
+    torch.testing.assert_close(doubled, 2 * tiny_model(ids).logits[rows])
 
 
 def test_an_attention_that_would_ignore_the_mask_is_refused(build_tiny_model, ids: torch.Tensor) -> None:

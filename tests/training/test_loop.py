@@ -73,7 +73,7 @@ def test_every_objective_trains_and_its_checkpoint_loads(checkpoint, trajectorie
 def test_metrics_hold_what_the_contract_names(checkpoint, trajectories, tmp_path):
     run(checkpoint, trajectories, tmp_path / "run")
     names = {"step", "epoch", "round", "lr", "grad_norm", "tokens_per_second", "ratio/real", "ratio/fake"}
-    names |= {f"loss/{term}" for term in ("total", "ddo", "ddo_real", "ddo_fake", "path")}
+    names |= {"real_token_share"} | {f"loss/{term}" for term in ("total", "ddo", "ddo_real", "ddo_fake", "path")}
     lines = metrics(tmp_path / "run")
     assert all(line.keys() == names for line in lines)
     assert [line["round"] for line in lines] == [0, 0, 1]

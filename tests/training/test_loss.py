@@ -7,8 +7,10 @@ import torch
 
 from t3d.config import TrainingConfig
 from t3d.objectives.registry import OBJECTIVES
+from t3d.objectives.rows import row_values
 from t3d.sdar import SDARForCausalLM
-from t3d.training.loss import LossSettings, fake_log_ratio, sample_losses
+from t3d.training.forward import batch_losses
+from t3d.training.loss import LossSettings
 from t3d.training.packing import collate
 from t3d.training.settings import loss_settings
 from t3d.training.states import State, StateSettings, TrainingSample, draw_state, sample_stream
@@ -73,15 +75,7 @@ def losses(
     student: SDARForCausalLM, reference: SDARForCausalLM, states: list[State], settings: LossSettings
 ) -> dict[str, torch.Tensor]:
     batch = collate(states, PAD, CPU, visible_rows=settings.needs_visible_rows)
-    inputs = {
-        "input_ids": batch.input_ids,
-        "attention_mask": batch.attention_mask,
-        "position_ids": batch.position_ids,
-        "logit_rows": batch.logit_rows,
-    }
-    with torch.no_grad():
-        reference_logits = reference(**inputs).logits if settings.needs_reference else None
-    return sample_losses(student(**inputs).logits, reference_logits, batch, settings)
+    return batch_losses(student, reference if settings.needs_reference else None, batch, settings)
 
 
 @pytest.fixture(scope="module")
@@ -224,11 +218,9 @@ def test_a_sample_without_a_counted_position_has_no_loss(student, reference) -> 
 def fake_gradient(reference_logits: torch.Tensor, kind: str, temperature: float, num_draws: int = 1) -> torch.Tensor:
     """Gradient of the mean fake log-ratio with respect to the student's logits, at student = reference."""
     logits = reference_logits.clone().requires_grad_()
-    settings = dataclasses.replace(T3D, fake_expectation=kind, reference_temp=temperature)
-    rows = logits.log_softmax(-1).expand(num_draws, -1)
-    uniforms = (torch.arange(num_draws) + 0.5) / num_draws
-    reference = reference_logits.log_softmax(-1).expand(num_draws, -1)
-    fake_log_ratio(rows, reference, uniforms, settings_of(settings, 4)).mean().backward()
+    uniforms, targets = (torch.arange(num_draws) + 0.5) / num_draws, torch.zeros(num_draws, dtype=torch.long)
+    rows, reference = logits.expand(num_draws, -1), reference_logits.expand(num_draws, -1)
+    row_values(rows, reference, targets, uniforms, kind, temperature, certainty=False)["fake_ratio"].mean().backward()
     return logits.grad
 
 

@@ -1,0 +1,72 @@
+"""The network's attention: dense masks by SDPA, and plans, which know the layout of a flat batch.
+
+A dense mask over a padded batch computes what is thrown away.  A plan instead gets every token of a forward in one
+row, [1, tokens], so that the linear layers see real tokens alone, and computes attention itself, sequence by sequence
+or however its layout allows.  Decoding (sequences in different phases, keys in a cache) and training (packed
+documents) each bring their own.
+"""
+
+from abc import ABC, abstractmethod
+from typing import Any
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+from torch.nn.functional import scaled_dot_product_attention
+from transformers import AttentionInterface
+
+ATTENTION = "sdar"
+"""Name under which transformers finds `attention`; it stands wherever "sdpa" would."""
+
+
+class AttentionPlan(ABC):
+    """How the tokens of one forward attend to each other, and to what earlier forwards left."""
+
+    @abstractmethod
+    def attend(
+        self,
+        layer: int,
+        query: Float[Tensor, "1 heads tokens dim"],
+        key: Float[Tensor, "1 kv_heads tokens dim"],
+        value: Float[Tensor, "1 kv_heads tokens dim"],
+        scale: float,
+    ) -> Float[Tensor, "1 tokens heads dim"]:
+        """Attention of one layer, rotary embeddings applied.
+
+        Args:
+            layer: number of the layer, for a plan that keeps keys and values.
+            query: of every token of the forward, in the order of `input_ids`.
+            key: likewise; `heads` is a multiple of `kv_heads`.
+            value: likewise.
+            scale: factor on the scores before the softmax.
+        """
+
+
+def masked_attention(
+    query: Float[Tensor, "batch heads query dim"],
+    key: Float[Tensor, "batch kv_heads key dim"],
+    value: Float[Tensor, "batch kv_heads key dim"],
+    mask: Bool[Tensor, "#batch 1 query key"] | None,
+    scale: float,
+) -> Float[Tensor, "batch heads query dim"]:
+    """Grouped-query attention under a mask (True: may see; None: sees everything)."""
+    grouped = query.shape[1] != key.shape[1]
+    return scaled_dot_product_attention(query, key, value, attn_mask=mask, scale=scale, enable_gqa=grouped)
+
+
+def attention(
+    module: torch.nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | AttentionPlan,
+    scaling: float,
+    **_kwargs: Any,
+) -> tuple[Tensor, None]:
+    """Attention as transformers calls it: [batch, heads, query, dim] in, [batch, query, heads, dim] out."""
+    if isinstance(attention_mask, AttentionPlan):
+        return attention_mask.attend(int(module.layer_idx), query, key, value, scaling), None  # type: ignore[arg-type]
+    return masked_attention(query, key, value, attention_mask, scaling).transpose(1, 2).contiguous(), None
+
+
+AttentionInterface.register(ATTENTION, attention)

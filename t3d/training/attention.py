@@ -1,0 +1,176 @@
+"""Attention over packed documents: one flat row of tokens, of which only what may see each other is computed.
+
+Axes: `tokens` counts the row; a document is one sample's [prompt and clean copy][noisy copy]; a tile is a run of
+queries with the keys that any of them may see.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cache
+from itertools import pairwise
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+from torch.nn.attention.flex_attention import create_block_mask, flex_attention
+
+from t3d.sdar.attention import TrainingTokens, may_see, training_mask
+from t3d.sdar.backend import AttentionPlan, masked_attention
+
+TILE = 128
+"""Queries per tile: fewer see fewer keys in vain, more make fewer and larger products."""
+
+GROUP = 2 * TILE
+"""Documents that together have no more tokens share one tile: small products cost mostly their call."""
+
+
+class PackedPlan(AttentionPlan):
+    """A plan for packed documents."""
+
+    multiple: ClassVar[int] = 1
+    """The row is padded to a multiple of this."""
+
+    def __init__(self, tokens: TrainingTokens, lengths: Sequence[int], device: torch.device) -> None:
+        """Plans the attention of a row.
+
+        Args:
+            tokens: every token of the row, documents one after the other, on the CPU.
+            lengths: tokens of each document.
+            device: where the network computes.
+        """
+
+
+@dataclass(frozen=True)
+class Tile:
+    """Queries `first` to `last` of a group of documents, and the keys that one of them may see.
+
+    Attributes:
+        first: first query, counted from the group's start.
+        last: one behind the last query.
+        keys: ranges of keys, in order.
+        mask: True where a query may see a key.
+    """
+
+    first: int
+    last: int
+    keys: list[tuple[int, int]]
+    mask: Bool[Tensor, "1 1 query key"]
+
+
+class TiledPlan(PackedPlan):
+    """Scaled dot-product attention tile by tile: on a CPU, where no kernel skips what a mask hides."""
+
+    def __init__(self, tokens: TrainingTokens, lengths: Sequence[int], device: torch.device) -> None:
+        """Cuts the row into groups of documents and those into tiles."""
+        self.lengths = _group(lengths)
+        self.groups: list[list[Tile]] = []
+        start = 0
+        for length in self.lengths:
+            group = tokens.at(slice(start, start + length))
+            queries = [(0, length)] if length <= GROUP else _cut(group)
+            self.groups.append([_tile(group, first, last, device) for first, last in queries])
+            start += length
+
+    def attend(
+        self,
+        layer: int,
+        query: Float[Tensor, "1 heads tokens dim"],
+        key: Float[Tensor, "1 kv_heads tokens dim"],
+        value: Float[Tensor, "1 kv_heads tokens dim"],
+        scale: float,
+    ) -> Float[Tensor, "1 tokens heads dim"]:
+        """Attention of one layer."""
+        # Split first: the backward pass of a slice fills a tensor of what it was cut from.
+        groups = zip(*(part.split(self.lengths, dim=2) for part in (query, key, value)), self.groups, strict=True)
+        seen = [
+            masked_attention(q[:, :, tile.first : tile.last], _pick(k, tile), _pick(v, tile), tile.mask, scale)
+            for q, k, v, tiles in groups
+            for tile in tiles
+        ]
+        return torch.cat([part.transpose(1, 2) for part in seen], dim=1)
+
+
+class FlexPlan(PackedPlan):
+    """flex_attention with a block mask of the row: on CUDA, where its kernel skips hidden blocks of scores."""
+
+    multiple = 128
+
+    def __init__(self, tokens: TrainingTokens, lengths: Sequence[int], device: torch.device) -> None:
+        """Makes the block mask."""
+        size = len(tokens.block)
+        moved = TrainingTokens(tokens.block.to(device), tokens.noisy.to(device), tokens.document.to(device))
+        self.block_mask = create_block_mask(_mask_mod(moved), None, None, size, size, device)
+
+    def attend(
+        self,
+        layer: int,
+        query: Float[Tensor, "1 heads tokens dim"],
+        key: Float[Tensor, "1 kv_heads tokens dim"],
+        value: Float[Tensor, "1 kv_heads tokens dim"],
+        scale: float,
+    ) -> Float[Tensor, "1 tokens heads dim"]:
+        """Attention of one layer."""
+        grouped = query.shape[1] != key.shape[1]
+        seen = _flex_kernel(query.device.type)(
+            query, key, value, block_mask=self.block_mask, scale=scale, enable_gqa=grouped
+        )
+        return seen.transpose(1, 2)
+
+
+PLANS: dict[str, type[PackedPlan]] = {"cuda": FlexPlan}
+"""Device type -> its plan; every other device's is `TiledPlan`."""
+
+
+def plan_of(device: torch.device) -> type[PackedPlan]:
+    """The plan for packed documents on `device`."""
+    return PLANS.get(device.type, TiledPlan)
+
+
+@cache
+def _flex_kernel(device_type: str) -> Any:
+    """flex_attention, compiled where it is meant to be fast; compiling for a CPU takes longer than a test."""
+    return flex_attention if device_type == "cpu" else torch.compile(flex_attention)
+
+
+def _mask_mod(tokens: TrainingTokens) -> Any:
+    """`may_see` as flex_attention asks: by the places of a query and a key."""
+    # flex_attention counts the arguments, which the wrapper that checks annotations under pytest would hide.
+    return lambda _batch, _head, query, key: may_see(tokens.at(query), tokens.at(key))
+
+
+def _group(lengths: Sequence[int]) -> list[int]:
+    """Lengths of runs of documents of at most `GROUP` tokens together; a longer document stays alone."""
+    groups: list[int] = []
+    for length in lengths:
+        if groups and groups[-1] + length <= GROUP:
+            groups[-1] += length
+        else:
+            groups.append(length)
+    return groups
+
+
+def _cut(document: TrainingTokens) -> list[tuple[int, int]]:
+    """Query ranges of at most `TILE` tokens that lie in one copy of a document."""
+    num_clean, length = int((~document.noisy).sum()), len(document.noisy)
+    ranges: list[tuple[int, int]] = []
+    for start, stop in ((0, num_clean), (num_clean, length)):
+        edges = np.linspace(start, stop, -(-(stop - start) // TILE) + 1).astype(int).tolist()
+        ranges += pairwise(edges)
+    return ranges
+
+
+def _tile(group: TrainingTokens, first: int, last: int, device: torch.device) -> Tile:
+    """The tile of queries `first` to `last`."""
+    mask = training_mask(group.at(slice(first, last)), group)
+    seen = mask.any(0)
+    edges = seen.int().diff(prepend=torch.zeros(1, dtype=torch.int), append=torch.zeros(1, dtype=torch.int))
+    starts, stops = (edges == 1).nonzero()[:, 0].tolist(), (edges == -1).nonzero()[:, 0].tolist()
+    return Tile(first, last, list(zip(starts, stops, strict=True)), mask[None, None, :, seen].to(device))
+
+
+def _pick(values: Float[Tensor, "1 kv_heads group dim"], tile: Tile) -> Float[Tensor, "1 kv_heads key dim"]:
+    """Keys or values that the tile's queries may see."""
+    parts = [values[:, :, start:stop] for start, stop in tile.keys]
+    return parts[0] if len(parts) == 1 else torch.cat(parts, dim=2)
