@@ -112,30 +112,32 @@ def build_once(
         DataError: from `rows`, or there is no room in `folder`, or no source to read.
     """
     target = make_folder(folder) / f"{_key(sources, settings)}.arrow"
-    with FileLock(target.with_suffix(".lock")):
-        if not target.exists():
-            log.info("building %s, once for this data", target)
-            partial = target.with_suffix(".partial")
-            _write(partial, rows())
-            os.replace(partial, target)
+    partial = target.with_suffix(".partial")
+    try:
+        with FileLock(target.with_suffix(".lock")):
+            if not target.exists():
+                log.info("building %s, once for this data", target)
+                try:
+                    _write(partial, rows())
+                    os.replace(partial, target)
+                finally:
+                    partial.unlink(missing_ok=True)
+    except OSError as error:
+        expected = "room for the training data (T3D_CACHE_ROOT says where)"
+        raise DataError(folder, expected, error.strerror or error) from error
     return target
 
 
 def _write(path: Path, rows: Iterable[tuple[TrainingSample, str]]) -> None:
-    try:
-        with (
-            path.open("wb") as file,
-            ArrowWriter(features=FEATURES, stream=file, writer_batch_size=ROWS_PER_BATCH) as writer,
-        ):
-            for sample, record in rows:
-                writer.write({**vars(sample), "record": record})
-            writer.finalize(close_stream=False)
-            file.flush()
-            os.fsync(file.fileno())
-    except OSError as error:
-        path.unlink(missing_ok=True)
-        expected = "room for the training data (T3D_CACHE_ROOT says where)"
-        raise DataError(path.parent, expected, error.strerror or error) from error
+    with (
+        path.open("wb") as file,
+        ArrowWriter(features=FEATURES, stream=file, writer_batch_size=ROWS_PER_BATCH) as writer,
+    ):
+        for sample, record in rows:
+            writer.write({**vars(sample), "record": record})
+        writer.finalize(close_stream=False)
+        file.flush()
+        os.fsync(file.fileno())
 
 
 def _key(sources: Sequence[Path], settings: Any) -> str:
