@@ -8,7 +8,6 @@ from t3d.errors import DataError
 SCRIPT_FOLDERS = ("sample", "data")
 """Folders that the release's commands are run from, one below the folder they work in."""
 
-
 CACHE_ROOT = "T3D_CACHE_ROOT"
 
 

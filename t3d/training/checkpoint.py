@@ -72,7 +72,8 @@ def save_state(accelerator: Accelerator, parent: Path, step: int, reference: nn.
     except CheckpointError as error:
         if not accelerator.is_local_main_process:  # whose line is the only one that the entry point prints
             log.error("process %d: %s", accelerator.process_index, error)
-        shutil.rmtree(temporary, ignore_errors=True)
+        if accelerator.is_main_process:
+            shutil.rmtree(temporary, ignore_errors=True)
         raise
     accelerator.wait_for_everyone()
 
@@ -104,8 +105,7 @@ def damage(folder: Path) -> str | None:
     """What is wrong with a state, as far as the names and sizes of its files show; None if nothing."""
     try:
         meta = json.loads((folder / META).read_text(encoding="utf-8"))
-        expected = dict(meta["files"])
-        int(meta["step"]), int(meta["num_processes"])
+        expected, _, _ = dict(meta["files"]), int(meta["step"]), int(meta["num_processes"])
     except FileNotFoundError:
         return f"no {META}"
     except (OSError, ValueError, KeyError, TypeError) as error:
