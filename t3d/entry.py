@@ -4,11 +4,10 @@ import logging
 import os
 import sys
 from collections.abc import Callable
-from pathlib import Path
 
 from t3d.errors import UserError
+from t3d.paths import cache_root
 
-CACHE_ROOT = "T3D_CACHE_ROOT"
 CACHES = {
     "TRITON_CACHE_DIR": "triton",
     "TORCHINDUCTOR_CACHE_DIR": "inductor",
@@ -44,9 +43,8 @@ def _tell(line: str) -> None:
 
 def use_cache_root() -> None:
     """Points the compilers' caches under $T3D_CACHE_ROOT (~/.cache/t3d), where they are not set one by one."""
-    root = Path(os.environ.get(CACHE_ROOT, "~/.cache/t3d")).expanduser()
     for variable, folder in CACHES.items():
-        os.environ.setdefault(variable, str(root / folder))
+        os.environ.setdefault(variable, str(cache_root() / folder))
 
 
 def reproducible_products() -> None:

@@ -1,5 +1,6 @@
 """Folders that appear whole or not at all."""
 
+import os
 import secrets
 import shutil
 from collections.abc import Iterator
@@ -30,12 +31,42 @@ def atomic_folder(target: Path) -> Iterator[Path]:
     temporary.mkdir()
     try:
         yield temporary
-        if target.exists():
-            old = target.with_name(f".{target.name}.{secrets.token_hex(4)}.old")
-            target.rename(old)
-            temporary.rename(target)
-            shutil.rmtree(old)
-        else:
-            temporary.rename(target)
+        put_in_place(temporary, target)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+def put_in_place(temporary: Path, target: Path) -> None:
+    """Renames a finished folder to `target`, with every byte of it on the disk before; an older one goes."""
+    for folder, _, names in os.walk(temporary):
+        for path in (*(Path(folder, name) for name in names), Path(folder)):
+            _sync(path)
+    old = _aside(target) if target.exists() else None
+    temporary.rename(target)
+    _sync(target.parent)
+    if old is not None:
+        shutil.rmtree(old)
+
+
+def remove_folder(folder: Path) -> None:
+    """Removes a folder so that nobody ever finds a part of it under its name."""
+    shutil.rmtree(_aside(folder))
+
+
+def remove_leftovers(parent: Path) -> None:
+    """Removes what killed processes left of folders under `parent` that were being written or removed."""
+    for path in parent.glob(".*"):
+        if path.suffix in (".tmp", ".old") and path.is_dir():
+            shutil.rmtree(path)
+
+
+def _aside(folder: Path) -> Path:
+    return folder.rename(folder.with_name(f".{folder.name}.{secrets.token_hex(4)}.old"))
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

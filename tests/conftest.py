@@ -1,5 +1,6 @@
 import itertools
 import json
+import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -30,6 +31,12 @@ from t3d.toy.base import save_base  # noqa: E402
 from t3d.toy.problems import generate  # noqa: E402
 
 torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def cache_root(tmp_path_factory) -> None:
+    """Caches of the tests and of the processes that they start lie with their other files."""
+    os.environ["T3D_CACHE_ROOT"] = str(tmp_path_factory.getbasetemp() / "cache")
 
 
 def make_tiny_config(**changes: Any) -> SDARConfig:

@@ -3,6 +3,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from accelerate.commands.config.config_args import load_config_from_file
 
 FOLDER = Path(__file__).parents[1] / "accelerate_configs"
 FILES = sorted(FOLDER.glob("*.yaml"))
@@ -41,3 +42,25 @@ def test_the_cpu_file_needs_no_accelerator():
     content = yaml.safe_load((FOLDER / "cpu.yaml").read_text())
     assert content["use_cpu"] is True
     assert content["mixed_precision"] == "no"
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
+def test_accelerate_reads_the_file_as_its_own(path):
+    loaded = load_config_from_file(str(path))
+    content = yaml.safe_load(path.read_text())
+    assert loaded.num_processes == content["num_processes"]
+    assert loaded.distributed_type == content["distributed_type"]
+    if loaded.distributed_type == "DEEPSPEED":
+        assert loaded.deepspeed_config == content["deepspeed_config"]
+
+
+def test_files_of_one_kind_differ_only_in_what_their_names_say():
+    kinds: dict[str | None, list[dict]] = {}
+    for path in FILES:
+        if (name := NAME.fullmatch(path.stem)) and name["nodes"] == "1":
+            content = yaml.safe_load(path.read_text())
+            content.pop("num_processes")
+            kinds.setdefault(name["stage"], []).append(content)
+    assert set(kinds) == {None, "1", "2", "3"}
+    for contents in kinds.values():
+        assert all(content == contents[0] for content in contents)

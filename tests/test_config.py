@@ -1,3 +1,4 @@
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -387,6 +388,39 @@ class TestFiles:
     def test_every_file_of_the_repository_loads(self, path):
         schema = TrainConfig if "training" in yaml.safe_load(path.read_text()) else DecodeConfig
         assert isinstance(load_config(schema, [f"config={path}"], "", ""), schema)
+
+    @pytest.mark.parametrize("world", ["", "toy"])
+    @pytest.mark.parametrize("name", ["sft", "redi", "dparallel", "td", "ddo"])
+    def test_a_baseline_differs_from_t3d_in_its_objective_data_and_folder(self, world, name):
+        folder = ROOT / "configs" / world
+        t3d = "t3d.yaml" if world else "ddo_sdar_full_self.yaml"
+        ours, theirs = (load_config(TrainConfig, [f"config={folder / file}"], "", "") for file in (f"{name}.yaml", t3d))
+        assert ours.training.objective == name
+        assert ours.training.path_weight == 0
+        assert replace(ours.training, objective="t3d", lambda_path=theirs.training.lambda_path) == theirs.training
+        assert (ours.model, ours.optimizer, ours.lr_scheduler) == (theirs.model, theirs.optimizer, theirs.lr_scheduler)
+
+    def test_a_file_wins_over_its_base_and_the_command_line_over_both(self, tmp_path):
+        (tmp_path / "deep").mkdir()
+        (tmp_path / "first.yaml").write_text("rollout: {block_size: 8, max_token: 5, seed: 1}")
+        (tmp_path / "second.yaml").write_text("base: first.yaml\nrollout: {max_token: 6, seed: 2}")
+        (tmp_path / "deep/third.yaml").write_text("base: ../second.yaml\nrollout: {seed: 3}")
+        config = decode_config(f"config={tmp_path / 'deep/third.yaml'}", "rollout.top_k=4")
+        rollout = config.rollout
+        assert (rollout.block_size, rollout.max_token, rollout.seed, rollout.top_k) == (8, 6, 3, 4)
+
+    @pytest.mark.parametrize(
+        ("content", "message"),
+        [
+            ("base: a.yaml", r"a\.yaml: base: expected files that do not lead back to themselves"),
+            ("base: none.yaml", r"none\.yaml: expected a YAML file, found none there"),
+            ("base: [a]", r"a\.yaml: base: expected the name of a YAML file"),
+        ],
+    )
+    def test_a_base_that_leads_nowhere_is_named(self, tmp_path, content, message):
+        (tmp_path / "a.yaml").write_text(content)
+        with pytest.raises(ConfigError, match=message):
+            decode_config(f"config={tmp_path / 'a.yaml'}")
 
     def test_the_papers_settings_are_those_of_the_training_file(self):
         path = ROOT / "configs" / "ddo_sdar_full_self.yaml"

@@ -65,7 +65,7 @@ def help_text(schema: type, purpose: str, example: str) -> str:
     lines = [
         purpose,
         "",
-        "config=FILE reads a YAML file; key=value on the command line wins over it.",
+        "config=FILE reads a YAML file (and, first, the one that its key `base` names); key=value wins over it.",
         "",
         "Keys:",
     ]
@@ -87,7 +87,7 @@ def _sources(arguments: list[str]) -> list[tuple[str, dict[str, Any]]]:
         if not equals or not name or name.startswith("-"):
             raise ConfigError("command line", "config=FILE or key=value", argument)
         if name == "config":
-            files.append((value, _read_yaml(Path(value))))
+            files += _read_files(Path(value))
         else:
             try:
                 parsed = OmegaConf.to_container(OmegaConf.from_dotlist([argument]))
@@ -95,6 +95,18 @@ def _sources(arguments: list[str]) -> list[tuple[str, dict[str, Any]]]:
                 raise ConfigError("command line", "key=value", argument) from error
             overrides.append(("command line", parsed))  # type: ignore[arg-type]
     return files + overrides
+
+
+def _read_files(path: Path, above: tuple[Path, ...] = ()) -> list[tuple[str, dict[str, Any]]]:
+    """A file behind the one that its key `base` names from its own folder, so that it holds what differs."""
+    if path.resolve() in above:
+        raise ConfigError(f"{path}: base", "files that do not lead back to themselves", above[0].name)
+    values = _read_yaml(path)
+    base = values.pop("base", None)
+    if not isinstance(base, str | None):
+        raise ConfigError(f"{path}: base", "the name of a YAML file", base)
+    below = _read_files(path.parent / base, (*above, path.resolve())) if base else []
+    return [*below, (str(path), values)]
 
 
 def _read_yaml(path: Path) -> dict[str, Any]:

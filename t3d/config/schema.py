@@ -188,7 +188,7 @@ class ModelConfig:
 class DatasetConfig:
     """The training data."""
 
-    optimization_data: str = key(MISSING, "training data: a JSON file, or the name of one in data/")
+    optimization_data: str = key(MISSING, "training data: a JSON file or a folder of them, or its name in data/")
     data_type: str = key("math", "kind of problem", one_of=DATA_TYPES)
 
 

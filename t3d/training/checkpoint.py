@@ -1,16 +1,20 @@
-"""Resumable training states: whole or absent, and pruned."""
+"""Resumable training states: whole or absent, checked when read, and pruned."""
 
 import json
 import logging
 import re
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from accelerate import Accelerator
+from safetensors import SafetensorError
 from safetensors.torch import load_model, save_model
 from torch import nn
 
 from t3d.errors import CheckpointError
+from t3d.folders import make_folder, put_in_place, remove_folder
 
 log = logging.getLogger(__name__)
 
@@ -24,27 +28,53 @@ def step_folder(parent: Path, step: int) -> Path:
     return parent / f"step-{step:06d}"
 
 
+@contextmanager
+def saving(target: Path) -> Iterator[None]:
+    """Turns what the libraries raise when they cannot write into one error that names `target`.
+
+    Raises:
+        CheckpointError: the block failed; what was saved before is untouched.
+    """
+    try:
+        yield
+    # torch.save has no error of its own for a full disk: its writer fails with a RuntimeError.
+    except (OSError, RuntimeError, SafetensorError) as error:
+        free = shutil.disk_usage(make_folder(target.parent)).free / 1e9
+        found = f"{_reason(error)} ({free:.1f} GB free)"
+        log.debug("%s", found, exc_info=error)
+        raise CheckpointError(target, "room to save (all that was saved before is intact)", found) from error
+
+
 def save_state(accelerator: Accelerator, parent: Path, step: int, reference: nn.Module | None) -> None:
     """Saves model, optimizer and reference after global step `step`; all processes call it together.
 
     The folder is renamed into place only when every process has written its part.
+
+    Raises:
+        CheckpointError: this process could not write its part.
     """
     target = step_folder(parent, step)
     temporary = target.with_name(f".{target.name}.tmp")
     if accelerator.is_main_process:
         shutil.rmtree(temporary, ignore_errors=True)
-        temporary.mkdir(parents=True)
+        make_folder(temporary)
     accelerator.wait_for_everyone()
-    accelerator.save_state(str(temporary))
-    if accelerator.is_main_process:
-        if reference is not None:
-            save_model(reference, str(temporary / REFERENCE))
-        meta = {"step": step, "num_processes": accelerator.num_processes}
-        (temporary / META).write_text(json.dumps(meta), encoding="utf-8")
-    accelerator.wait_for_everyone()
-    if accelerator.is_main_process:
-        shutil.rmtree(target, ignore_errors=True)
-        temporary.rename(target)
+    try:
+        with saving(target):
+            accelerator.save_state(str(temporary))
+            if accelerator.is_main_process and reference is not None:
+                save_model(reference, str(temporary / REFERENCE))
+            accelerator.wait_for_everyone()
+            if accelerator.is_main_process:
+                meta = {"step": step, "num_processes": accelerator.num_processes, "files": _sizes(temporary)}
+                (temporary / META).write_text(json.dumps(meta), encoding="utf-8")
+                put_in_place(temporary, target)
+    except CheckpointError as error:
+        if not accelerator.is_local_main_process:  # whose line is the only one that the entry point prints
+            log.error("process %d: %s", accelerator.process_index, error)
+        if accelerator.is_main_process:
+            shutil.rmtree(temporary, ignore_errors=True)
+        raise
     accelerator.wait_for_everyone()
 
 
@@ -52,22 +82,39 @@ def load_state(accelerator: Accelerator, folder: Path, reference: nn.Module | No
     """Restores what `save_state` wrote and returns its global step.
 
     Raises:
-        CheckpointError: an incomplete or unreadable state, or one of another number of processes.
+        CheckpointError: an incomplete or unreadable state (the newest earlier one that is whole is named), or one
+            of another number of processes.
     """
+    if problem := damage(folder):
+        raise CheckpointError(folder, f"a whole training state{_advice(folder)}", problem)
+    meta = json.loads((folder / META).read_text(encoding="utf-8"))
+    if meta["num_processes"] != accelerator.num_processes:
+        found = f"{accelerator.num_processes} now"
+        raise CheckpointError(folder, f"the {meta['num_processes']} processes that it was saved by", found)
     try:
-        meta = json.loads((folder / META).read_text(encoding="utf-8"))
-        if meta["num_processes"] != accelerator.num_processes:
-            found = f"{accelerator.num_processes} now"
-            raise CheckpointError(folder, f"the {meta['num_processes']} processes that it was saved by", found)
         accelerator.load_state(str(folder))
         if reference is not None:
             load_model(reference, str(folder / REFERENCE))
-    except CheckpointError:
-        raise
-    except Exception as error:
-        reason = " ".join(str(error).split())[:200]
-        raise CheckpointError(folder, "a whole training state", f"{type(error).__name__}: {reason}") from error
+    except Exception as error:  # whatever four file formats make of garbage
+        expected = f"a whole training state{_advice(folder)}"
+        raise CheckpointError(folder, expected, _reason(error)) from error
     return int(meta["step"])
+
+
+def damage(folder: Path) -> str | None:
+    """What is wrong with a state, as far as the names and sizes of its files show; None if nothing."""
+    try:
+        meta = json.loads((folder / META).read_text(encoding="utf-8"))
+        expected, _, _ = dict(meta["files"]), int(meta["step"]), int(meta["num_processes"])
+    except FileNotFoundError:
+        return f"no {META}"
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        return f"{META}: {_reason(error)}"
+    found = _sizes(folder)
+    for name, size in expected.items():
+        if found.get(name) != size:
+            return f"{name}: {found[name]} of {size} bytes" if name in found else f"{name} missing"
+    return None
 
 
 def saved_steps(parent: Path) -> dict[int, Path]:
@@ -84,4 +131,20 @@ def prune(parent: Path, limit: int | None) -> None:
     steps = list(saved_steps(parent).values())
     for path in steps[: max(0, len(steps) - limit)] if limit else []:
         log.info("removing %s", path)
-        shutil.rmtree(path)
+        remove_folder(path)
+
+
+def _advice(folder: Path) -> str:
+    """Where to resume from instead of a damaged state."""
+    whole = [path for path in saved_steps(folder.parent).values() if path != folder and not damage(path)]
+    return f" (experiment.resume_from={whole[-1]} is one)" if whole else " (there is no other one)"
+
+
+def _sizes(folder: Path) -> dict[str, int]:
+    """Bytes of every file in a state, by its path from the folder."""
+    files = (path for path in sorted(folder.rglob("*")) if path.is_file() and path.name != META)
+    return {str(path.relative_to(folder)): path.stat().st_size for path in files}
+
+
+def _reason(error: Exception) -> str:
+    return f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"

@@ -1,7 +1,6 @@
 """Training samples from data files: trajectories of a teacher, or real answers for the SFT baseline."""
 
-import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,56 +9,78 @@ from transformers import PreTrainedTokenizerBase
 from t3d.config import TrainingConfig
 from t3d.errors import DataError
 from t3d.files import iter_json_list
+from t3d.paths import cache_root
 from t3d.prompts import build_prompt, check_text
-from t3d.sdar.checkpoint import chat_end_id
+from t3d.sdar.checkpoint import WEIGHTS, chat_end_id
+from t3d.training.samples import Samples, build_once
 from t3d.training.states import TrainingSample
 from t3d.trajectory import record_trajectories
 
-log = logging.getLogger(__name__)
+FORMAT = 1
+"""Part of the cache's key: raised whenever the same records give other samples."""
 
 
 def load_samples(
-    path: Path,
+    paths: Sequence[Path],
     tokenizer: PreTrainedTokenizerBase,
     data_type: str,
     config: TrainingConfig,
+    vocab_size: int,
     needs_step_map: bool,
-) -> list[TrainingSample]:
-    """Reads every sample of a data file.
+) -> Samples:
+    """Opens the samples of the data files, which lie on disk: memory does not grow with their number.
 
     A record with a `step_map` is a trajectory (stage 2's output) and gives one sample per response.  A record
     with `question` and `answer` alone is real data: its prompt is built as the decoder's would be, and the stop
-    token is put after the answer.
+    token is put after the answer.  The first run over the same content checks every record and keeps the samples
+    under $T3D_CACHE_ROOT/datasets; the length limits apply when they are read.
 
     Args:
-        path: the JSON file.
+        paths: the JSON files.
         tokenizer: for real data, and for the release's files, which carry no token ids.
         data_type: math, code or option.
         config: length limits.
+        vocab_size: of the model; token ids are below it.
         needs_step_map: refuse records without one.
 
     Raises:
-        DataError: an invalid record (its index is named), or no sample within the limits.
+        DataError: an invalid record (file and index are named), or no sample within the limits.
     """
-    samples, too_long, cut = [], 0, 0
-    for index, record in enumerate(iter_json_list(path)):
-        for sample in _record_samples(record, f"{path}, record {index}", tokenizer, data_type):
-            if needs_step_map and sample.step_map is None:
-                found = "a record without step_map"
-                raise DataError(f"{path}, record {index}", "a trajectory, as the objective needs", found)
-            if len(sample.prompt_ids) > config.max_prompt_len:
-                too_long += 1
-                continue
-            cut += len(sample.response_ids) > config.max_gen_length
-            samples.append(_cut(sample, config.max_gen_length))
-    if too_long:
-        log.warning("left out %d samples: prompts over max_prompt_len = %d", too_long, config.max_prompt_len)
-    if cut:
-        log.warning("cut %d responses at max_gen_length = %d", cut, config.max_gen_length)
-    if not samples:
-        found = f"none ({too_long} over training.max_prompt_len)"
-        raise DataError(path, "at least one training sample", found)
+    settings = [FORMAT, data_type, vocab_size]
+    cache = build_once(
+        cache_root() / "datasets",
+        [*paths, *_tokenizer_files(tokenizer)],
+        settings,
+        lambda: _all_samples(paths, tokenizer, data_type, vocab_size),
+    )
+    samples = Samples(cache, config.max_prompt_len, config.max_gen_length)
+    folder = paths[0].parent
+    if not len(samples):
+        found = f"none ({samples.num_left_out} over training.max_prompt_len)"
+        raise DataError(paths[0] if len(paths) == 1 else folder, "at least one training sample", found)
+    if needs_step_map and (index := samples.first_without_steps()) is not None:
+        found = "a record without step_map"
+        raise DataError(f"{folder}/{samples.record(index)}", "a trajectory, as the objective needs", found)
     return samples
+
+
+def _tokenizer_files(tokenizer: PreTrainedTokenizerBase) -> list[Path]:
+    """What lies beside the weights: another tokenizer or chat template gives other samples."""
+    folder = Path(tokenizer.name_or_path)
+    return [path for path in sorted(folder.iterdir()) if path.is_file() and not WEIGHTS.fullmatch(path.name)]
+
+
+def _all_samples(
+    paths: Sequence[Path], tokenizer: PreTrainedTokenizerBase, data_type: str, vocab_size: int
+) -> Iterator[tuple[TrainingSample, str]]:
+    for path in paths:
+        for index, record in enumerate(iter_json_list(path)):
+            where = f"{path}, record {index}"
+            for sample in _record_samples(record, where, tokenizer, data_type):
+                highest = max([*sample.prompt_ids, *sample.response_ids])
+                if highest >= vocab_size:
+                    raise DataError(where, f"token ids below the model's vocab_size = {vocab_size}", highest)
+                yield sample, f"{path.name}, record {index}"
 
 
 def _record_samples(
@@ -77,16 +98,12 @@ def _record_samples(
     if not isinstance(record, dict) or "answer" not in record:
         raise DataError(where, "a trajectory (step_map), or a question with an answer", _shape(record))
     answer = check_text(record["answer"], f"{where}, field answer")
-    _, prompt_ids = build_prompt(tokenizer, record, data_type)
+    try:
+        _, prompt_ids = build_prompt(tokenizer, record, data_type)
+    except DataError as error:
+        raise DataError(f"{where}, {error.where}", error.expected, error.found) from error
     answer_ids = tokenizer(answer, add_special_tokens=False)["input_ids"]
     yield TrainingSample(prompt_ids, [*answer_ids, chat_end_id(tokenizer)], None, ended=True)
-
-
-def _cut(sample: TrainingSample, limit: int) -> TrainingSample:
-    if len(sample.response_ids) <= limit:
-        return sample
-    steps = sample.step_map and sample.step_map[:limit]
-    return TrainingSample(sample.prompt_ids, sample.response_ids[:limit], steps, ended=False)
 
 
 def _shape(record: Any) -> str:

@@ -14,9 +14,11 @@ def make_accelerator(config: TrainConfig) -> Accelerator:
     """Builds the accelerator, with gloo between CPU processes.
 
     Raises:
-        ConfigError: the launch made another number of processes than `experiment.num_processes`.
+        ConfigError: the launch made other numbers of machines or processes than `experiment.num_node` and
+            `experiment.num_processes`, or a launcher that was asked for several processes started one.
     """
     training = config.training
+    _check_launch(config.experiment.num_node, config.experiment.num_processes)
     # torchrun and accelerate launch set WORLD_SIZE; without CUDA accelerate would not find its backend by itself.
     several_on_cpu = int(os.environ.get("WORLD_SIZE", "1")) > 1 and not torch.cuda.is_available()
     handlers = [InitProcessGroupKwargs(backend="gloo")] if several_on_cpu else []
@@ -37,7 +39,21 @@ def make_accelerator(config: TrainConfig) -> Accelerator:
             plugin.deepspeed_config["gradient_clipping"] = training.max_grad_norm
     asked = config.experiment.num_processes
     if asked is not None and asked != accelerator.num_processes:
-        found = f"{accelerator.num_processes} (a launcher that started one process alone looks like this)"
-        raise ConfigError("experiment.num_processes", f"a launch of {asked} processes", found)
+        raise ConfigError("experiment.num_processes", f"a launch of {asked} processes", accelerator.num_processes)
     torch.backends.cuda.matmul.allow_tf32 = training.enable_tf32
     return accelerator
+
+
+def _check_launch(num_node: int, num_processes: int | None) -> None:
+    """Checks what the launchers leave in the environment, before anything else is put there."""
+    told = set(os.environ)
+    # torchrun, which accelerate starts for several processes, counts machines; other launchers may not.
+    if "GROUP_WORLD_SIZE" in told or "WORLD_SIZE" not in told:
+        found = int(os.environ.get("GROUP_WORLD_SIZE", "1"))
+        if num_node != found:
+            raise ConfigError("experiment.num_node", f"a launch on {num_node} machine(s)", found)
+    # `accelerate launch --cpu --num_processes 2` says where to meet, and starts one process.
+    if {"ACCELERATE_USE_CPU", "MASTER_ADDR", "MASTER_PORT"} <= told and "WORLD_SIZE" not in told and not num_processes:
+        expected = "1 if one process is meant (several on CPUs: ACCELERATE_USE_CPU=true torchrun --nproc_per_node N)"
+        found_text = "null, and a launcher that was asked for several processes and started one"
+        raise ConfigError("experiment.num_processes", expected, found_text)

@@ -18,9 +18,9 @@ from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 from t3d.benchmarks import leakage_warning
 from t3d.config import TrainConfig, save_config
 from t3d.errors import UserError
-from t3d.paths import find_data
+from t3d.paths import find_data_files
 from t3d.sdar.checkpoint import load_config, load_model, load_tokenizer, resolve_checkpoint, save_model
-from t3d.training.checkpoint import load_state, prune, save_state, saved_steps, step_folder
+from t3d.training.checkpoint import load_state, prune, save_state, saved_steps, saving, step_folder
 from t3d.training.data import load_samples
 from t3d.training.forward import batch_losses
 from t3d.training.launch import make_accelerator
@@ -61,15 +61,16 @@ class Trainer:
         self.loss_settings = loss_settings(training)
         self.state_settings = state_settings(config, model_config, tokenizer)
         self.samples = load_samples(
-            find_data(config.dataset.optimization_data),
+            find_data_files(config.dataset.optimization_data),
             tokenizer,
             config.dataset.data_type,
             training,
+            model_config.vocab_size,
             needs_step_map=self.state_settings.strategy.startswith("trace"),
         )
         # At most: a response that begins and ends inside blocks is completed to whole ones.
         fill = 2 * max(self.state_settings.block_sizes)
-        self.lengths = [len(sample.prompt_ids) + 2 * len(sample.response_ids) + fill for sample in self.samples]
+        self.lengths = self.samples.lengths + fill
         self.order = SampleOrder(len(self.samples), training.seed)
         self.global_batch = training.batch_size_lm * training.gradient_accumulation_steps * accelerator.num_processes
         epochs = math.ceil(len(self.samples) * training.num_train_epochs / self.global_batch)
@@ -81,7 +82,7 @@ class Trainer:
     def run(self) -> Path:
         """Trains to the last step; returns the folder of the final checkpoint."""
         final = self.folder / "ckpt" / self.config.model.optimized_name
-        main = self.accelerator.is_main_process
+        main, first_step = self.accelerator.is_main_process, self.step
         if main:
             save_config(self.config, self.folder / "config.yaml")
             log.info(
@@ -96,7 +97,8 @@ class Trainer:
                 log.warning("%s", leakage)
         with closing(MetricsLog(self.folder, self.config, self.step)) if main else nullcontext() as metrics_log:
             self._train(metrics_log)
-        self.save(final)
+        if self.step > first_step or not final.is_dir():
+            self.save(final)
         return final
 
     def _train(self, metrics_log: MetricsLog | None) -> None:
@@ -159,7 +161,8 @@ class Trainer:
         """Saves the student's folder `target`, and the state from which the run continues."""
         weights = self.accelerator.get_state_dict(self.student)
         if self.accelerator.is_main_process:
-            save_model(self.accelerator.unwrap_model(self.student), weights, self.source, target)
+            with saving(target):
+                save_model(self.accelerator.unwrap_model(self.student), weights, self.source, target)
         save_state(self.accelerator, self.folder / "state", self.step, self.reference)
         if self.accelerator.is_main_process:
             for kept in ("ckpt", "state"):

@@ -1,18 +1,15 @@
 """What a run reports: one line of metrics.jsonl per global step, and the trackers asked for."""
 
 import json
-import logging
-import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
-
-import wandb
-from torch.utils.tensorboard import SummaryWriter
 
 from t3d.config import TrainConfig
+from t3d.errors import DataError
+from t3d.files import atomic_writer, whole_lines
+from t3d.training.trackers import start_trackers
 
-log = logging.getLogger(__name__)
+METRICS = "metrics.jsonl"
 
 
 class MetricsLog:
@@ -25,55 +22,47 @@ class MetricsLog:
             folder: the run's folder.
             config: names the trackers.
             first_step: global steps already done.
+
+        Raises:
+            DataError: the log cannot be read or written.
         """
-        path = folder / "metrics.jsonl"
-        kept = [line for line in _whole_lines(path) if json.loads(line)["step"] <= first_step]
-        path.write_text("".join(kept), encoding="utf-8")
-        self._file = path.open("a", encoding="utf-8")
-        self._wandb = _start_wandb(folder, config) if "wandb" in config.experiment.trackers else None
-        self._board = None
-        if "tensorboard" in config.experiment.trackers:
-            self._board = SummaryWriter(str(folder / "tensorboard"), purge_step=first_step + 1)
+        self._path = folder / METRICS
+        kept = [line for line in read_metrics(self._path) if line["step"] <= first_step]
+        with atomic_writer(self._path) as file:
+            file.writelines(json.dumps(line) + "\n" for line in kept)
+        self._trackers = start_trackers(folder, config, first_step)
 
     def write(self, metrics: Mapping[str, float]) -> None:
-        """Records the metrics of one global step; "step" is one of them."""
-        self._file.write(json.dumps(metrics) + "\n")
-        self._file.flush()
-        step = int(metrics["step"])
-        if self._wandb is not None:
-            self._wandb.log(dict(metrics), step=step)
-        if self._board is not None:
-            for name, value in metrics.items():
-                self._board.add_scalar(name, value, step)
+        """Records the metrics of one global step; "step" is one of them.
+
+        Raises:
+            DataError: no room for the line.
+        """
+        try:
+            with self._path.open("a", encoding="utf-8") as file:
+                file.write(json.dumps(metrics) + "\n")
+        except OSError as error:
+            raise DataError(self._path, "room to write", error.strerror or error) from error
+        for tracker in self._trackers:
+            tracker.write(metrics)
 
     def close(self) -> None:
-        """Ends the log and the trackers."""
-        self._file.close()
-        if self._wandb is not None:
-            self._wandb.finish()
-        if self._board is not None:
-            self._board.close()
+        """Ends the trackers."""
+        for tracker in self._trackers:
+            tracker.close()
 
 
-def _whole_lines(path: Path) -> list[str]:
-    """Complete lines of an earlier log; a line that a kill cut short is left out."""
-    if not path.exists():
-        return []
-    return [line for line in path.read_text(encoding="utf-8").splitlines(keepends=True) if line.endswith("}\n")]
+def read_metrics(path: Path) -> list[dict[str, float]]:
+    """The lines of a log (none if it is missing); one that a kill cut short is left out.
 
-
-def _start_wandb(folder: Path, config: TrainConfig) -> Any:
-    """A wandb run, or None with a message if wandb refuses (not logged in, no network): training goes on."""
-    settings = config.wandb
-    try:
-        return wandb.init(
-            entity=settings.entity,
-            project=settings.project or config.experiment.project,
-            id=settings.run_id,
-            resume="allow" if settings.resume or settings.run_id else None,
-            dir=str(folder),
-        )
-    except (wandb.errors.Error, OSError) as error:
-        mode = os.environ.get("WANDB_MODE", "online")
-        log.warning("training goes on without wandb (WANDB_MODE=%s): %s", mode, " ".join(str(error).split()))
-        return None
+    Raises:
+        DataError: an unreadable line, or one without a step.
+    """
+    lines = []
+    for number, line in enumerate(whole_lines(path), 1):
+        try:
+            lines.append(json.loads(line))
+            int(lines[-1]["step"])
+        except (ValueError, KeyError, TypeError) as error:
+            raise DataError(f"{path}, line {number}", "the metrics of one step", error) from error
+    return lines

@@ -8,10 +8,11 @@ from typing import Any
 from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
 from omegaconf import OmegaConf
+from yaml import YAMLError
 
 from t3d.config import TrainConfig
 from t3d.errors import CheckpointError, ConfigError, UserError
-from t3d.folders import make_folder
+from t3d.folders import make_folder, remove_leftovers
 from t3d.training.checkpoint import saved_steps
 
 FREE_GROUPS = ("experiment", "wandb")
@@ -57,6 +58,8 @@ def _open(config: TrainConfig) -> tuple[Path, Path | None]:
     if not states or not states[-1].is_dir():
         raise CheckpointError(folder, "a run with a saved state (state/step-N)", "none")
     _check_same(config, folder)
+    for part in ("ckpt", "state"):
+        remove_leftovers(folder / part)
     return folder, states[-1]
 
 
@@ -85,9 +88,10 @@ def _latest(config: TrainConfig) -> Path | None:
 def _check_same(config: TrainConfig, folder: Path) -> None:
     try:
         before = OmegaConf.to_container(OmegaConf.load(folder / "config.yaml"))
-    except OSError as error:
-        raise CheckpointError(folder / "config.yaml", "the run's configuration", error.strerror) from error
-    assert isinstance(before, dict)
+    except (OSError, YAMLError) as error:
+        raise CheckpointError(folder / "config.yaml", "the run's configuration", error) from error
+    if not isinstance(before, dict) or not before:
+        raise CheckpointError(folder / "config.yaml", "the run's configuration", "none")
     for name, now in _flat(asdict(config)).items():
         then = _flat(before).get(name)
         if name.split(".")[0] not in FREE_GROUPS and then != now:

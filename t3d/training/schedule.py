@@ -5,11 +5,15 @@ import math
 from collections.abc import Sequence
 
 import numpy as np
+from numpy.typing import NDArray
 
 from t3d.config import SchedulerConfig
 
 Visit = tuple[int, int]
 """Epoch and sample."""
+
+Lengths = Sequence[int] | NDArray[np.int64]
+"""Tokens of every sample of the data."""
 
 
 def learning_rate(step: int, num_steps: int, peak: float, config: SchedulerConfig) -> float:
@@ -54,7 +58,7 @@ class SampleOrder:
 
 
 def micro_batches(
-    visits: Sequence[Visit], lengths: Sequence[int], batch_size: int, process: int, num_processes: int
+    visits: Sequence[Visit], lengths: Lengths, batch_size: int, process: int, num_processes: int
 ) -> list[list[Visit]]:
     """The micro-batches of one process, of `batch_size` samples each.
 
@@ -74,7 +78,7 @@ def micro_batches(
 
 
 def token_packs(
-    visits: Sequence[Visit], lengths: Sequence[int], budget: int, process: int, num_processes: int
+    visits: Sequence[Visit], lengths: Lengths, budget: int, process: int, num_processes: int
 ) -> list[list[Visit]]:
     """The micro-batches of one process, of at most `budget` tokens each; a longer sample stands alone.
 
@@ -97,7 +101,7 @@ def token_packs(
     return packs[process::num_processes]
 
 
-def _spread(ordered: Sequence[Visit], lengths: Sequence[int], count: int) -> list[list[Visit]]:
+def _spread(ordered: Sequence[Visit], lengths: Lengths, count: int) -> list[list[Visit]]:
     """`ordered` dealt into `count` packs, each visit to the pack with the fewest tokens."""
     packs: list[list[Visit]] = [[] for _ in range(count)]
     emptiest = [(0, index) for index in range(count)]

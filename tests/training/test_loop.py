@@ -4,10 +4,8 @@ import json
 import math
 import os
 import shutil
-import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -184,27 +182,6 @@ def test_resumed_run_equals_uninterrupted_one_bit_for_bit(checkpoint, trajectori
     assert [line["step"] for line in metrics(tmp_path / "cut")] == [1, 2, 3]
 
 
-@pytest.mark.slow
-def test_killed_processes_end_with_the_weights_of_an_unkilled_one(checkpoint, trajectories, tmp_path):
-    steps = ["training.max_steps=12", "experiment.checkpoints_total_limit=2"]
-    whole = run(checkpoint, trajectories, tmp_path / "whole", *steps)
-    folder = tmp_path / "killed"
-    command = [sys.executable, str(ROOT / "train/self_ddo_sdar_full.py")]
-    command += arguments(checkpoint, trajectories, folder, *steps, "experiment.resume_from=latest")
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    for kill_after in (2, 5, 9):
-        process = subprocess.Popen(command, env=environment, stderr=subprocess.DEVNULL)
-        while len(metrics(folder) if (folder / "metrics.jsonl").exists() else []) < kill_after:
-            assert process.poll() is None
-            time.sleep(0.01)
-        process.send_signal(signal.SIGKILL)
-        process.wait()
-    subprocess.run(command, env=environment, check=True, stderr=subprocess.DEVNULL)
-    assert_equal(whole, load_file(folder / "ckpt/optimized/model.safetensors"))
-    assert [line["step"] for line in metrics(folder)] == list(range(1, 13))
-    assert len(list((folder / "state").iterdir())) == 2
-
-
 def test_checkpoints_beyond_the_limit_are_removed_oldest_first(checkpoint, trajectories, tmp_path):
     run(checkpoint, trajectories, tmp_path / "run", "experiment.checkpoints_total_limit=1")
     assert [path.name for path in (tmp_path / "run/state").iterdir()] == ["step-000003"]
@@ -226,21 +203,6 @@ def test_resuming_with_other_settings_is_refused_by_name(checkpoint, trajectorie
 def test_resuming_from_nothing_is_an_error(checkpoint, trajectories, tmp_path):
     with pytest.raises(CheckpointError, match="state"):
         run(checkpoint, trajectories, tmp_path / "run", f"experiment.resume_from={tmp_path}")
-
-
-def test_corrupt_state_is_an_error_and_stays(checkpoint, trajectories, tmp_path):
-    run(checkpoint, trajectories, tmp_path / "run")
-    state = tmp_path / "run/state/step-000003/optimizer.bin"
-    state.write_bytes(state.read_bytes()[:100])
-    with pytest.raises(CheckpointError, match="step-000003"):
-        run(
-            checkpoint,
-            trajectories,
-            tmp_path / "run",
-            "experiment.resume_from=latest",
-            "training.max_steps=3",
-        )
-    assert state.exists()
 
 
 def poisoned_trainer(checkpoint: Path, data: Path, folder: Path, *overrides: str) -> Trainer:
@@ -301,11 +263,6 @@ def test_trace_objective_refuses_records_without_step_maps(checkpoint, answers, 
     with pytest.raises(DataError, match="record 0"):
         run(checkpoint, answers, tmp_path / "run")
     run(checkpoint, answers, tmp_path / "sft", "training.objective=sft")
-
-
-def test_launch_of_another_size_is_refused(checkpoint, trajectories, tmp_path):
-    with pytest.raises(ConfigError, match="num_processes"):
-        run(checkpoint, trajectories, tmp_path / "run", "experiment.num_processes=2")
 
 
 def eight_samples(checkpoint: Path, trajectories: Path, folder: Path, *overrides: str) -> list[str]:

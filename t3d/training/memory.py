@@ -1,0 +1,297 @@
+"""Memory that training takes on each GPU, estimated before anything is rented.
+
+python -m t3d.training.memory config=configs/ddo_sdar_full_self.yaml num_gpus=8
+
+With P parameters, N GPUs, ZeRO stage s and c bytes per number that the network computes in (2 for bf16, 4 for fp32):
+
+    weights     c P         s = 3: c P / N
+    gradients   c P         s >= 2: c P / N
+    optimizer   12 P / N    fp32 master copy and Adam's two moments (4 P each)
+    reference   c P         if the objective compares with one: every GPU holds it whole
+    buffers     5e8 c       reduce_bucket_size; s = 3: also up to 1e9 gathered parameters (stage3_max_live_parameters)
+    update      8 P / N     while the optimizer steps: fp32 gradients of the partition, and Adam's denominators
+
+and without DeepSpeed (s = 0; one process or DDP), where the network's own weights are the master copy:
+
+    weights     4 P + c P   and the casts that autocast keeps (none for fp32)
+    gradients   4 P
+    optimizer   8 P
+    reference   4 P
+    buffers     4 P         N > 1: DDP's gradient buckets
+    update      4 P         Adam's denominators
+
+The states are those of Rajbhandari et al., "ZeRO" (arXiv:1910.02054, section 3.1: 2 P + 2 P + 12 P); the buffers are
+DeepSpeed's defaults for `zero_optimization`.
+
+Activations are not a formula: one and two layers of the network run on fake tensors, which have shapes and no memory,
+and what autograd keeps for the backward pass is counted.  With L bytes kept per layer and H per layer's input, n
+layers keep n L, or n H if they are recomputed (`gradient_checkpointing_enable`).  On top of that the backward pass
+works on one thing at a time, and the larger counts: a layer (L / 2 for the gradients of its activations, and L itself
+if it is recomputed), or a chunk of the output head, at most `CHUNK_BYTES` of logits, of which about `HEAD_TENSORS`
+live together.  Neither coincides with the update.
+
+CUDA's context, NCCL and fragmentation are a flat `RESERVE`.  tests/training/test_memory.py compares all but that with
+real steps of small networks on a CPU; no figure was measured on a GPU.
+"""
+
+import json
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.autograd.graph import saved_tensors_hooks
+from transformers import AutoModelForCausalLM
+
+from t3d.config import TrainConfig, load_config
+from t3d.config.schema import key
+from t3d.entry import run_entry
+from t3d.objectives.registry import OBJECTIVES
+from t3d.sdar.backend import AttentionPlan
+from t3d.sdar.checkpoint import load_config as load_model_config
+from t3d.sdar.checkpoint import resolve_checkpoint
+from t3d.sdar.configuration import SDARConfig
+from t3d.sdar.modeling import SDARForCausalLM
+from t3d.training.forward import CHUNK_BYTES
+
+EXAMPLE = "python -m t3d.training.memory config=configs/ddo_sdar_full_self.yaml num_gpus=8"
+GIB = 2**30
+BUCKET_NUMBERS = 500_000_000
+LIVE_PARAMETERS = 1_000_000_000
+HEAD_TENSORS = {True: 4, False: 3}
+"""Tensors of the size of a chunk's fp32 logits: with and without a reference's beside the student's."""
+RESERVE = 1.5 * GIB
+CAPACITIES = (40, 80)
+"""GiB of the GPUs asked about."""
+
+STAGES = (0, 1, 2, 3)
+_1_7B = {
+    "vocab_size": 151_936,
+    "hidden_size": 2048,
+    "intermediate_size": 6144,
+    "num_hidden_layers": 28,
+    "num_attention_heads": 16,
+    "num_key_value_heads": 8,
+    "head_dim": 128,
+}
+_4B = {"hidden_size": 2560, "intermediate_size": 9728, "num_hidden_layers": 36, "num_attention_heads": 32}
+SHAPES: dict[str, dict[str, Any]] = {
+    "SDAR-1.7B-Chat": {**_1_7B, "tie_word_embeddings": True},
+    "SDAR-4B-Chat": {**_1_7B, **_4B, "tie_word_embeddings": False},
+}
+"""The paper's models, known without their files."""
+
+
+@dataclass
+class MemoryConfig(TrainConfig):
+    """A training configuration, and the launch to ask about."""
+
+    num_gpus: int | None = key(None, "GPUs of the launch (null: a row for each of 1, 2, 4 and 8)", low=1)
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """Bytes on each GPU; see the module's docstring."""
+
+    weights: float
+    gradients: float
+    optimizer: float
+    reference: float
+    buffers: float
+    activations: float
+    backward: float
+    update: float
+
+    @property
+    def state(self) -> float:
+        """What stays from step to step once every gradient exists."""
+        return self.weights + self.gradients + self.optimizer + self.reference
+
+    @property
+    def total(self) -> float:
+        """The most that a step holds at a time, without `RESERVE`."""
+        return self.state + max(self.buffers + self.activations + self.backward, self.update)
+
+
+@dataclass
+class Kept:
+    """Counts what autograd keeps for the backward pass, a storage once, parameters never."""
+
+    parameters: set[int]
+    storages: dict[int, int] = field(default_factory=dict)
+
+    def __call__(self, tensor: Tensor) -> Tensor:
+        """As a hook on saved tensors."""
+        storage = tensor.untyped_storage()
+        if storage._cdata not in self.parameters:
+            self.storages[storage._cdata] = storage.nbytes()
+        return tensor
+
+
+class _FusedAttention(torch.autograd.Function):
+    """Attention as a fused kernel keeps it: its inputs, its output and one number per query and head."""
+
+    @staticmethod
+    def forward(context: Any, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        seen = torch.empty_like(query)
+        context.save_for_backward(query, key, value, seen, query.new_empty(query.shape[:-1], dtype=torch.float32))
+        return seen
+
+
+class _FusedPlan(AttentionPlan):
+    def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
+        """Attention of one layer."""
+        return _FusedAttention.apply(query, key, value).transpose(1, 2)
+
+
+def estimate(config: TrainConfig, shape: SDARConfig, stage: int, num_gpus: int) -> Estimate:
+    """Memory of one training step on each of `num_gpus` GPUs.
+
+    Args:
+        config: batch, lengths, precision and objective.
+        shape: of the student.
+        stage: 1 to 3 of ZeRO; 0 for training without DeepSpeed.
+        num_gpus: GPUs that share the states.
+    """
+    training, count = config.training, num_parameters(shape)
+    computed = 4 if training.mixed_precision == "no" else 2
+    stored = 4 if stage == 0 else computed
+    weights, gradients = float(stored * count), float(stored * count)
+    if stage == 0:
+        optimizer, update = 8.0 * count, 4.0 * count
+        weights += computed * count if computed < 4 else 0
+        buffers = 4.0 * count if num_gpus > 1 else 0.0
+    else:
+        optimizer, update = 12.0 * count / num_gpus, 8.0 * count / num_gpus
+        buffers = float(BUCKET_NUMBERS * computed)
+    if stage >= 2:
+        gradients /= num_gpus
+    if stage == 3:
+        weights /= num_gpus
+        buffers += computed * min(count - count / num_gpus, LIVE_PARAMETERS)
+    needs_reference = OBJECTIVES[training.objective].ddo > 0
+    tokens, rows = batch_size(config)
+    kept, working = activations(shape, tokens, computed, stage == 0, training.gradient_checkpointing_enable)
+    head = HEAD_TENSORS[needs_reference] * min(4 * rows * shape.vocab_size, CHUNK_BYTES)
+    return Estimate(
+        weights=weights,
+        gradients=gradients,
+        optimizer=optimizer,
+        reference=float(stored * count) if needs_reference else 0.0,
+        buffers=buffers,
+        activations=kept,
+        backward=max(working, head),
+        update=update,
+    )
+
+
+def batch_size(config: TrainConfig) -> tuple[int, int]:
+    """Tokens of the largest micro-batch, and how many of them the loss may read."""
+    training = config.training
+    fill = 2 * max(training.block_size_choices or [training.block_size])
+    sample = training.max_prompt_len + 2 * training.max_gen_length + fill
+    tokens = max(sample, training.tokens_per_batch or training.batch_size_lm * sample)
+    return tokens, tokens * (training.max_gen_length + fill) // sample
+
+
+def num_parameters(shape: SDARConfig) -> int:
+    """Parameters of a network; tied ones count once."""
+    with torch.device("meta"):
+        return sum(parameter.numel() for parameter in SDARForCausalLM(shape).parameters())
+
+
+def activations(shape: SDARConfig, tokens: int, computed: int, autocast: bool, recompute: bool) -> tuple[float, float]:
+    """Bytes that the layers keep for the backward pass, and bytes that it works with in one layer.
+
+    Args:
+        shape: of the network.
+        tokens: in one micro-batch.
+        computed: bytes per number of the network's products.
+        autocast: the weights are fp32, and only products are computed in fewer bytes.
+        recompute: gradient checkpointing.
+    """
+    fields = shape.to_json_string(use_diff=False)
+    one, two = (kept_bytes(fields, layers, tokens, computed, autocast) for layers in (1, 2))
+    layer, rest = two - one, 2 * one - two
+    layer_input = tokens * shape.hidden_size * (4 if autocast else computed)
+    if recompute:
+        return rest + shape.num_hidden_layers * layer_input, 1.5 * layer
+    return rest + shape.num_hidden_layers * layer, 0.5 * layer
+
+
+@cache
+def kept_bytes(fields: str, layers: int, tokens: int, computed: int, autocast: bool) -> float:
+    """Bytes that autograd keeps of a forward through `layers` layers and the final norm.
+
+    Args:
+        fields: `config.json` of the network.
+        layers: in place of its own number.
+        tokens: of the forward, one row.
+        computed: see `activations`.
+        autocast: see `activations`.
+    """
+    shape = SDARConfig(**{**json.loads(fields), "num_hidden_layers": layers, "layer_types": None})
+    low = computed < 4
+    with FakeTensorMode(), torch.autocast("cpu", torch.bfloat16, enabled=autocast and low):
+        dtype = torch.bfloat16 if low and not autocast else torch.float32
+        network = AutoModelForCausalLM.from_config(shape, dtype=dtype)
+        ids = torch.zeros(1, tokens, dtype=torch.int64)
+        kept = Kept({parameter.untyped_storage()._cdata for parameter in network.parameters()})
+        with saved_tensors_hooks(kept, lambda tensor: tensor):
+            network(ids, _FusedPlan(), torch.zeros_like(ids), head=lambda _head, rows: rows)
+    return float(sum(kept.storages.values()))
+
+
+def table(config: MemoryConfig, shapes: dict[str, SDARConfig]) -> Iterator[str]:
+    """Lines of the table: one row per model, ZeRO stage and number of GPUs, in GiB per GPU."""
+    tokens, rows = batch_size(config)
+    training = config.training
+    yield f"GiB per GPU; objective {training.objective}, {training.mixed_precision}, micro-batches of up to"
+    recomputed = (
+        "recomputed"
+        if training.gradient_checkpointing_enable
+        else "kept (training.gradient_checkpointing_enable=false)"
+    )
+    yield f"{tokens} tokens ({rows} rows of logits), activations {recomputed}; reserve {RESERVE / GIB:.1f}"
+    parts = ("weights", "gradients", "optimizer", "reference", "buffers", "activations", "backward", "update")
+    header = "".join(f"{part:>12}" for part in parts)
+    sizes = "".join(f"{f'{capacity} GiB':>15}" for capacity in CAPACITIES)
+    for name, shape in shapes.items():
+        yield ""
+        yield f"{name}: {num_parameters(shape) / 1e9:.2f}e9 parameters"
+        yield f"{'ZeRO':>6}{'GPUs':>6}{header}{'total':>9}{sizes}"
+        for stage in STAGES:
+            for num_gpus in (config.num_gpus,) if config.num_gpus else (1, 2, 4, 8):
+                found = estimate(config, shape, stage, num_gpus)
+                values = "".join(f"{vars(found)[part] / GIB:12.1f}" for part in parts)
+                total = found.total + RESERVE
+                fits = "".join(f"{'fits' if total <= size * GIB else 'does not fit':>15}" for size in CAPACITIES)
+                yield f"{stage or 'none':>6}{num_gpus:>6}{values}{total / GIB:9.1f}{fits}"
+
+
+def shapes_asked(name: str) -> dict[str, SDARConfig]:
+    """The paper's two models, and the configured one if it is neither of them.
+
+    Raises:
+        CheckpointError: the configured model is neither known nor found.
+    """
+    known = {shape: SDARConfig(**fields) for shape, fields in SHAPES.items()}
+    if Path(name).name in known and not Path(name).is_dir():
+        return known
+    return {name: load_model_config(resolve_checkpoint(name)), **known}
+
+
+def main(arguments: list[str]) -> None:
+    """Parses the configuration and prints the table."""
+    config = load_config(MemoryConfig, arguments, "Estimates the memory that training takes on each GPU.", EXAMPLE)
+    for line in table(config, shapes_asked(config.model.pretrained_model)):
+        sys.stdout.write(f"{line}\n")
+
+
+if __name__ == "__main__":
+    run_entry(main)

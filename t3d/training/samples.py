@@ -1,0 +1,153 @@
+"""Training samples on disk: an Arrow file per content, built once and mapped into memory by every process."""
+
+import hashlib
+import json
+import logging
+import os
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from datasets import Dataset, Features, Value
+from datasets import Sequence as ListOf
+from datasets.arrow_writer import ArrowWriter
+from filelock import FileLock
+from numpy.typing import NDArray
+
+from t3d.errors import DataError
+from t3d.folders import make_folder
+from t3d.training.states import TrainingSample
+
+log = logging.getLogger(__name__)
+
+FEATURES = Features(
+    {
+        "prompt_ids": ListOf(Value("int32")),
+        "response_ids": ListOf(Value("int32")),
+        "step_map": ListOf(Value("int32")),
+        "ended": Value("bool"),
+        "record": Value("string"),
+    }
+)
+ROWS_PER_BATCH = 200
+_CHUNK_BYTES = 1 << 20
+
+
+class Samples:
+    """The samples within the length limits, read one at a time.
+
+    Attributes:
+        lengths: tokens of each sample in the training layout, [prompt][clean response][noisy response].
+    """
+
+    def __init__(self, path: Path, max_prompt_len: int, max_gen_length: int) -> None:
+        """Maps the file that `build_once` wrote.
+
+        Args:
+            path: the Arrow file.
+            max_prompt_len: samples with longer prompts are left out, and counted in the log.
+            max_gen_length: responses are cut here, and counted in the log.
+
+        Raises:
+            DataError: no whole Arrow file.
+        """
+        try:
+            self._rows = Dataset.from_file(str(path))
+        except (OSError, pa.ArrowException) as error:
+            raise DataError(path, "a whole cache file (remove it to have it built again)", error) from error
+        prompts, responses = (
+            pc.list_value_length(self._rows.data.column(name)).to_numpy().astype(np.int64)
+            for name in ("prompt_ids", "response_ids")
+        )
+        self._kept = np.flatnonzero(prompts <= max_prompt_len)
+        self._limit = max_gen_length
+        self.num_left_out = len(prompts) - len(self._kept)
+        if self.num_left_out:
+            log.warning("left out %d samples: prompts over max_prompt_len = %d", self.num_left_out, max_prompt_len)
+        if num_cut := int((responses[self._kept] > max_gen_length).sum()):
+            log.warning("cut %d responses at max_gen_length = %d", num_cut, max_gen_length)
+        self.lengths: NDArray[np.int64] = (prompts + 2 * responses.clip(max=max_gen_length))[self._kept]
+
+    def __len__(self) -> int:
+        return len(self._kept)
+
+    def __getitem__(self, index: int) -> TrainingSample:
+        row = self._rows[int(self._kept[index])]
+        cut = len(row["response_ids"]) > self._limit
+        return TrainingSample(
+            prompt_ids=row["prompt_ids"],
+            response_ids=row["response_ids"][: self._limit],
+            step_map=row["step_map"] and row["step_map"][: self._limit],
+            ended=row["ended"] and not cut,
+        )
+
+    def record(self, index: int) -> str:
+        """File and record that a sample comes from, for messages."""
+        return self._rows[int(self._kept[index])]["record"]
+
+    def first_without_steps(self) -> int | None:
+        """The first sample that is no trajectory, or None."""
+        missing = self._rows.data.column("step_map").is_null().to_numpy()[self._kept]
+        return int(missing.argmax()) if missing.any() else None
+
+
+def build_once(
+    folder: Path, sources: Sequence[Path], settings: Any, rows: Callable[[], Iterable[tuple[TrainingSample, str]]]
+) -> Path:
+    """The Arrow file of what `rows` yields, from `folder` if an earlier run with the same sources built it.
+
+    However many processes ask, one builds and the others wait for it; a file that a kill left half-written has
+    another name, and the next builder overwrites it.
+
+    Args:
+        folder: of the cache.
+        sources: files whose content `rows` reads.
+        settings: a JSON value, all else that the rows depend on.
+        rows: samples, each with the record that it comes from.
+
+    Raises:
+        DataError: from `rows`, or there is no room in `folder`, or no source to read.
+    """
+    target = make_folder(folder) / f"{_key(sources, settings)}.arrow"
+    partial = target.with_suffix(".partial")
+    try:
+        with FileLock(target.with_suffix(".lock")):
+            if not target.exists():
+                log.info("building %s, once for this data", target)
+                try:
+                    _write(partial, rows())
+                    os.replace(partial, target)
+                finally:
+                    partial.unlink(missing_ok=True)
+    except OSError as error:
+        expected = "room for the training data (T3D_CACHE_ROOT says where)"
+        raise DataError(folder, expected, error.strerror or error) from error
+    return target
+
+
+def _write(path: Path, rows: Iterable[tuple[TrainingSample, str]]) -> None:
+    with (
+        path.open("wb") as file,
+        ArrowWriter(features=FEATURES, stream=file, writer_batch_size=ROWS_PER_BATCH) as writer,
+    ):
+        for sample, record in rows:
+            writer.write({**vars(sample), "record": record})
+        writer.finalize(close_stream=False)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _key(sources: Sequence[Path], settings: Any) -> str:
+    digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode())
+    for path in sources:
+        try:
+            with path.open("rb") as file:
+                digest.update(f"\0{path.name}\0{os.fstat(file.fileno()).st_size}\0".encode())
+                while chunk := file.read(_CHUNK_BYTES):
+                    digest.update(chunk)
+        except OSError as error:
+            raise DataError(path, "a readable file", error.strerror or error) from error
+    return digest.hexdigest()[:32]

@@ -1,0 +1,106 @@
+"""Weights & Biases and TensorBoard: told of every step, and never a reason for a run to end."""
+
+import logging
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from t3d.config import TrainConfig
+
+log = logging.getLogger(__name__)
+
+INIT_TIMEOUT_S = 30.0
+"""How long an unreachable server may hold up the first step."""
+
+
+class Tracker(ABC):
+    """One tracker of a run; from its first failure on it is silent."""
+
+    name: str
+
+    def __init__(self, folder: Path, config: TrainConfig, first_step: int) -> None:
+        """Starts the tracker; whatever keeps it from starting is a warning."""
+        self._running = True
+        self._safely(self._start, folder, config, first_step)
+
+    def write(self, metrics: Mapping[str, float]) -> None:
+        """Passes on the metrics of one global step."""
+        self._safely(self._write, dict(metrics), int(metrics["step"]))
+
+    def close(self) -> None:
+        """Ends the tracker."""
+        self._safely(self._close)
+
+    def _safely(self, action: Any, *arguments: Any) -> None:
+        if not self._running:
+            return
+        try:
+            action(*arguments)
+        # A network, a service process and two libraries may raise anything; days of training are worth more.
+        except Exception as error:  # noqa: BLE001
+            self._running = False
+            reason = " ".join(str(error).split())
+            log.warning("training goes on without %s: %s: %s", self.name, type(error).__name__, reason)
+
+    @abstractmethod
+    def _start(self, folder: Path, config: TrainConfig, first_step: int) -> None: ...
+
+    @abstractmethod
+    def _write(self, metrics: dict[str, float], step: int) -> None: ...
+
+    @abstractmethod
+    def _close(self) -> None: ...
+
+
+class Wandb(Tracker):
+    """Weights & Biases, with the keys of the group `wandb`."""
+
+    name = "wandb"
+
+    def _start(self, folder: Path, config: TrainConfig, first_step: int) -> None:
+        import wandb  # a run without it needs neither the package nor the second that it takes to import
+
+        settings = config.wandb
+        if wandb.setup().settings.mode == "online" and not wandb.login(prompt=False, verify=False):
+            raise PermissionError("not logged in (run `wandb login`, or set WANDB_MODE=offline)")
+        self._run = wandb.init(
+            entity=settings.entity,
+            project=settings.project or config.experiment.project,
+            id=settings.run_id,
+            resume="allow" if settings.resume or settings.run_id else None,
+            dir=str(folder),
+            settings=wandb.Settings(init_timeout=INIT_TIMEOUT_S),
+        )
+
+    def _write(self, metrics: dict[str, float], step: int) -> None:
+        self._run.log(metrics, step=step)
+
+    def _close(self) -> None:
+        self._run.finish()
+
+
+class TensorBoard(Tracker):
+    """TensorBoard event files in the run's folder."""
+
+    name = "tensorboard"
+
+    def _start(self, folder: Path, config: TrainConfig, first_step: int) -> None:
+        from torch.utils.tensorboard import SummaryWriter  # imports tensorboard, as above
+
+        self._board = SummaryWriter(str(folder / "tensorboard"), purge_step=first_step + 1)
+
+    def _write(self, metrics: dict[str, float], step: int) -> None:
+        for name, value in metrics.items():
+            self._board.add_scalar(name, value, step)
+
+    def _close(self) -> None:
+        self._board.close()
+
+
+TRACKERS: dict[str, type[Tracker]] = {tracker.name: tracker for tracker in (Wandb, TensorBoard)}
+
+
+def start_trackers(folder: Path, config: TrainConfig, first_step: int) -> list[Tracker]:
+    """The trackers of `experiment.trackers`, from the step after `first_step` on."""
+    return [TRACKERS[name](folder, config, first_step) for name in config.experiment.trackers]

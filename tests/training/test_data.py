@@ -1,0 +1,229 @@
+"""Training data: checked records in an Arrow file, built once per content and read a sample at a time."""
+
+import json
+import multiprocessing
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from t3d.config import TrainingConfig
+from t3d.errors import DataError
+from t3d.paths import cache_root, find_data_files
+from t3d.sdar.checkpoint import load_tokenizer
+from t3d.training import data
+from t3d.training.data import load_samples
+from t3d.training.samples import Samples, build_once
+from t3d.training.states import TrainingSample
+
+
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("T3D_CACHE_ROOT", str(tmp_path / "cache"))
+
+
+@pytest.fixture(scope="module")
+def tokenizer(checkpoint):
+    return load_tokenizer(checkpoint)
+
+
+def load(paths: list[Path] | Path, tokenizer, trace: bool = True, **limits: int) -> Samples:
+    paths = paths if isinstance(paths, list) else [paths]
+    vocab_size = len(tokenizer)
+    return load_samples(paths, tokenizer, "math", TrainingConfig(**limits), vocab_size, needs_step_map=trace)
+
+
+def built() -> list[Path]:
+    return sorted((cache_root() / "datasets").glob("*.arrow"))
+
+
+def records(path: Path) -> list[dict]:
+    return json.loads(path.read_text())
+
+
+def test_samples_are_the_records_of_the_file(trajectories, tokenizer):
+    samples = load(trajectories, tokenizer)
+    assert len(samples) == 20
+    for index, record in enumerate(records(trajectories)):
+        assert samples[index] == TrainingSample(
+            record["prompt_ids"],
+            record["response_ids"][0],
+            record["step_map"][0],
+            ended=record["finish_reason"] == ["stop"],
+        )
+        assert samples.record(index) == f"{trajectories.name}, record {index}"
+    expected = [len(sample.prompt_ids) + 2 * len(sample.response_ids) for sample in map(samples.__getitem__, range(20))]
+    assert samples.lengths.tolist() == expected
+
+
+def test_real_answers_have_no_steps_and_end_with_the_stop_token(answers, tokenizer):
+    sample = load(answers, tokenizer, trace=False)[3]
+    assert sample.step_map is None
+    assert sample.ended
+    assert tokenizer.decode(sample.response_ids) == records(answers)[3]["answer"] + "<|im_end|>"
+
+
+def test_length_limits_leave_out_prompts_and_cut_responses(trajectories, tokenizer, caplog):
+    whole = load(trajectories, tokenizer)
+    longest = max(len(whole[index].prompt_ids) for index in range(20))
+    kept = [index for index in range(20) if len(whole[index].prompt_ids) < longest]
+    samples = load(trajectories, tokenizer, max_prompt_len=longest - 1, max_gen_length=7)
+    assert len(samples) == len(kept) < 20
+    for place, index in enumerate(kept):
+        assert samples[place].prompt_ids == whole[index].prompt_ids
+        assert samples[place].response_ids == whole[index].response_ids[:7]
+        assert samples[place].step_map == whole[index].step_map[:7]
+        assert samples[place].ended == (whole[index].ended and len(whole[index].response_ids) <= 7)
+        assert samples.lengths[place] == len(samples[place].prompt_ids) + 2 * len(samples[place].response_ids)
+    assert f"left out {20 - len(kept)} samples" in caplog.text
+    assert "max_gen_length = 7" in caplog.text
+    assert len(built()) == 1, "limits apply at reading"
+
+
+def test_the_same_content_is_built_once_and_other_content_again(trajectories, tokenizer, tmp_path, monkeypatch):
+    copy = tmp_path / "elsewhere" / trajectories.name
+    copy.parent.mkdir()
+    copy.write_bytes(trajectories.read_bytes())
+    load(trajectories, tokenizer)
+    with monkeypatch.context() as patched:
+        patched.setattr(data, "_all_samples", lambda *_: pytest.fail("built again"))
+        assert len(load(copy, tokenizer)) == 20
+    copy.write_text(json.dumps(records(trajectories)[:5]))
+    assert len(load(copy, tokenizer)) == 5
+    assert len(built()) == 2
+
+
+def test_another_tokenizer_builds_again(answers, checkpoint, tmp_path):
+    folder = tmp_path / "other"
+    folder.mkdir()
+    for path in checkpoint.iterdir():
+        (folder / path.name).write_bytes(path.read_bytes())
+    template = folder / "chat_template.jinja"
+    template.write_text(template.read_text() + "!")
+    first = load(answers, load_tokenizer(checkpoint), trace=False)
+    second = load(answers, load_tokenizer(folder), trace=False)
+    assert first[0].prompt_ids != second[0].prompt_ids
+
+
+def test_a_folder_of_shards_is_read_in_the_order_of_names(trajectories, tokenizer, tmp_path, monkeypatch):
+    everything = records(trajectories)
+    folder = tmp_path / "data" / "shards"
+    folder.mkdir(parents=True)
+    (folder / "1.json").write_text(json.dumps(everything[12:]))
+    (folder / "0.json").write_text(json.dumps(everything[:12]))
+    (folder / "notes.txt").write_text("no data")
+    monkeypatch.chdir(tmp_path)
+    for name in (str(folder), "shards"):
+        assert [path.name for path in find_data_files(name)] == ["0.json", "1.json"]
+    samples, whole = load(find_data_files("shards"), tokenizer), load(trajectories, tokenizer)
+    assert [samples[index] for index in range(20)] == [whole[index] for index in range(20)]
+    assert samples.record(12) == "1.json, record 0"
+    (tmp_path / "data" / "empty").mkdir()
+    with pytest.raises(DataError, match=r"with \.json files, found none"):
+        find_data_files("empty")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"response_ids": [[1] * 3]}, "field step_map"),
+        ({"prompt_ids": [10_000]}, r"below the model's vocab_size = \d+, found 10000"),
+        ({"step_map": None, "response_ids": None, "question": 3}, "field step_map"),
+    ],
+)
+def test_an_invalid_record_is_named_and_nothing_is_kept(trajectories, tokenizer, tmp_path, change, message):
+    broken = records(trajectories)
+    broken[7] |= change
+    path = tmp_path / "broken.json"
+    path.write_text(json.dumps(broken))
+    for _ in range(2):
+        with pytest.raises(DataError, match=rf"broken\.json, record 7.*{message}"):
+            load(path, tokenizer)
+    assert [path.suffix for path in (cache_root() / "datasets").iterdir()] == [".lock"]
+
+
+def test_a_record_of_real_data_without_its_question_is_named(answers, tokenizer, tmp_path):
+    broken = records(answers)
+    del broken[4]["question"]
+    path = tmp_path / "broken.json"
+    path.write_text(json.dumps(broken))
+    with pytest.raises(DataError, match=r"broken\.json, record 4, field question"):
+        load(path, tokenizer, trace=False)
+
+
+def test_trace_objectives_name_the_first_record_without_steps(answers, trajectories, tokenizer, tmp_path):
+    path = tmp_path / "mixed.json"
+    path.write_text(json.dumps([*records(trajectories)[:3], *records(answers)]))
+    with pytest.raises(DataError, match=r"mixed\.json, record 3: expected a trajectory"):
+        load(path, tokenizer)
+
+
+def test_a_half_written_file_is_never_picked_up(trajectories, tokenizer):
+    whole = load(trajectories, tokenizer)
+    [path] = built()
+    partial = path.with_suffix(".partial")
+    partial.write_bytes(path.read_bytes()[:1000])  # as a kill would leave it
+    path.unlink()
+    again = load(trajectories, tokenizer)
+    assert [again[index] for index in range(20)] == [whole[index] for index in range(20)]
+    assert not partial.exists()
+
+
+def test_a_damaged_cache_file_is_named(trajectories, tokenizer):
+    load(trajectories, tokenizer)
+    [path] = built()
+    path.write_bytes(path.read_bytes()[:100])
+    with pytest.raises(DataError, match=r"\.arrow: expected a whole cache file \(remove it"):
+        load(trajectories, tokenizer)
+
+
+def count_builds(folder: Path, source: Path, journal: Path) -> None:
+    def rows():
+        with journal.open("a") as file:
+            file.write("built\n")
+        for index in range(2000):
+            yield TrainingSample([1], [index], [1], ended=True), f"record {index}"
+
+    samples = Samples(build_once(folder, [source], "settings", rows), 10, 10)
+    assert len(samples) == 2000
+    assert samples[1999].response_ids == [1999]
+
+
+def test_of_several_processes_one_builds(tmp_path):
+    source = tmp_path / "source"
+    source.write_text("content")
+    context = multiprocessing.get_context("fork")
+    journal = tmp_path / "journal"
+    processes = [context.Process(target=count_builds, args=(tmp_path, source, journal)) for _ in range(4)]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join()
+    assert [process.exitcode for process in processes] == [0] * 4
+    assert journal.read_text() == "built\n"
+
+
+def test_a_full_disk_is_one_error_and_leaves_nothing(tmp_path):
+    code = """
+import resource, sys
+from pathlib import Path
+from t3d.errors import DataError
+from t3d.training.samples import build_once
+from t3d.training.states import TrainingSample
+resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
+folder = Path(sys.argv[1])
+rows = lambda: ((TrainingSample([1] * 100, [2] * 100, [1] * 100, True), "r") for _ in range(10_000))
+try:
+    build_once(folder, [], "settings", rows)
+except DataError as error:
+    print(error)
+"""
+    ended = subprocess.run([sys.executable, "-c", code, str(tmp_path)], capture_output=True, text=True, check=True)
+    assert "expected room for the training data" in ended.stdout
+    assert [path.suffix for path in tmp_path.iterdir()] == [".lock"]
+
+
+def test_lengths_are_an_array(trajectories, tokenizer):
+    assert load(trajectories, tokenizer).lengths.dtype == np.int64

@@ -1,0 +1,73 @@
+"""A launch that made other processes than were asked for is refused, not trained on."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from t3d.config import TrainConfig
+from t3d.errors import ConfigError
+from t3d.training.launch import make_accelerator
+
+ROOT = Path(__file__).parents[2]
+LAUNCHERS_VARIABLES = ("WORLD_SIZE", "GROUP_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT", "ACCELERATE_USE_CPU")
+
+
+@pytest.fixture(autouse=True)
+def no_launcher(monkeypatch):
+    for name in LAUNCHERS_VARIABLES:
+        monkeypatch.delenv(name, raising=False)
+
+
+def config(**experiment: int) -> TrainConfig:
+    made = TrainConfig()
+    made.training.mixed_precision = "no"
+    for name, value in experiment.items():
+        setattr(made.experiment, name, value)
+    return made
+
+
+@pytest.mark.parametrize("experiment", [{"num_processes": 2}, {"num_node": 2}])
+def test_a_launch_of_another_size_is_refused(experiment):
+    [name] = experiment
+    with pytest.raises(ConfigError, match=rf"experiment\.{name}: expected a launch .* 2 .*, found 1"):
+        make_accelerator(config(**experiment))
+
+
+def test_machines_are_those_that_the_launcher_counts(monkeypatch):
+    monkeypatch.setenv("GROUP_WORLD_SIZE", "2")
+    with pytest.raises(ConfigError, match=r"experiment\.num_node: expected a launch on 1 machine\(s\), found 2"):
+        make_accelerator(config())
+
+
+def launch(tmp_path: Path, *arguments: str) -> subprocess.CompletedProcess:
+    command = [sys.executable, "-m", "accelerate.commands.launch", *arguments]
+    command += [str(ROOT / "train/self_ddo_sdar_full.py"), f"config={ROOT / 'configs/toy/t3d.yaml'}"]
+    environment = {name: value for name, value in os.environ.items() if name not in LAUNCHERS_VARIABLES}
+    environment |= {"PYTHONPATH": str(ROOT)}
+    return subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("way", ["flags", "file"])
+def test_a_launcher_that_starts_one_of_two_processes_is_caught(tmp_path, way):
+    arguments = ["--cpu", "--num_processes", "2"]
+    if way == "file":
+        content = {
+            "compute_environment": "LOCAL_MACHINE",
+            "distributed_type": "MULTI_CPU",
+            "num_machines": 1,
+            "num_processes": 2,
+            "machine_rank": 0,
+            "use_cpu": True,
+            "mixed_precision": "no",
+        }
+        (tmp_path / "two.yaml").write_text(yaml.safe_dump(content))
+        arguments = ["--config_file", str(tmp_path / "two.yaml")]
+    ended = launch(tmp_path, *arguments)
+    errors = [line for line in ended.stderr.splitlines() if line.startswith("error: ")]
+    assert len(errors) == 1, ended.stderr[-2000:]
+    assert errors[0].startswith("error: experiment.num_processes: expected 1 if one process is meant")

@@ -1,0 +1,224 @@
+"""The memory estimate against real steps of small networks on a CPU.
+
+They have as many key heads as query heads: for fewer, PyTorch's CPU kernel keeps its scores, which no GPU's does.
+"""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch.multiprocessing.reductions import StorageWeakRef
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from t3d.config import TrainConfig, load_config
+from t3d.errors import CheckpointError
+from t3d.sdar import SDARConfig
+from t3d.training.forward import batch_losses
+from t3d.training.memory import GIB, SHAPES, MemoryConfig, batch_size, estimate, num_parameters, shapes_asked, table
+from t3d.training.packing import collate
+from t3d.training.reference import frozen_copy
+from t3d.training.settings import loss_settings
+from t3d.training.states import StateSettings, TrainingSample, draw_state, sample_stream
+
+ROOT = Path(__file__).parents[2]
+PROMPT, RESPONSE = 96, 256
+SHAPE = {"vocab_size": 4096, "hidden_size": 128, "intermediate_size": 384, "num_hidden_layers": 6}
+HEADS = {"num_attention_heads": 4, "num_key_value_heads": 4, "head_dim": 32}
+
+
+class Live(TorchDispatchMode):
+    """Counts the bytes of all tensors that operations touched and nobody has dropped yet."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.peak = 0
+        self.seen: dict[int, tuple[StorageWeakRef, int]] = {}
+
+    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = function(*args, **(kwargs or {}))
+        for tensor in result if isinstance(result, tuple | list) else [result]:
+            if isinstance(tensor, torch.Tensor):
+                self.count(tensor)
+        self.peak = max(self.peak, self.now())
+        return result
+
+    def count(self, tensor: torch.Tensor) -> None:
+        reference = StorageWeakRef(tensor.untyped_storage())
+        self.seen[reference.cdata] = reference, tensor.untyped_storage().nbytes()
+
+    def now(self) -> int:
+        self.seen = {place: entry for place, entry in self.seen.items() if not entry[0].expired()}
+        return sum(size for _, size in self.seen.values())
+
+
+def tiny(**changes: Any) -> SDARConfig:
+    special = {"mask_token_id": 1, "bos_token_id": None, "eos_token_id": None}
+    return SDARConfig(**(SHAPE | HEADS | special | {"tie_word_embeddings": False} | changes))
+
+
+def config(objective: str = "t3d", precision: str = "no", recompute: bool = False) -> TrainConfig:
+    made = TrainConfig()
+    made.training.objective, made.training.mixed_precision = objective, precision
+    made.training.gradient_checkpointing_enable = recompute
+    made.training.max_prompt_len, made.training.max_gen_length = PROMPT, RESPONSE
+    return made
+
+
+def make_batch() -> Any:
+    """One sample as long as the limits allow, all of its response masked."""
+    settings = StateSettings("trace", (8,), 1, 0, 4096)
+    drawn = np.random.default_rng(0).integers(2, 4096, PROMPT + RESPONSE).tolist()
+    sample = TrainingSample(drawn[:PROMPT], drawn[PROMPT:], list(range(1, RESPONSE + 1)), ended=True)
+    return collate([draw_state(sample, settings, sample_stream(0, 0, 0))], 0, torch.device("cpu"))
+
+
+@pytest.mark.parametrize("objective", ["t3d", "td"])
+@pytest.mark.parametrize("recompute", [False, True])
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"num_hidden_layers": 12, "vocab_size": 512},
+        {"hidden_size": 256, "head_dim": 96},
+    ],
+    ids=["base", "deep", "wide"],
+)
+def test_states_are_exact_and_a_steps_peak_is_within_a_quarter(build_tiny_model, changes, recompute, objective):
+    made, shape = config(objective, recompute=recompute), tiny(**changes)
+    expected = estimate(made, shape, stage=0, num_gpus=1)
+    student = build_tiny_model(**(SHAPE | HEADS | {"mask_token_id": 1} | changes)).train()
+    reference = frozen_copy(student) if objective == "t3d" else None
+    if recompute:
+        student.recompute_activations()
+    optimizer = torch.optim.AdamW(student.parameters(), foreach=True)  # as on CUDA
+    settings, batch = loss_settings(made.training), make_batch()
+    models = [parameter for model in (student, reference) if model for parameter in model.parameters()]
+    if changes.get("vocab_size"):
+        batch.input_ids.remainder_(512)
+        batch.targets.remainder_(512)
+    with Live() as live:
+        for parameter in models:
+            live.count(parameter)
+        for _ in range(2):  # the first step makes Adam's moments
+            for _ in range(2):  # the first micro-batch makes the gradients
+                live.peak = 0
+                batch_losses(student, reference, batch, settings)["loss/total"].sum().backward()
+            before_update, live.peak = live.peak, 0
+            optimizer.step()
+            updating = live.peak
+            optimizer.zero_grad()
+    assert sum(tensor.nbytes for tensor in models) == expected.weights + expected.reference
+    moments = [value for state in optimizer.state.values() for name, value in state.items() if name != "step"]
+    assert sum(tensor.nbytes for tensor in moments) == expected.optimizer
+    assert sum(tensor.nbytes for tensor in student.parameters()) == expected.gradients
+    assert before_update - expected.state == pytest.approx(expected.activations + expected.backward, rel=0.25)
+    assert updating == pytest.approx(expected.state + expected.update, rel=0.1)
+
+
+@pytest.mark.parametrize("recompute", [False, True])
+def test_a_bf16_networks_peak_is_within_a_quarter(build_tiny_model, recompute):
+    """As under DeepSpeed, where the network itself is kept in bf16."""
+    expected = estimate(config("td", "bf16", recompute), tiny(), stage=1, num_gpus=1)
+    student = build_tiny_model(**(SHAPE | HEADS | {"mask_token_id": 1})).bfloat16().train()
+    if recompute:
+        student.recompute_activations()
+    settings, batch = loss_settings(config("td").training), make_batch()
+    with Live() as live:
+        for parameter in student.parameters():
+            live.count(parameter)
+        for _ in range(2):
+            live.peak = 0
+            batch_losses(student, None, batch, settings)["loss/total"].sum().backward()
+    state = expected.weights + expected.gradients
+    assert live.now() == pytest.approx(state, rel=0.01)
+    assert live.peak - state == pytest.approx(expected.activations + expected.backward, rel=0.25)
+
+
+DEEPSPEED = """
+import gc, json, os, sys
+import deepspeed, deepspeed.ops
+deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+import torch
+from t3d.sdar import SDARConfig, SDARForCausalLM
+
+def alive():
+    gc.collect()
+    tensors = [item for item in gc.get_objects() if issubclass(type(item), torch.Tensor) and item.device.type == "cpu"]
+    tensors += [item.grad for item in tensors if item.is_leaf and item.grad is not None]  # Python need not know of them
+    return {tensor.untyped_storage()._cdata: tensor.untyped_storage().nbytes() for tensor in tensors}
+
+deepspeed.init_distributed("gloo", verbose=False)
+found = {}
+for stage in (1, 2, 3):
+    before = alive()
+    student = SDARForCausalLM(SDARConfig(**json.loads(sys.argv[1])))
+    zero = {"stage": stage, "reduce_bucket_size": 500_000, "stage3_param_persistence_threshold": 0}
+    settings = {"train_micro_batch_size_per_gpu": 1, "gradient_accumulation_steps": 2, "bf16": {"enabled": True}}
+    settings |= {"zero_optimization": zero, "zero_allow_untested_optimizer": True, "zero_force_ds_cpu_optimizer": False}
+    engine, *_ = deepspeed.initialize(model=student, optimizer=torch.optim.AdamW(student.parameters()), config=settings)
+    del student
+    for _ in range(3):  # an update, and the first micro-batch after it
+        engine.backward(engine(torch.zeros(1, 8, dtype=torch.long)).logits.float().sum())
+        engine.step()
+    found[stage] = sum(size for place, size in alive().items() if place not in before and size != 1_000_000)
+    engine.destroy()
+    del engine
+if os.environ["RANK"] == "0":
+    print("FOUND", json.dumps(found))
+"""
+
+
+@pytest.mark.slow
+def test_zeros_states_are_those_of_two_deepspeed_processes(tmp_path):
+    (tmp_path / "script.py").write_text(DEEPSPEED)
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", "29633"]
+    command += [str(tmp_path / "script.py"), json.dumps(tiny().to_dict())]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    ended = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert ended.returncode == 0, ended.stderr[-3000:]
+    found = json.loads(ended.stdout.partition("FOUND ")[2].splitlines()[0])
+    for stage in (1, 2, 3):
+        expected = estimate(config("td", "bf16"), tiny(), stage, num_gpus=2)
+        assert found[str(stage)] == pytest.approx(expected.state, rel=0.01), stage
+
+
+def test_the_papers_models_have_their_parameters():
+    counts = {name: num_parameters(SDARConfig(**fields)) / 1e6 for name, fields in SHAPES.items()}
+    assert counts == pytest.approx({"SDAR-1.7B-Chat": 1720.6, "SDAR-4B-Chat": 4411.4}, abs=0.1)
+
+
+def test_the_papers_launch_fits_where_the_paper_ran_it():
+    """4B, ZeRO-1, eight GPUs of 40 GB (section 5.1); on one GPU no stage can help."""
+    path = ROOT / "configs/ddo_sdar_full_self.yaml"
+    made = load_config(MemoryConfig, [f"config={path}", "num_gpus=8"], "", "")
+    shape = {"SDAR-4B-Chat": SDARConfig(**SHAPES["SDAR-4B-Chat"])}
+    lines = [line.split() for line in table(made, shape)]
+    [eight] = [line for line in lines if line[:2] == ["1", "8"]]
+    assert eight[-2:] == ["fits", "fits"]
+    assert float(eight[2]) == pytest.approx(2 * 4.411e9 / GIB, abs=0.1)
+    made.num_gpus = 1
+    [one] = [line for line in (line.split() for line in table(made, shape)) if line[:2] == ["3", "1"]]
+    assert one[-6:] == ["does", "not", "fit"] * 2
+
+
+def test_batches_are_as_long_as_the_configuration_allows():
+    made = config()
+    made.training.block_size, made.training.batch_size_lm = 8, 3
+    assert batch_size(made) == (3 * (96 + 2 * 256 + 16), 3 * (256 + 16))
+    made.training.tokens_per_batch = 10_000
+    assert batch_size(made)[0] == 10_000
+    made.training.tokens_per_batch = 10
+    assert batch_size(made)[0] == 96 + 2 * 256 + 16, "one sample is never split"
+
+
+def test_a_configured_model_is_read_from_its_folder_and_an_unknown_one_is_an_error(checkpoint):
+    assert list(shapes_asked("JetLM/SDAR-4B-Chat")) == list(SHAPES)
+    assert list(shapes_asked(str(checkpoint))) == [str(checkpoint), *SHAPES]
+    with pytest.raises(CheckpointError, match="a model folder or a hub id"):
+        shapes_asked("nowhere")
