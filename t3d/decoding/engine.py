@@ -24,15 +24,13 @@ from torch import Tensor
 
 from t3d.decoding.config import DecodingConfig
 from t3d.decoding.draws import ROW_TILE, Draws, join, judge
-from t3d.decoding.limits import PREFILL_TOKENS, check_lengths, prefill_chunk, prompt_error
+from t3d.decoding.limits import PREFILL_TOKENS, prefill_chunk, prompt_error
 from t3d.decoding.plan import Spans, attention_plan
 from t3d.decoding.slots import Slots
 from t3d.errors import ConfigError
 from t3d.remasking import RANKED_BY, STRATEGIES, BlockScores, step_quota
 from t3d.sdar.modeling import SDARForCausalLM
 from t3d.trajectory import Trajectory
-
-__all__ = ["Engine", "check_lengths", "decode", "iter_decode"]
 
 
 def decode(

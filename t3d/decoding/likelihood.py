@@ -20,7 +20,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from t3d.errors import DataError
-from t3d.sdar.attention import PAD_DOCUMENT, block_index, training_mask
+from t3d.sdar.attention import TrainingTokens, block_index, may_see
 from t3d.sdar.modeling import SDARForCausalLM
 
 
@@ -105,7 +105,7 @@ def _lay_out(
             ]
         )
     width = max(len(row[0]) for row in rows)
-    fill = (mask_id, 0, 0, 0, PAD_DOCUMENT)
+    fill = (mask_id, 0, 0, 0, 1)
     padded = [[row[field] + [fill[field]] * (width - len(row[field])) for row in rows] for field in range(len(fill))]
     ids, positions, noisy_rows, scored, documents = torch.tensor(padded, device=device)
     return _Batch(ids, positions, noisy_rows.bool(), scored.bool(), documents)
@@ -114,7 +114,8 @@ def _lay_out(
 @torch.inference_mode()
 def _score(model: SDARForCausalLM, batch: _Batch, mask_id: int, block_size: int) -> list[Likelihood]:
     """Evaluates all blocks at once, one offset inside the block per forward."""
-    mask = training_mask(block_index(batch.positions, block_size), batch.noisy, batch.documents)[:, None]
+    tokens = TrainingTokens(block_index(batch.positions, block_size), batch.noisy, batch.documents)
+    mask = may_see(tokens.at((..., None)), tokens.at((slice(None), None)))[:, None]
     offsets = batch.positions % block_size
     log_probs = torch.zeros(len(batch.ids), dtype=torch.float64)
     greedy = torch.ones(len(batch.ids), dtype=torch.bool)

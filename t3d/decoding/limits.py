@@ -1,12 +1,10 @@
 """What can be decoded at all: prompts that fit the model, and a cache that fits the memory."""
 
-from collections.abc import Sequence
-
 import psutil
 import torch
 
 from t3d.decoding.config import DecodingConfig
-from t3d.errors import ConfigError, DataError
+from t3d.errors import ConfigError
 from t3d.sdar.configuration import SDARConfig
 
 PREFILL_TOKENS = 512
@@ -41,23 +39,6 @@ def prompt_error(model: SDARConfig, prompt: list[int], config: DecodingConfig) -
         response = f"up to {config.max_new_tokens} new ones in blocks of {config.block_size}"
         return f"{len(prompt)} prompt tokens + {response}, beyond the model's {model.max_position_embeddings} positions"
     return None
-
-
-def check_lengths(model: SDARConfig, prompts: Sequence[list[int]], config: DecodingConfig) -> None:
-    """Checks that every prompt leaves room for its response.
-
-    Raises:
-        DataError: one that does not, named by its number.
-    """
-    context = model.max_position_embeddings
-    for index, prompt in enumerate(prompts):
-        if full_length(len(prompt), config) > context:
-            raise DataError(
-                f"prompt {index}",
-                f"prompt and response within the model's {context} positions",
-                f"{len(prompt)} prompt tokens + up to {config.max_new_tokens} new ones in blocks of "
-                f"{config.block_size}",
-            )
 
 
 def check_memory(slot_bytes: int, num_slots: int, device: torch.device) -> None:

@@ -28,9 +28,10 @@ from t3d.config.schema import MAX_SEED, key
 from t3d.decoding import DecodingConfig, iter_decode
 from t3d.decoding.likelihood import iter_likelihoods
 from t3d.entry import run_entry
-from t3d.errors import CheckpointError, ConfigError
+from t3d.errors import CheckpointError, ConfigError, DataError
 from t3d.remasking import STRATEGIES
-from t3d.rollout.run import pick_device, response_text
+from t3d.rollout.records import response_text
+from t3d.rollout.worker import pick_device
 from t3d.sdar.checkpoint import default_stop_ids, load_model, load_tokenizer, resolve_checkpoint
 
 HARNESS_DEVICE = "cuda:0"
@@ -181,6 +182,8 @@ class T3DLM(TemplateLM):
                 mine = [streams[number] for number in numbers]
                 for place, done in iter_decode(self.model, prompts, decoding, self.settings.max_active, mine):
                     number = numbers[place]
+                    if done.error is not None:
+                        raise DataError(f"request {number}", "a prompt that can be decoded", done.error)
                     text = response_text(done, decoding, self.tokenizer)
                     texts[number] = _cut(text, _stop_strings(requests[number].args[1]))
                     self.cache_hook.add_partial("generate_until", requests[number].args, texts[number])

@@ -5,6 +5,8 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from typing import Any
 
+from t3d.decoding.limits import prefill_forwards
+
 FAILED = "error"
 """The finish reason of a response whose decoding failed; what failed has neither grade nor cost."""
 
@@ -84,7 +86,11 @@ def _total(records: Sequence[dict[str, Any]], field: str) -> int | None:
 
 
 def _prefills(records: Sequence[dict[str, Any]]) -> int | None:
-    """Counts prefill forwards: one for each response whose prompt fills a block; None if a record does not tell."""
+    """Counts the forwards that prefilled prompts; None if a record does not tell."""
     if not all("prompt_ids" in record and "block_size" in record for record in records):
         return None
-    return sum(len(record["prompt_ids"]) >= record["block_size"] for record in records for _ in decoded_places(record))
+    return sum(
+        prefill_forwards(len(record["prompt_ids"]), record["block_size"])
+        for record in records
+        for _ in decoded_places(record)
+    )

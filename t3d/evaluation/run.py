@@ -16,6 +16,7 @@ from t3d.files import atomic_writer, write_json_atomic, write_json_list
 from t3d.folders import make_folder
 from t3d.paths import dataset_name
 from t3d.rollout import rollout
+from t3d.rollout.ranks import join_ranks
 from t3d.rollout.run import outputs_name, project_folder
 
 log = logging.getLogger(__name__)
@@ -27,8 +28,14 @@ def evaluate(config: DecodeConfig) -> dict[str, Any]:
     Raises:
         UserError: a mistake in configuration, data or checkpoint, or not one response that could be graded.
     """
-    evaluation, given = config.evaluation, config.evaluation.rollouts
+    given = config.evaluation.rollouts
     path = rollout(config) if given is None else Path(given)
+    return join_ranks().on_first(lambda: _evaluate(config, path))
+
+
+def _evaluate(config: DecodeConfig, path: Path) -> dict[str, Any]:
+    """Grades the rollout file and writes the results."""
+    evaluation, given = config.evaluation, config.evaluation.rollouts
     name = outputs_name(config) if given is None else path.stem.removeprefix("outputs-")
     details = read_details(path)
     records = read_rollouts(path, evaluation.data_type, None if given is None else evaluation.limit)

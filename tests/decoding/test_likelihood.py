@@ -9,7 +9,6 @@ import torch
 from t3d.decoding import DecodingConfig, decode
 from t3d.decoding.likelihood import Likelihood, iter_likelihoods
 from t3d.errors import DataError
-from t3d.sampling import token_probabilities
 from t3d.sdar import SDARForCausalLM
 from t3d.sdar.attention import block_causal_mask
 
@@ -40,7 +39,8 @@ def token_by_token(model: SDARForCausalLM, prompt: list[int], response: list[int
         ids = torch.tensor([tokens[:place] + [MASK] * (end - place)])
         positions = torch.arange(end)
         mask = block_causal_mask(positions, positions, size)[None, None]
-        probabilities = token_probabilities(model(ids, attention_mask=mask).logits[0, place : place + 1], MASK, 0, 0, 1)
+        scores = model(ids, attention_mask=mask).logits[0, place : place + 1].float()
+        probabilities = scores.index_fill(-1, torch.tensor([MASK]), -torch.inf).softmax(-1)
         log_prob += math.log(float(probabilities[0, tokens[place]]))
         greedy &= int(probabilities.argmax()) == tokens[place]
     return Likelihood(log_prob, greedy)
