@@ -49,14 +49,29 @@ class Tile:
     Attributes:
         first: first query, counted from the group's start.
         last: one behind the last query.
-        keys: ranges of keys, in order.
+        keys: the pieces (see `Group`) that hold them, in order.
         mask: True where a query may see a key.
     """
 
     first: int
     last: int
-    keys: list[tuple[int, int]]
+    keys: list[int]
     mask: Bool[Tensor, "1 1 query key"]
+
+
+@dataclass(frozen=True)
+class Group:
+    """Documents of one row that no other query sees.
+
+    Attributes:
+        length: tokens.
+        pieces: lengths that the keys are split into, at every place where some tile begins or ends to see them.
+        tiles: the tiles, in the order of their queries.
+    """
+
+    length: int
+    pieces: list[int]
+    tiles: list[Tile]
 
 
 class TiledPlan(PackedPlan):
@@ -64,13 +79,10 @@ class TiledPlan(PackedPlan):
 
     def __init__(self, tokens: TrainingTokens, lengths: Sequence[int], device: torch.device) -> None:
         """Cuts the row into groups of documents and those into tiles."""
-        self.lengths = _group(lengths)
-        self.groups: list[list[Tile]] = []
+        self.groups: list[Group] = []
         start = 0
-        for length in self.lengths:
-            group = tokens.at(slice(start, start + length))
-            queries = [(0, length)] if length <= GROUP else _cut(group)
-            self.groups.append([_tile(group, first, last, device) for first, last in queries])
+        for length in _group_lengths(lengths):
+            self.groups.append(_make_group(tokens.at(slice(start, start + length)), device))
             start += length
 
     def attend(
@@ -82,13 +94,16 @@ class TiledPlan(PackedPlan):
         scale: float,
     ) -> Float[Tensor, "1 tokens heads dim"]:
         """Attention of one layer."""
-        # Split first: the backward pass of a slice fills a tensor of what it was cut from.
-        groups = zip(*(part.split(self.lengths, dim=2) for part in (query, key, value)), self.groups, strict=True)
-        seen = [
-            masked_attention(q[:, :, tile.first : tile.last], _pick(k, tile), _pick(v, tile), tile.mask, scale)
-            for q, k, v, tiles in groups
-            for tile in tiles
-        ]
+        # Split and joined again: the backward pass of a slice would fill a tensor as large as what it was cut from.
+        lengths = [group.length for group in self.groups]
+        parts = zip(self.groups, *(whole.split(lengths, dim=2) for whole in (query, key, value)), strict=True)
+        seen = []
+        for group, queries, keys, values in parts:
+            key_pieces, value_pieces = (whole.split(group.pieces, dim=2) for whole in (keys, values))
+            query_pieces = queries.split([tile.last - tile.first for tile in group.tiles], dim=2)
+            for tile, piece in zip(group.tiles, query_pieces, strict=True):
+                visible_keys, visible_values = _join(key_pieces, tile.keys), _join(value_pieces, tile.keys)
+                seen.append(masked_attention(piece, visible_keys, visible_values, tile.mask, scale))
         return torch.cat([part.transpose(1, 2) for part in seen], dim=1)
 
 
@@ -113,10 +128,10 @@ class FlexPlan(PackedPlan):
     ) -> Float[Tensor, "1 tokens heads dim"]:
         """Attention of one layer."""
         grouped = query.shape[1] != key.shape[1]
-        seen = _flex_kernel(query.device.type)(
-            query, key, value, block_mask=self.block_mask, scale=scale, enable_gqa=grouped
-        )
-        return seen.transpose(1, 2)
+        kernel = _flex_kernel(query.device.type)
+        # Autocast knows nothing of it, and leaves normalised queries and keys in the weights' precision.
+        query, key = query.to(value.dtype), key.to(value.dtype)
+        return kernel(query, key, value, block_mask=self.block_mask, scale=scale, enable_gqa=grouped).transpose(1, 2)
 
 
 PLANS: dict[str, type[PackedPlan]] = {"cuda": FlexPlan}
@@ -140,7 +155,7 @@ def _mask_mod(tokens: TrainingTokens) -> Any:
     return lambda _batch, _head, query, key: may_see(tokens.at(query), tokens.at(key))
 
 
-def _group(lengths: Sequence[int]) -> list[int]:
+def _group_lengths(lengths: Sequence[int]) -> list[int]:
     """Lengths of runs of documents of at most `GROUP` tokens together; a longer document stays alone."""
     groups: list[int] = []
     for length in lengths:
@@ -161,16 +176,21 @@ def _cut(document: TrainingTokens) -> list[tuple[int, int]]:
     return ranges
 
 
-def _tile(group: TrainingTokens, first: int, last: int, device: torch.device) -> Tile:
-    """The tile of queries `first` to `last`."""
-    mask = training_mask(group.at(slice(first, last)), group)
-    seen = mask.any(0)
-    edges = seen.int().diff(prepend=torch.zeros(1, dtype=torch.int), append=torch.zeros(1, dtype=torch.int))
-    starts, stops = (edges == 1).nonzero()[:, 0].tolist(), (edges == -1).nonzero()[:, 0].tolist()
-    return Tile(first, last, list(zip(starts, stops, strict=True)), mask[None, None, :, seen].to(device))
+def _make_group(tokens: TrainingTokens, device: torch.device) -> Group:
+    """Tiles a run of documents."""
+    length = len(tokens.block)
+    queries = [(0, length)] if length <= GROUP else _cut(tokens)
+    masks = [training_mask(tokens.at(slice(first, last)), tokens) for first, last in queries]
+    seen = torch.stack([mask.any(0) for mask in masks])
+    changes = (seen[:, 1:] != seen[:, :-1]).any(0).nonzero()[:, 0] + 1
+    edges = [0, *changes.tolist(), length]
+    tiles = []
+    for (first, last), row, mask in zip(queries, seen, masks, strict=True):
+        pieces = [piece for piece, edge in enumerate(edges[:-1]) if row[edge]]
+        tiles.append(Tile(first, last, pieces, mask[None, None, :, row].to(device)))
+    return Group(length, [stop - start for start, stop in pairwise(edges)], tiles)
 
 
-def _pick(values: Float[Tensor, "1 kv_heads group dim"], tile: Tile) -> Float[Tensor, "1 kv_heads key dim"]:
-    """Keys or values that the tile's queries may see."""
-    parts = [values[:, :, start:stop] for start, stop in tile.keys]
-    return parts[0] if len(parts) == 1 else torch.cat(parts, dim=2)
+def _join(pieces: Sequence[Tensor], chosen: Sequence[int]) -> Float[Tensor, "1 kv_heads key dim"]:
+    """The chosen pieces, one after the other."""
+    return pieces[chosen[0]] if len(chosen) == 1 else torch.cat([pieces[index] for index in chosen], dim=2)

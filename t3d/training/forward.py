@@ -4,15 +4,12 @@ The output head works on the rows that the loss reads, and never on more of them
 a vocabulary of 151,936 the logits of one sample would be larger than everything else that its step keeps.
 """
 
-from collections.abc import Callable
-from functools import partial
-
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from t3d.objectives.rows import row_values
+from t3d.objectives.rows import ReferenceRows, reference_rows, row_values
 from t3d.training.loss import LossSettings, sample_losses
 from t3d.training.packing import Batch
 
@@ -59,7 +56,7 @@ class RowHead:
         self,
         batch: Batch,
         settings: LossSettings,
-        reference: tuple[Callable[[Tensor], Tensor], Float[Tensor, "rows hidden"]] | None,
+        reference: tuple[nn.Module, Float[Tensor, "rows hidden"]] | None,
     ) -> None:
         """Remembers what the rows are compared with.
 
@@ -73,29 +70,49 @@ class RowHead:
     def __call__(self, lm_head: nn.Linear, rows: Float[Tensor, "rows hidden"]) -> dict[str, Tensor]:
         """What `row_values` gives for all rows."""
         size = max(1, CHUNK_BYTES // (4 * lm_head.out_features))
-        chunks = [slice(first, first + size) for first in range(0, max(1, len(rows)), size)]
-        compute = self._values if len(chunks) == 1 else partial(_recomputed, self._values)
-        parts = [compute(lm_head, rows[chunk], chunk) for chunk in chunks]
+        num_chunks = _agreed(-(-len(rows) // size), lm_head.weight)
+        if num_chunks <= 1:
+            return self._values(lm_head, rows, slice(None), None)
+        parts = []
+        for index in range(num_chunks):
+            chunk = slice(index * size, (index + 1) * size)
+            # Drawn fakes are a number per row and are kept; a whole distribution is computed again with the chunk.
+            drawn = None if self.settings.fake_expectation == "exact" else self._reference_rows(chunk)
+            parts.append(
+                checkpoint(
+                    self._values, lm_head, rows[chunk], chunk, drawn, use_reentrant=False, preserve_rng_state=False
+                )
+            )
         return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
 
-    def _values(self, lm_head: nn.Module, rows: Float[Tensor, "chunk hidden"], chunk: slice) -> dict[str, Tensor]:
-        reference_logits = None
-        if self.reference is not None:
-            reference_head, reference_rows = self.reference
-            with torch.no_grad():
-                reference_logits = reference_head(reference_rows[chunk])
+    def _values(
+        self, lm_head: nn.Module, rows: Float[Tensor, "chunk hidden"], chunk: slice, drawn: ReferenceRows | None
+    ) -> dict[str, Tensor]:
+        # The reference first: of its logits only what is needed lives on beside the student's.
+        reference = self._reference_rows(chunk) if drawn is None else drawn
+        settings = self.settings
         return row_values(
-            lm_head(rows),
-            reference_logits,
+            lm_head(rows), self.batch.targets[chunk], reference, settings.reference_temp, settings.certainty > 0
+        )
+
+    @torch.no_grad()
+    def _reference_rows(self, chunk: slice) -> ReferenceRows | None:
+        if self.reference is None:
+            return None
+        head, rows = self.reference
+        return reference_rows(
+            head(rows[chunk]),
             self.batch.targets[chunk],
             self.batch.uniforms[chunk],
             self.settings.fake_expectation,
             self.settings.reference_temp,
-            certainty=self.settings.certainty > 0,
         )
 
 
-def _recomputed(
-    compute: Callable[..., dict[str, Tensor]], lm_head: nn.Module, rows: Tensor, chunk: slice
-) -> dict[str, Tensor]:
-    return checkpoint(compute, lm_head, rows, chunk, use_reentrant=False, preserve_rng_state=False)
+def _agreed(num_chunks: int, weight: Tensor) -> int:
+    """The most chunks of any process where ZeRO-3 gathers `weight` for each one: every process must take part."""
+    if "ds_id" not in vars(weight):
+        return num_chunks
+    most = torch.tensor(num_chunks, device=weight.device)
+    torch.distributed.all_reduce(most, torch.distributed.ReduceOp.MAX)
+    return int(most)

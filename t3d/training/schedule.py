@@ -93,11 +93,10 @@ def token_packs(
         num_processes: how many there are.
     """
     ordered = sorted(visits, key=lambda visit: (-lengths[visit[1]], visit))
-    limit = max(budget, lengths[ordered[0][1]])
-    fewest = -(-sum(lengths[sample] for _, sample in ordered) // limit)
+    fewest = -(-sum(min(budget, lengths[sample]) for _, sample in ordered) // budget)
     for count in range(-(-fewest // num_processes) * num_processes, len(ordered) + 1, num_processes):
         packs = _spread(ordered, lengths, count)
-        if max(sum(lengths[sample] for _, sample in pack) for pack in packs) <= limit:
+        if all(len(pack) == 1 or sum(lengths[sample] for _, sample in pack) <= budget for pack in packs):
             break
     return packs[process::num_processes]
 

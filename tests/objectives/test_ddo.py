@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from t3d.objectives import ddo_loss
-from t3d.objectives.ddo import ddo_terms
+from t3d.objectives.ddo import ddo_sample_losses, ddo_terms
 
 
 def sigmoid(value: float) -> float:
@@ -47,3 +47,14 @@ def test_gradients_match_finite_differences() -> None:
     generator = torch.Generator().manual_seed(0)
     real, fake = (torch.randn(5, dtype=torch.double, generator=generator).requires_grad_() for _ in range(2))
     assert torch.autograd.gradcheck(lambda left, right: ddo_loss(left, right, 0.7, 1.3), (real, fake))
+
+
+def test_units_are_averaged_before_the_sigmoid_and_samples_after_it() -> None:
+    real, fake = torch.tensor([2.0, 4.0, 6.0, 1.0]), torch.tensor([0.0, 1.0, 2.0, 3.0])
+    unit, sample = torch.tensor([5, 5, 7, 9]), torch.tensor([0, 0, 0, 2])
+    losses = ddo_sample_losses(real, fake, unit, sample, num_samples=3, beta=0.5)
+    # Sample 0 has units 5 (ratios 3 and 0.5) and 7 (6 and 2); sample 1 has none; sample 2 has 9 (1 and 3).
+    by_hand_real = [-(math.log(sigmoid(1.5)) + math.log(sigmoid(3))) / 2, 0, -math.log(sigmoid(0.5))]
+    by_hand_fake = [-(math.log(sigmoid(-0.25)) + math.log(sigmoid(-1))) / 2, 0, -math.log(sigmoid(-1.5))]
+    assert losses[0].tolist() == pytest.approx(by_hand_real)
+    assert losses[1].tolist() == pytest.approx(by_hand_fake)

@@ -3,7 +3,7 @@ import math
 import pytest
 import torch
 
-from t3d.objectives.path import path_weights, release_path_loss
+from t3d.objectives.path import path_loss, path_weights, release_path_loss
 
 
 def test_path_weights_of_equation_9() -> None:
@@ -28,3 +28,9 @@ def test_the_releases_path_loss_is_per_sample() -> None:
     loss = release_path_loss(log_probs, torch.tensor([1, 2, 2]), 2, torch.tensor([0, 0, 1]), 3)
     by_hand = [(math.log(2) + (math.log(2) + math.log(4)) / 2) / 2, (0 + math.log(8)) / 2, 0]
     assert loss.tolist() == pytest.approx(by_hand)
+
+
+def test_path_loss_is_the_weighted_mean_over_a_samples_positions() -> None:
+    log_probs = torch.log(torch.tensor([0.5, 0.25, 0.125]))
+    loss = path_loss(log_probs, torch.tensor([1, 2, 2]), 2, torch.tensor([0, 0, 2]), 3)
+    assert loss.tolist() == pytest.approx([(math.log(2) + 0.5 * math.log(4)) / 2, 0, 0.5 * math.log(8)])

@@ -1,23 +1,29 @@
 """The training loop: exact accumulation, bit-exact resume, real second processes."""
 
 import json
+import math
 import os
 import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from accelerate.state import AcceleratorState
 from safetensors.torch import load_file
 
 from t3d.config import TrainConfig, load_config
 from t3d.errors import CheckpointError, ConfigError, DataError, UserError
 from t3d.objectives.registry import OBJECTIVES
 from t3d.sdar import SDARForCausalLM
-from t3d.training.loop import train
+from t3d.training.forward import batch_losses
+from t3d.training.launch import make_accelerator
+from t3d.training.loop import Trainer, train
 
 ROOT = Path(__file__).parents[2]
+SCRIPT = ROOT / "train/self_ddo_sdar_full.py"
 SETTINGS = [
     "training.max_steps=3",
     "training.batch_size_lm=4",
@@ -112,6 +118,47 @@ def test_accumulation_equals_one_large_batch(checkpoint, trajectories, tmp_path,
     assert_close(*weights, tolerance=1e-6)
 
 
+@pytest.mark.parametrize("objective", ["t3d", "sft"])
+def test_packing_by_tokens_changes_no_weight(checkpoint, trajectories, tmp_path, objective):
+    """Neither how many samples share a forward nor how many forwards a step has, from one sample each to all in one."""
+    weights = [
+        run(
+            checkpoint,
+            trajectories,
+            tmp_path / f"{budget}",
+            f"training.objective={objective}",
+            f"training.tokens_per_batch={budget}",
+            "optimizer.params.epsilon=1e-5",
+        )
+        for budget in (1, 300, "null", 10_000)
+    ]
+    for others in weights[1:]:
+        assert_close(weights[0], others, tolerance=1e-6)
+    assert metrics(tmp_path / "300")[0]["real_token_share"] > 0.9
+
+
+@pytest.fixture
+def other_precision():
+    """Lets a second Accelerator of this process compute in another precision than the first."""
+    AcceleratorState._reset_state(reset_partial_state=True)
+    yield
+    AcceleratorState._reset_state(reset_partial_state=True)
+
+
+@pytest.mark.usefixtures("other_precision")
+@pytest.mark.parametrize("overrides", [[], ["training.gradient_checkpointing_enable=true"]])
+def test_bf16_keeps_weights_in_single_precision_and_stays_near_them(checkpoint, trajectories, tmp_path, overrides):
+    exact = run(checkpoint, trajectories, tmp_path / "no")
+    AcceleratorState._reset_state(reset_partial_state=True)
+    half = run(checkpoint, trajectories, tmp_path / "bf16", "training.mixed_precision=bf16", *overrides)
+    assert all(weight.dtype == torch.float32 for weight in half.values())
+    assert_close(exact, half, tolerance=1e-2)
+    assert any(not torch.equal(weight, half[name]) for name, weight in exact.items())
+    losses = [[line["loss/total"] for line in metrics(tmp_path / name)] for name in ("no", "bf16")]
+    assert losses[0] == pytest.approx(losses[1], rel=0.05)
+    assert metrics(tmp_path / "bf16")[0]["ratio/real"] == 0, "both models compute in the same precision"
+
+
 def test_gradient_checkpointing_changes_nothing(checkpoint, trajectories, tmp_path):
     plain = run(checkpoint, trajectories, tmp_path / "plain")
     saved = run(checkpoint, trajectories, tmp_path / "saved", "training.gradient_checkpointing_enable=true")
@@ -158,9 +205,50 @@ def test_resuming_from_nothing_is_an_error(checkpoint, trajectories, tmp_path):
         run(checkpoint, trajectories, tmp_path / "run", f"experiment.resume_from={tmp_path}")
 
 
-def test_loss_that_is_no_number_stops_with_step_and_samples(checkpoint, trajectories, tmp_path):
-    with pytest.raises(UserError, match=r"global step \d, samples \[.*last good state"):
+def poisoned_trainer(checkpoint: Path, data: Path, folder: Path, *overrides: str) -> Trainer:
+    """A trainer after its first step, with an embedding that is no number."""
+    config = load_config(TrainConfig, arguments(checkpoint, data, folder, *overrides), "", "")
+    trainer = Trainer(config, make_accelerator(config))
+    trainer.train_step()
+    trainer.save(folder / "ckpt/step-000001")
+    with torch.no_grad():
+        trainer.student.model.embed_tokens.weight[trainer.samples[0].response_ids[0]] = math.nan
+    return trainer
+
+
+@pytest.mark.parametrize("budget", ["null", "200"])
+def test_loss_that_is_no_number_stops_before_the_update(checkpoint, trajectories, tmp_path, budget):
+    trainer = poisoned_trainer(
+        checkpoint, trajectories, tmp_path / "run", f"training.tokens_per_batch={budget}", "training.objective=td"
+    )
+    before = {name: weight.clone() for name, weight in trainer.student.state_dict().items()}
+    moments = trainer.optimizer.state_dict()["state"][0]["exp_avg"].clone()
+    with pytest.raises(UserError, match=r"global step 2, samples \[.*0.*\]: expected a finite loss.*step-000001"):
+        trainer.train_step()
+    assert trainer.step == 1
+    for name, weight in trainer.student.state_dict().items():
+        assert torch.equal(weight.nan_to_num(), before[name].nan_to_num()), name
+    assert torch.equal(trainer.optimizer.state_dict()["state"][0]["exp_avg"], moments)
+    assert load_file(tmp_path / "run/state/step-000001/model.safetensors"), "the last good state is whole"
+
+
+def test_loss_that_is_no_number_names_only_its_samples(checkpoint, trajectories, tmp_path, monkeypatch):
+    def spoilt(*inputs: Any) -> dict[str, torch.Tensor]:
+        losses = batch_losses(*inputs)
+        poison = torch.tensor([math.nan] + [0.0] * (len(losses["loss/total"]) - 1))
+        return losses | {"loss/total": losses["loss/total"] + poison}
+
+    monkeypatch.setattr("t3d.training.loop.batch_losses", spoilt)
+    with pytest.raises(UserError, match=r"global step 1, samples \[\d+, \d+\]: expected a finite loss"):
+        run(checkpoint, trajectories, tmp_path / "run")  # two micro-batches of four
+    assert not (tmp_path / "run/ckpt").exists()
+
+
+def test_gradient_that_is_no_number_stops_before_the_update(checkpoint, trajectories, tmp_path):
+    with pytest.raises(UserError, match=r"global step 2, samples \[.*finite.*last good state: .*step-000001"):
         run(checkpoint, trajectories, tmp_path / "run", "optimizer.params.learning_rate=1e30")
+    assert [path.name for path in (tmp_path / "run/state").iterdir()] == ["step-000001"]
+    assert len(metrics(tmp_path / "run")) == 1
 
 
 def test_long_prompts_are_left_out_with_their_step_maps(checkpoint, trajectories, tmp_path):
@@ -183,14 +271,26 @@ def eight_samples(checkpoint: Path, trajectories: Path, folder: Path, *overrides
     return arguments(checkpoint, trajectories, folder, *steps, *overrides)
 
 
-def launch_two(arguments: list[str], port: int, **environment: str) -> None:
-    """Runs the training script in two CPU processes, through torchrun and gloo."""
+SMALL_CHUNKS = """
+import sys
+import t3d.training.forward
+from t3d.config import TrainConfig, load_config
+from t3d.training.loop import train
+
+t3d.training.forward.CHUNK_BYTES = 4 * 20 * 1080  # 20 rows of TinyMath's vocabulary
+train(load_config(TrainConfig, sys.argv[1:], "", ""))
+"""
+
+
+def launch_two(arguments: list[str], port: int, script: Path = SCRIPT, **environment: str) -> str:
+    """Runs a training script in two CPU processes, through torchrun and gloo; returns what went wrong."""
     command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", str(port)]
-    command += [str(ROOT / "train/self_ddo_sdar_full.py"), *arguments, "experiment.num_processes=2"]
+    command += [str(script), *arguments, "experiment.num_processes=2"]
+    paths = {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     ended = subprocess.run(
-        command, env={**os.environ, "OMP_NUM_THREADS": "1", **environment}, capture_output=True, text=True, check=False
+        command, env={**os.environ, **paths, **environment}, capture_output=True, text=True, check=False
     )
-    assert ended.returncode == 0, ended.stderr[-3000:]
+    return "" if ended.returncode == 0 else ended.stderr
 
 
 @pytest.fixture(scope="module")
@@ -203,8 +303,68 @@ def single(checkpoint, trajectories, tmp_path_factory) -> dict[str, torch.Tensor
 
 @pytest.mark.slow
 def test_two_processes_equal_one(checkpoint, trajectories, tmp_path, single):
-    launch_two(eight_samples(checkpoint, trajectories, tmp_path / "run"), 29613, ACCELERATE_USE_CPU="true")
+    assert not launch_two(eight_samples(checkpoint, trajectories, tmp_path / "run"), 29613, ACCELERATE_USE_CPU="true")
     assert_close(single, load_file(tmp_path / "run/ckpt/optimized/model.safetensors"), tolerance=1e-6)
+
+
+@pytest.mark.slow
+def test_two_processes_both_stop_at_one_ones_loss_that_is_no_number(checkpoint, trajectories, tmp_path):
+    """Only the second process computes it; the first learns of it before it updates."""
+    script = tmp_path / "poisoned.py"
+    script.write_text(POISONED)
+    settings = eight_samples(checkpoint, trajectories, tmp_path / "run", "training.tokens_per_batch=100")
+    told = launch_two(settings, 29614, script, ACCELERATE_USE_CPU="true")
+    for rank in (0, 1):
+        (line,) = [line for line in told.splitlines() if line.startswith(f"rank {rank} unchanged:")]
+        assert "global step 2, samples [" in line
+        assert "step-000001" in line
+
+
+POISONED = """
+import math, sys
+import torch
+import t3d.training.loop as loop
+from t3d.config import TrainConfig, load_config
+from t3d.errors import UserError
+from t3d.training.launch import make_accelerator
+
+config = load_config(TrainConfig, sys.argv[1:], "", "")
+trainer = loop.Trainer(config, make_accelerator(config))
+trainer.train_step()
+trainer.save(trainer.folder / "ckpt/step-000001")
+rank, true_losses = trainer.accelerator.process_index, loop.batch_losses
+loop.batch_losses = lambda *inputs: {
+    name: values * (math.nan if rank == 1 else 1) for name, values in true_losses(*inputs).items()
+}
+before = [weight.clone() for weight in trainer.student.parameters()]
+try:
+    trainer.train_step()
+except UserError as error:
+    same = all(torch.equal(old, new) for old, new in zip(before, trainer.student.parameters(), strict=True))
+    sys.stderr.write(f"rank {rank} {'unchanged' if same else 'changed'}: {error}\\n")
+    sys.exit(2)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("stage", [0, 1, 2, 3])
+def test_two_processes_with_several_chunks_and_forwards_equal_one(checkpoint, trajectories, tmp_path, single, stage):
+    """Packed to a token budget, the head in chunks that are computed again: DDP, then DeepSpeed's stages."""
+    folder, script = tmp_path / "run", tmp_path / "chunks.py"
+    script.write_text(SMALL_CHUNKS)
+    environment = {"ACCELERATE_USE_CPU": "true"}
+    if stage:
+        environment = {
+            "ACCELERATE_USE_DEEPSPEED": "true",
+            "ACCELERATE_DEEPSPEED_ZERO_STAGE": str(stage),
+            "ACCELERATE_DEEPSPEED_ZERO3_SAVE_16BIT_MODEL": "true",
+        }
+    settings = eight_samples(checkpoint, trajectories, folder, "training.tokens_per_batch=150")
+    told = launch_two(settings, 29630 + stage, script, **environment)
+    assert not told, told[-3000:]
+    assert_close(single, load_file(folder / "ckpt/optimized/model.safetensors"), tolerance=1e-5)
+    ratios = [line["ratio/real"] for line in metrics(folder)]
+    assert ratios[0] == ratios[2] == 0
 
 
 @pytest.mark.slow
@@ -212,13 +372,14 @@ def test_two_processes_equal_one(checkpoint, trajectories, tmp_path, single):
 def test_two_deepspeed_processes_equal_one(checkpoint, trajectories, tmp_path, single, stage):
     """Sharded by ZeRO: the same weights, and log-ratios of exactly 0 after the reference was refreshed."""
     folder = tmp_path / "run"
-    launch_two(
+    told = launch_two(
         eight_samples(checkpoint, trajectories, folder),
         29620 + stage,
         ACCELERATE_USE_DEEPSPEED="true",
         ACCELERATE_DEEPSPEED_ZERO_STAGE=str(stage),
         ACCELERATE_DEEPSPEED_ZERO3_SAVE_16BIT_MODEL="true",
     )
+    assert not told, told[-3000:]
     assert list((folder / "state/step-000003").glob("pytorch_model/*optim_states.pt")), "DeepSpeed was not used"
     assert_close(single, load_file(folder / "ckpt/optimized/model.safetensors"), tolerance=1e-5)
     ratios = [line["ratio/real"] for line in metrics(folder)]

@@ -7,7 +7,7 @@ import torch
 
 from t3d.config import TrainingConfig
 from t3d.objectives.registry import OBJECTIVES
-from t3d.objectives.rows import row_values
+from t3d.objectives.rows import reference_rows, row_values
 from t3d.sdar import SDARForCausalLM
 from t3d.training.forward import batch_losses
 from t3d.training.loss import LossSettings
@@ -219,8 +219,9 @@ def fake_gradient(reference_logits: torch.Tensor, kind: str, temperature: float,
     """Gradient of the mean fake log-ratio with respect to the student's logits, at student = reference."""
     logits = reference_logits.clone().requires_grad_()
     uniforms, targets = (torch.arange(num_draws) + 0.5) / num_draws, torch.zeros(num_draws, dtype=torch.long)
-    rows, reference = logits.expand(num_draws, -1), reference_logits.expand(num_draws, -1)
-    row_values(rows, reference, targets, uniforms, kind, temperature, certainty=False)["fake_ratio"].mean().backward()
+    reference = reference_rows(reference_logits.expand(num_draws, -1), targets, uniforms, kind, temperature)
+    values = row_values(logits.expand(num_draws, -1), targets, reference, temperature, certainty=False)
+    values["fake_ratio"].mean().backward()
     return logits.grad
 
 

@@ -40,8 +40,9 @@ def test_the_layout_written_out() -> None:
     assert batch.block.tolist() == [1, 2, 3]
     assert batch.num_samples == 2
     assert batch.num_tokens == 9, "the pad that fills the last block is no real token"
-    (tile,) = batch.plan.groups[0]
-    assert (tile.first, tile.last, tile.keys) == (0, 10, [(0, 10)])
+    (group,) = batch.plan.groups
+    (tile,) = group.tiles
+    assert (tile.first, tile.last, tile.keys, group.pieces) == (0, 10, [0], [10])
     assert tile.mask[0, 0].int().tolist() == [
         [1, 1, 0, 0, 0, 0, 0, 0, 0, 0],
         [1, 1, 0, 0, 0, 0, 0, 0, 0, 0],

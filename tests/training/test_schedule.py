@@ -4,7 +4,7 @@ import math
 import pytest
 
 from t3d.config import SchedulerConfig, SchedulerParams
-from t3d.training.schedule import SampleOrder, learning_rate, micro_batches
+from t3d.training.schedule import SampleOrder, learning_rate, micro_batches, token_packs
 
 
 def rate(step: int, num_steps: int = 120, shape: str = "cosine", warmup: int = 20, floor: float = 0.1) -> float:
@@ -86,3 +86,30 @@ def test_micro_batches_deal_out_the_global_batch_exactly(num_processes: int, bat
     # Samples padded together are neighbours in length.
     parts = sorted((lengths[part[0][1]], lengths[part[-1][1]]) for share in shares for part in share)
     assert all(before[1] <= after[0] for before, after in itertools.pairwise(parts))
+
+
+@pytest.mark.parametrize("num_processes", [1, 2, 4])
+@pytest.mark.parametrize("budget", [1, 40, 100, 400, 10_000])
+def test_token_packs_deal_out_the_global_batch_exactly(num_processes: int, budget: int) -> None:
+    lengths = [10 + (index * 7919) % 91 for index in range(50)]
+    visits = SampleOrder(50, seed=0).visits(0, 24)
+    shares = [token_packs(visits, lengths, budget, process, num_processes) for process in range(num_processes)]
+    packs = [pack for share in shares for pack in share]
+    assert sorted(visit for pack in packs for visit in pack) == sorted(visits)
+    assert all(packs), "no process has an empty forward"
+    assert len({len(share) for share in shares}) == 1, "processes wait for each other at every forward"
+    sizes = [sum(lengths[sample] for _, sample in pack) for pack in packs]
+    assert all(size <= budget or len(pack) == 1 for size, pack in zip(sizes, packs, strict=True))
+    if budget == 10_000:
+        assert len(packs) == num_processes
+        assert max(sizes) - min(sizes) <= max(lengths), "nearly equal work"
+    if budget == 1:
+        assert {len(pack) for pack in packs} == {1}
+
+
+def test_token_packs_written_out() -> None:
+    visits = [(0, 0), (0, 1), (0, 2), (0, 3)]
+    # Longest first: 60 | 40; then 30 to the emptier pack, and 20 to what is the emptier then.
+    assert token_packs(visits, [20, 60, 30, 40], 90, 0, 1) == [[(0, 1), (0, 0)], [(0, 3), (0, 2)]]
+    assert token_packs(visits, [20, 60, 30, 40], 150, 0, 1) == [[(0, 1), (0, 3), (0, 2), (0, 0)]]
+    assert token_packs(visits, [20, 60, 30, 40], 150, 1, 2) == [[(0, 3), (0, 2)]]
