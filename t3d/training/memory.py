@@ -27,8 +27,8 @@ Activations are not a formula: one and two layers of the network run on fake ten
 and what autograd keeps for the backward pass is counted.  With L bytes kept per layer and H per layer's input, n
 layers keep n L, or n H if they are recomputed (`gradient_checkpointing_enable`).  On top of that the backward pass
 works on one thing at a time, and the larger counts: a layer (L / 2 for the gradients of its activations, or 5 L / 4
-with the activations if they are recomputed), or a chunk of the output head, at most `CHUNK_BYTES` of logits, of which about `HEAD_TENSORS`
-live together.  Neither coincides with the update.
+with the activations if they are recomputed), or a chunk of the output head, at most `CHUNK_BYTES` of logits, of which
+about `HEAD_TENSORS` live together.  Neither coincides with the update.
 
 Attention is counted as a fused kernel keeps it; the tiles that a CPU computes keep up to a quarter more.
 CUDA's context, NCCL and fragmentation are a flat `RESERVE`.  tests/training/test_memory.py compares all but that with
