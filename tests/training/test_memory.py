@@ -137,13 +137,6 @@ def test_states_are_exact_and_a_steps_peak_is_within_a_quarter(build_tiny_model,
     moments = [value for state in optimizer.state.values() for name, value in state.items() if name != "step"]
     assert sum(tensor.nbytes for tensor in moments) == expected.optimizer
     assert sum(tensor.nbytes for tensor in student.parameters()) == expected.gradients
-    print(
-        "RATIO",
-        round((before_update - expected.state) / (expected.activations + expected.backward), 2),
-        (before_update - expected.state) / 1e6,
-        expected.activations / 1e6,
-        expected.backward / 1e6,
-    )
     assert before_update - expected.state == pytest.approx(expected.activations + expected.backward, rel=0.25)
     assert updating == pytest.approx(expected.state + expected.update, rel=0.1)
 
