@@ -3,7 +3,7 @@ from pathlib import Path
 import pytest
 
 from t3d.errors import DataError
-from t3d.folders import atomic_folder, make_folder
+from t3d.folders import atomic_folder, make_folder, remove_folder, remove_leftovers
 
 
 def contents(folder: Path) -> dict[str, str]:
@@ -70,3 +70,19 @@ def test_a_folder_below_a_file_is_the_users_mistake(tmp_path):
     for folder in (tmp_path / "file", tmp_path / "file" / "below"):
         with pytest.raises(DataError, match="expected a folder that can be written to, found "):
             make_folder(folder)
+
+
+def test_removing_takes_the_folder_and_nothing_beside_it(tmp_path):
+    for name in ("gone", "kept"):
+        (tmp_path / name / "deep").mkdir(parents=True)
+    remove_folder(tmp_path / "gone")
+    assert [path.name for path in tmp_path.iterdir()] == ["kept"]
+
+
+def test_leftovers_of_killed_writers_and_removers_go(tmp_path):
+    for name in (".a.0f0f0f0f.tmp", ".b.0f0f0f0f.old", ".step-000001.tmp", ".cache", "a.tmp"):
+        (tmp_path / name / "deep").mkdir(parents=True)
+    (tmp_path / ".c.tmp").write_text("a file")
+    remove_leftovers(tmp_path)
+    assert sorted(path.name for path in tmp_path.iterdir()) == [".c.tmp", ".cache", "a.tmp"]
+    remove_leftovers(tmp_path / "missing")

@@ -26,10 +26,11 @@ DeepSpeed's defaults for `zero_optimization`.
 Activations are not a formula: one and two layers of the network run on fake tensors, which have shapes and no memory,
 and what autograd keeps for the backward pass is counted.  With L bytes kept per layer and H per layer's input, n
 layers keep n L, or n H if they are recomputed (`gradient_checkpointing_enable`).  On top of that the backward pass
-works on one thing at a time, and the larger counts: a layer (L / 2 for the gradients of its activations, and L itself
-if it is recomputed), or a chunk of the output head, at most `CHUNK_BYTES` of logits, of which about `HEAD_TENSORS`
-live together.  Neither coincides with the update.
+works on one thing at a time, and the larger counts: a layer (L / 2 for the gradients of its activations, or 5 L / 4
+with the activations if they are recomputed), or a chunk of the output head, at most `CHUNK_BYTES` of logits, of which
+about `HEAD_TENSORS` live together.  Neither coincides with the update.
 
+Attention is counted as a fused kernel keeps it; the tiles that a CPU computes keep up to a quarter more.
 CUDA's context, NCCL and fragmentation are a flat `RESERVE`.  tests/training/test_memory.py compares all but that with
 real steps of small networks on a CPU; no figure was measured on a GPU.
 """
@@ -63,8 +64,8 @@ EXAMPLE = "python -m t3d.training.memory config=configs/ddo_sdar_full_self.yaml 
 GIB = 2**30
 BUCKET_NUMBERS = 500_000_000
 LIVE_PARAMETERS = 1_000_000_000
-HEAD_TENSORS = {True: 4, False: 3}
-"""Tensors of the size of a chunk's fp32 logits: with and without a reference's beside the student's."""
+HEAD_TENSORS = {"argmax": 3, "sample": 3, "exact": 6}
+"""Tensors of the size of a chunk's fp32 logits, by `training.fake_expectation`; "exact" keeps the reference's too."""
 RESERVE = 1.5 * GIB
 CAPACITIES = (40, 80)
 """GiB of the GPUs asked about."""
@@ -177,7 +178,7 @@ def estimate(config: TrainConfig, shape: SDARConfig, stage: int, num_gpus: int) 
     needs_reference = OBJECTIVES[training.objective].ddo > 0
     tokens, rows = batch_size(config)
     kept, working = activations(shape, tokens, computed, stage == 0, training.gradient_checkpointing_enable)
-    head = HEAD_TENSORS[needs_reference] * min(4 * rows * shape.vocab_size, CHUNK_BYTES)
+    head = HEAD_TENSORS[training.fake_expectation] * min(4 * rows * shape.vocab_size, CHUNK_BYTES)
     return Estimate(
         weights=weights,
         gradients=gradients,
@@ -220,7 +221,7 @@ def activations(shape: SDARConfig, tokens: int, computed: int, autocast: bool, r
     layer, rest = two - one, 2 * one - two
     layer_input = tokens * shape.hidden_size * (4 if autocast else computed)
     if recompute:
-        return rest + shape.num_hidden_layers * layer_input, 1.5 * layer
+        return rest + shape.num_hidden_layers * layer_input, 1.25 * layer
     return rest + shape.num_hidden_layers * layer, 0.5 * layer
 
 
