@@ -50,7 +50,7 @@ def reference_rows(
     if fake_expectation == "argmax":
         fakes = log_probs.max(-1).indices  # on a CPU twice as fast as argmax
     else:
-        fakes, _ = draw_tokens((log_probs / temperature).softmax(-1), uniforms)
+        fakes = draw_tokens((log_probs / temperature).softmax(-1), uniforms)
     return ReferenceRows(real, fakes, token_log_probs(log_probs, fakes))
 
 

@@ -45,7 +45,7 @@ def test_the_mean_over_samples_approaches_it(temperature: float) -> None:
     num = 40_000
     uniforms = torch.from_numpy(response_uniforms(0, 0, num, 1, 1).reshape(-1))
     student, reference = STUDENT[1:].expand(num, -1), REFERENCE[1:].expand(num, -1)
-    fakes, _ = draw_tokens((reference / temperature).softmax(-1), uniforms)
+    fakes = draw_tokens((reference / temperature).softmax(-1), uniforms)
     ratios = token_log_probs(student, fakes) - token_log_probs(reference, fakes)
     exact = expected_log_ratio(STUDENT[1:], REFERENCE[1:], temperature).item()
     assert abs(ratios.mean().item() - exact) < 4 * ratios.std().item() / math.sqrt(num)

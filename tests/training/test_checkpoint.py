@@ -59,7 +59,7 @@ def three_steps(checkpoint, trajectories, tmp_path):
 @pytest.mark.slow
 def test_ten_kills_at_random_moments_change_no_bit(checkpoint, trajectories, tmp_path):
     """SIGKILL reaches real processes while they load, train, save and prune, and all that stays is whole."""
-    steps = ["training.max_steps=40", "experiment.checkpoints_total_limit=2"]
+    steps = ["training.max_steps=80", "experiment.checkpoints_total_limit=2"]
     started = time.perf_counter()
     whole = train(configure(*settings(checkpoint, trajectories, tmp_path / "whole", *steps)))
     duration = time.perf_counter() - started

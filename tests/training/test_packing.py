@@ -1,4 +1,6 @@
 import dataclasses
+from collections.abc import Callable
+from typing import Any
 import random
 
 import numpy as np
@@ -185,10 +187,20 @@ def test_the_layout_gives_the_decoders_logits_in_every_state_of_a_trajectory(
     recorded = []
     true_forward = tiny_model.forward
 
-    def recording_forward(input_ids: torch.Tensor, **inputs: torch.Tensor) -> object:
-        out = true_forward(input_ids, **inputs)
-        if inputs["logit_rows"].any():
-            recorded.append((input_ids[0], inputs["position_ids"][0], inputs["logit_rows"][0], out.logits))
+    def recording_forward(input_ids: torch.Tensor, head: Callable[..., object], **inputs: Any) -> object:
+        logits = []
+
+        def kept(lm_head: torch.nn.Module, hidden: torch.Tensor) -> object:
+            def apply(rows: torch.Tensor) -> torch.Tensor:
+                logits.append(lm_head(rows))
+                return logits[-1].clone()  # which the decoder writes to
+
+            return head(apply, hidden)
+
+        out = true_forward(input_ids, head=kept, **inputs)
+        if logits:
+            wanted = input_ids[0] == MASK
+            recorded.append((input_ids[0], inputs["position_ids"][0], wanted, torch.cat(logits)))
         return out
 
     with monkeypatch.context() as patch:
