@@ -40,7 +40,7 @@ clean-paper:
 	rm -rf paper
 
 test: install lint
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n auto
 
 lint: install
 	$(BIN)/ruff check .

@@ -1,7 +1,6 @@
 """What a running rollout tells: one bar over all its processes, and the responses that failed."""
 
 import logging
-import sys
 
 from tqdm import tqdm
 
@@ -27,10 +26,8 @@ class Progress:
         self.responses_per_item = responses_per_item
         self.tokens = self.forwards = self.failed = 0
         self.seconds = 0.0
-        # Shown from the first response on: a mistake found while models load is one line alone.
-        self.bar = tqdm(
-            total=total, initial=finished, desc="rollout", unit="response", disable=hidden, delay=sys.float_info.min
-        )
+        # Shown from the first response on: a mistake that is found while models load is one line alone.
+        self.bar = tqdm(total=total, initial=finished, desc="rollout", unit="response", disable=hidden, delay=0.1)
 
     def __enter__(self) -> "Progress":
         return self

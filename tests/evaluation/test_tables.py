@@ -98,7 +98,7 @@ def test_a_table_killed_twice_ends_as_if_it_had_not_been(settings, checkpoint, t
         ]
 
     environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-    for reached in ("cells/*/temp_data/*.partial.jsonl", "cells/*/cell.json"):
+    for reached in ("cells/*/temp_data/*.partial-*.jsonl", "cells/*/cell.json"):
         process = subprocess.Popen(command("killed"), cwd=ROOT, env=environment, stderr=subprocess.DEVNULL)
         while process.poll() is None and not list(tmp_path.glob(f"killed/{reached}")):
             time.sleep(0.01)

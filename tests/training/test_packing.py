@@ -1,7 +1,7 @@
 import dataclasses
+import random
 from collections.abc import Callable
 from typing import Any
-import random
 
 import numpy as np
 import pytest
@@ -172,6 +172,18 @@ def state_before(sample: TrainingSample, step: int, size: int, left: int) -> Sta
     return dataclasses.replace(state, masked=masked, inputs=np.where(masked, MASK, state.targets))
 
 
+class Kept(torch.nn.Module):
+    """An output head whose logits are kept as they were: the decoder writes to what it is given."""
+
+    def __init__(self, lm_head: torch.nn.Module, logits: list[torch.Tensor]) -> None:
+        super().__init__()
+        self.lm_head, self.logits = lm_head, logits
+
+    def forward(self, rows: torch.Tensor) -> torch.Tensor:
+        self.logits.append(self.lm_head(rows))
+        return self.logits[-1].clone()
+
+
 @torch.no_grad()
 @pytest.mark.parametrize(("rollout_size", "size"), [(4, 4), (8, 8), (4, 8)])
 @pytest.mark.parametrize("steps", [1, 2, 4])
@@ -188,16 +200,8 @@ def test_the_layout_gives_the_decoders_logits_in_every_state_of_a_trajectory(
     true_forward = tiny_model.forward
 
     def recording_forward(input_ids: torch.Tensor, head: Callable[..., object], **inputs: Any) -> object:
-        logits = []
-
-        def kept(lm_head: torch.nn.Module, hidden: torch.Tensor) -> object:
-            def apply(rows: torch.Tensor) -> torch.Tensor:
-                logits.append(lm_head(rows))
-                return logits[-1].clone()  # which the decoder writes to
-
-            return head(apply, hidden)
-
-        out = true_forward(input_ids, head=kept, **inputs)
+        logits: list[torch.Tensor] = []
+        out = true_forward(input_ids, head=lambda lm_head, rows: head(Kept(lm_head, logits), rows), **inputs)
         if logits:
             wanted = input_ids[0] == MASK
             recorded.append((input_ids[0], inputs["position_ids"][0], wanted, torch.cat(logits)))
