@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from t3d.errors import DataError
+from t3d.folders import sync
 
 _CHUNK_CHARS = 1 << 20
 _WHITESPACE = " \t\r\n"
@@ -96,7 +97,7 @@ def atomic_writer(path: Path) -> Iterator[TextIO]:
                 file.flush()
                 os.fsync(file.fileno())
             os.replace(temporary, target)
-            _sync_folder(target.parent)
+            sync(target.parent)  # whoever removes the file's sources next must not be ahead of the rename
         finally:
             temporary.unlink(missing_ok=True)
     except OSError as error:
@@ -130,15 +131,6 @@ def write_json_list(path: Path, values: Iterable[Any]) -> int:
             count += 1
         file.write("\n]\n" if count else "[]\n")
     return count
-
-
-def _sync_folder(folder: Path) -> None:
-    """Makes a rename outlive the machine: whoever removes the file's sources next must not be ahead of it."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 @contextmanager

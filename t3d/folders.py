@@ -40,10 +40,10 @@ def put_in_place(temporary: Path, target: Path) -> None:
     """Renames a finished folder to `target`, with every byte of it on the disk before; an older one goes."""
     for folder, _, names in os.walk(temporary):
         for path in (*(Path(folder, name) for name in names), Path(folder)):
-            _sync(path)
+            sync(path)
     old = _aside(target) if target.exists() else None
     temporary.rename(target)
-    _sync(target.parent)
+    sync(target.parent)
     if old is not None:
         shutil.rmtree(old)
 
@@ -64,7 +64,8 @@ def _aside(folder: Path) -> Path:
     return folder.rename(folder.with_name(f".{folder.name}.{secrets.token_hex(4)}.old"))
 
 
-def _sync(path: Path) -> None:
+def sync(path: Path) -> None:
+    """Makes a file's bytes, or what a folder lists, outlive the machine."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

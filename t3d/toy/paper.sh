@@ -12,11 +12,11 @@ problems_file() { # FILE OPTIONS...
     file=paper/data/$1.json && shift
     [ -f "$file" ] || "$python" -m t3d.toy.problems --out "$file" "$@"
 }
-train() { # NAME KEYS...: a student in paper/train/NAME/ckpt/student, from the demo's settings with other KEYS
-    name=$1 && shift
+train() { # NAME CONFIG KEYS...: a student in paper/train/NAME/ckpt/student, by configs/toy/CONFIG.yaml with KEYS
+    name=$1 config=$2 && shift 2
     [ -d "paper/train/$name/ckpt/student" ] ||
-        "$python" train/self_ddo_sdar_full.py config=configs/toy/t3d.yaml experiment.output_dir="paper/train/$name" \
-            dataset.optimization_data=paper/data/teacher-TinyMath_train_renamed.json training.max_steps="$steps" "$@"
+        "$python" train/self_ddo_sdar_full.py config="configs/toy/$config.yaml" \
+            experiment.output_dir="paper/train/$name" training.max_steps="$steps" "$@"
 }
 
 echo "== 1. problems, rollout, preprocess"
@@ -29,18 +29,20 @@ cp paper/temp_data/outputs-eval-teacher-TinyMath_train.json paper/data/teacher-T
 (cd paper/data && "$python" ../../data/rename_key.py --model_name teacher --dataset TinyMath_train)
 
 echo "== 2. students"
-train sft training.objective=sft training.lambda_path=0 dataset.optimization_data=paper/data/TinyMath_train_solutions.json
-train redi training.objective=redi training.lambda_path=0
-train dparallel training.objective=dparallel training.lambda_path=0
-train t3d
+for objective in sft redi dparallel; do
+    train $objective $objective
+done
+# t3d.yaml is the demo's, and reads the demo's rollout.
+rollout=dataset.optimization_data=paper/data/teacher-TinyMath_train_renamed.json
+train t3d t3d $rollout
 for lambda in 0.05 0.2 0.5; do
-    train t3d_lambda$lambda training.lambda_path=$lambda
+    train t3d_lambda$lambda t3d $rollout training.lambda_path=$lambda
 done
 for objective in td ddo; do
-    train $objective training.objective=$objective training.lambda_path=0
-    train ${objective}_random training.objective=$objective training.lambda_path=0 model.random_ratio=0.1
-    train ${objective}_path training.objective=$objective
-    train ${objective}_path_random training.objective=$objective model.random_ratio=0.1
+    train $objective $objective
+    train ${objective}_random $objective model.random_ratio=0.1
+    train ${objective}_path $objective training.lambda_path=0.5
+    train ${objective}_path_random $objective training.lambda_path=0.5 model.random_ratio=0.1
 done
 
 echo "== 3. tables"
