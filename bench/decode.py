@@ -26,6 +26,7 @@ from t3d.decoding.limits import prefill_forwards
 from t3d.prompts import build_prompt
 from t3d.sdar import SDARConfig, SDARForCausalLM
 from t3d.sdar.checkpoint import default_stop_ids, load_model, load_tokenizer
+from t3d.sdar.products import pack_products
 from t3d.toy.problems import generate
 from t3d.trajectory import Trajectory
 
@@ -92,26 +93,13 @@ def toy_subject() -> Subject:
 
 @contextmanager
 def recorded(model: SDARForCausalLM) -> Iterator[list[Callable[[], Any]]]:
-    """Collects the model calls made inside: each again as the bare forward, with the head on as many rows."""
+    """Collects the model calls made inside: each again as the bare forward, with the output head on the same rows."""
     calls: list[Callable[[], Any]] = []
     forward = model.forward
 
     def recording(ids: torch.Tensor, *, head: Callable[..., Any], **layout: Any) -> Any:
-        num_rows = 0
-
-        def counting(lm_head: torch.nn.Module, hidden: torch.Tensor) -> Any:
-            def count(rows: torch.Tensor) -> torch.Tensor:
-                nonlocal num_rows
-                num_rows += len(rows)
-                return lm_head(rows)
-
-            return head(count, hidden)
-
-        out = forward(ids, head=counting, **layout)
-        # A commit has no rows: it gets no head at all.
-        wanted = (torch.arange(ids.shape[1]) < num_rows)[None]
-        calls.append(lambda: forward(ids, logit_rows=wanted, **layout))
-        return out
+        calls.append(lambda: forward(ids, **layout))
+        return forward(ids, head=head, **layout)
 
     model.forward = recording
     try:
@@ -257,6 +245,7 @@ def main() -> None:
     repeats = 1 if quick else REPEATS
     results = []
     for subject in (random_subject(), toy_subject()):
+        pack_products(subject.model)
         decode(subject.model, subject.prompts[:2], subject.config(4, 1, 8))  # the first calls allocate
         for num_prompts, (block_size, steps) in itertools.product(counts, decodings):
             results.append(measure(subject, num_prompts, block_size, steps, repeats))

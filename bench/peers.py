@@ -98,7 +98,7 @@ def decode_together(
 def _forward(
     model: SDARForCausalLM, ids: Tensor, mask: Tensor, positions: Tensor, cache: DynamicCache, num_logits: int | None
 ) -> Tensor:
-    rows = None if num_logits is None else torch.zeros_like(ids, dtype=torch.bool)
+    rows = None if num_logits is None else torch.arange(num_logits)
     return model(
         ids, attention_mask=mask[:, None], position_ids=positions, past_key_values=cache, logit_rows=rows
     ).logits

@@ -151,10 +151,10 @@ class Engine:
         rows = slots.send((last[:, None] + np.arange(size))[slots.table["masked"][denoising]])
         uniforms, ranked_by = self._uniforms(denoising), self._ranked_by(denoising)
 
-        def draw(head: torch.nn.Module, hidden: Float[Tensor, "1 tokens hidden"]) -> Draws | None:
+        def draw(head: torch.nn.Module, hidden: Float[Tensor, "rows hidden"]) -> Draws | None:
             if not len(rows):
                 return None
-            tiles = hidden[0, rows].split(ROW_TILE)
+            tiles = hidden.split(ROW_TILE)
             random = [None] * len(tiles) if uniforms is None else uniforms.split(ROW_TILE)
             return join([judge(head(tile), u, ranked_by, self.config) for tile, u in zip(tiles, random, strict=True)])
 
@@ -162,6 +162,7 @@ class Engine:
             slots.send(slots.columns["ids"].reshape(-1)[spans.places(slots.length)])[None],
             attention_mask=attention_plan(spans, slots.cache),
             position_ids=slots.send(spans.positions)[None],
+            logit_rows=rows,
             head=draw,
         )
 

@@ -124,8 +124,9 @@ def _score(model: SDARForCausalLM, batch: _Batch, mask_id: int, block_size: int)
         if not asked.any():
             continue
         inputs = batch.ids.masked_fill(batch.noisy & (offsets >= offset), mask_id)
+        places = asked.flatten().nonzero()[:, 0]
         logits: Float[Tensor, "asked vocab"] = model(
-            inputs, attention_mask=mask, position_ids=batch.positions, logit_rows=asked
+            inputs, attention_mask=mask, position_ids=batch.positions, logit_rows=places
         ).logits.float()
         logits[:, mask_id] = -torch.inf
         targets, rows = batch.ids[asked], asked.nonzero()[:, 0].cpu()

@@ -16,6 +16,7 @@ from t3d.rollout.job import Request
 from t3d.rollout.shard import Shard
 from t3d.sdar import SDARForCausalLM
 from t3d.sdar.checkpoint import load_model
+from t3d.sdar.products import pack_products
 
 
 @dataclass(frozen=True)
@@ -97,7 +98,9 @@ def _load(share: Share) -> SDARForCausalLM:
     device = pick_device(settings.device, share.worker)
     model = load_model(share.model, dtype, num_parts=settings.tensor_parallel_size)
     if settings.tensor_parallel_size == 1:
-        return model.to(device)  # type: ignore[arg-type]
+        model.to(device)  # type: ignore[arg-type]
+        pack_products(model)
+        return model
     if model.device.type != device.type:
         raise ConfigError("rollout.device", f"auto or {model.device.type}, as the model is divided", device.type)
     return model

@@ -14,6 +14,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface
+from transformers.cache_utils import Cache
 
 ATTENTION = "sdar"
 """Name under which transformers finds `attention`; it stands wherever "sdpa" would."""
@@ -56,6 +57,26 @@ def masked_attention(
         groups = query.shape[1] // key.shape[1]
         key, value, grouped = key.repeat_interleave(groups, 1), value.repeat_interleave(groups, 1), False
     return scaled_dot_product_attention(query, key, value, attn_mask=mask, scale=scale, enable_gqa=grouped)
+
+
+class CachedPlan(AttentionPlan):
+    """A padded batch under a dense mask, over what a transformers cache holds and the forward's own tokens."""
+
+    def __init__(self, cache: Cache, mask: Bool[Tensor, "#batch 1 query key"]) -> None:
+        """Takes the cache, which the forward adds to, and who may see which of its keys."""
+        self.cache, self.mask = cache, mask
+
+    def attend(
+        self,
+        layer: int,
+        query: Float[Tensor, "batch heads tokens dim"],
+        key: Float[Tensor, "batch kv_heads tokens dim"],
+        value: Float[Tensor, "batch kv_heads tokens dim"],
+        scale: float,
+    ) -> Float[Tensor, "batch tokens heads dim"]:
+        """Attention of one layer."""
+        keys, values = self.cache.update(key, value, layer)
+        return masked_attention(query, keys, values, self.mask, scale).transpose(1, 2)
 
 
 def attention(

@@ -11,8 +11,9 @@ from transformers.cache_utils import Cache
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from t3d.sdar.attention import block_causal_mask
-from t3d.sdar.backend import ATTENTION, AttentionPlan
+from t3d.sdar.backend import ATTENTION, AttentionPlan, CachedPlan
 from t3d.sdar.configuration import SDARConfig
+from t3d.sdar.last_layer import LastLayer
 
 
 class SDARForCausalLM(Qwen3ForCausalLM):
@@ -29,6 +30,7 @@ class SDARForCausalLM(Qwen3ForCausalLM):
         super().__init__(config)
         if self.config._attn_implementation == "sdpa":
             self.config._attn_implementation = ATTENTION
+        self.model.layers[-1].__class__ = LastLayer  # the same weights under the same names
 
     def forward(
         self,
@@ -36,9 +38,8 @@ class SDARForCausalLM(Qwen3ForCausalLM):
         attention_mask: Bool[Tensor, "batch 1 seq key"] | AttentionPlan | None = None,
         position_ids: Int[Tensor, "batch seq"] | None = None,
         past_key_values: Cache | None = None,
-        logit_rows: Bool[Tensor, "batch seq"] | None = None,
-        head: Callable[[torch.nn.Module, Float[Tensor, "rows hidden"]], Any] | None = None,
-        **kwargs: Any,
+        logit_rows: Int[Tensor, " rows"] | None = None,
+        head: Callable[[torch.nn.Module, Float[Tensor, "*rows hidden"]], Any] | None = None,
     ) -> Any:
         """Runs the network once.
 
@@ -48,15 +49,13 @@ class SDARForCausalLM(Qwen3ForCausalLM):
                 block-causal by `config.block_size` over `position_ids`.
             position_ids: position of each token; None means 0, 1, 2, ...
             past_key_values: a cache that `update` writes to and returns the keys and values to attend to.
-            logit_rows: where logits are wanted.  The output head is the largest matrix of a small model and
-                most rows of a training batch need no logits.
-            head: called with the output head and the final hidden states at `logit_rows` in place of applying
+            logit_rows: where logits are wanted, as places in the flattened [batch * seq].  The output head is the
+                largest matrix of a small model, and most rows need neither it nor most of the last layer.
+            head: called with the output head and the final hidden states (at `logit_rows`) in place of applying
                 the one to the other; a loss computed in here runs inside whatever wraps the model (DDP, ZeRO).
-            **kwargs: passed to the Qwen3 decoder.
 
         Returns:
-            `logits` [batch, seq, vocab], or [rows, vocab] (row-major order) when `logit_rows` is given; with `head`,
-            what it returns.
+            `logits` [batch, seq, vocab], or [rows, vocab] when `logit_rows` is given; with `head`, what it returns.
 
         Raises:
             ValueError: no `attention_mask` although there is a cache (its layout would have to be guessed);
@@ -70,15 +69,16 @@ class SDARForCausalLM(Qwen3ForCausalLM):
             attention_mask = block_causal_mask(position_ids, position_ids, self.config.block_size)[:, None]
         if isinstance(attention_mask, Tensor) and attention_mask.dim() != 4:
             raise ValueError(f"attention_mask: expected [batch, 1, seq, key], found {list(attention_mask.shape)}")
+        if past_key_values is not None:
+            attention_mask = CachedPlan(past_key_values, attention_mask)
         hidden: Float[Tensor, "batch seq hidden"] = self.model(
             input_ids=input_ids,
             attention_mask={"full_attention": self._backend_mask(attention_mask)},
             position_ids=position_ids,
-            past_key_values=past_key_values,
-            use_cache=past_key_values is not None,
-            **kwargs,
+            use_cache=False,  # of transformers', whose argument for it changes its name between releases
+            logit_rows=logit_rows,
         ).last_hidden_state
-        rows = hidden if logit_rows is None else hidden[logit_rows]
+        rows = hidden if logit_rows is None else hidden[0]
         return CausalLMOutputWithPast(logits=self.lm_head(rows)) if head is None else head(self.lm_head, rows)
 
     def _backend_mask(self, mask: Bool[Tensor, "batch 1 seq key"] | AttentionPlan) -> Tensor | AttentionPlan:

@@ -21,7 +21,7 @@ class Batch:
         input_ids: token ids of every sample, one after the other.
         position_ids: both copies of a token carry the same position.
         plan: who sees whom; see `t3d.sdar.attention.may_see`.
-        logit_rows: noisy positions whose logits the loss needs.
+        logit_rows: places of the noisy positions whose logits the loss needs.
         targets: the clean token of each row.
         masked: True for rows masked in this state; False for visible ones (release path loss only).
         response: False for rows that are pads after a stop token.
@@ -36,7 +36,7 @@ class Batch:
     input_ids: Int[Tensor, "1 tokens"]
     position_ids: Int[Tensor, "1 tokens"]
     plan: PackedPlan
-    logit_rows: Bool[Tensor, "1 tokens"]
+    logit_rows: Int[Tensor, " rows"]
     targets: Int[Tensor, " rows"]
     masked: Bool[Tensor, " rows"]
     response: Bool[Tensor, " rows"]
@@ -64,8 +64,7 @@ def collate(states: Sequence[State], pad_id: int, device: torch.device, visible_
         lengths.append(num_pads)
     tokens, positions = _places(states, num_pads)
     rows = [state.scored & (state.masked | visible_rows) for state in states]
-    logit_rows = tokens.noisy.clone()
-    logit_rows[tokens.noisy] = torch.from_numpy(np.concatenate(rows))
+    logit_rows = tokens.noisy.nonzero()[:, 0][torch.from_numpy(np.concatenate(rows))]
     ids = [part for state in states for part in (state.clean_ids, state.inputs)]
 
     def gather(name: str) -> Tensor:
@@ -76,7 +75,7 @@ def collate(states: Sequence[State], pad_id: int, device: torch.device, visible_
         input_ids=torch.from_numpy(np.concatenate([*ids, np.full(num_pads, pad_id)]))[None].to(device),
         position_ids=positions[None].to(device),
         plan=kind(tokens, lengths, device),
-        logit_rows=logit_rows[None].to(device),
+        logit_rows=logit_rows.to(device),
         targets=gather("targets"),
         masked=gather("masked"),
         response=gather("response"),

@@ -8,6 +8,7 @@ import pytest
 from t3d.decoding import DecodingConfig, decode
 from t3d.prompts import build_prompt
 from t3d.sdar.checkpoint import default_stop_ids, load_config, load_model, load_tokenizer
+from t3d.sdar.products import pack_products
 from t3d.toy.problems import generate
 
 TEACHER = Path(__file__).parents[2] / "t3d/toy/teacher"
@@ -17,6 +18,7 @@ TEACHER = Path(__file__).parents[2] / "t3d/toy/teacher"
 @pytest.mark.parametrize("steps", [4, 1])
 def test_the_teachers_responses_do_not_depend_on_what_is_decoded_beside_them(steps: int) -> None:
     model, tokenizer = load_model(TEACHER), load_tokenizer(TEACHER)
+    pack_products(model)
     prompts = [build_prompt(tokenizer, problem, "math")[1] for problem in itertools.islice(generate("test"), 60)]
     config = DecodingConfig(
         load_config(TEACHER).mask_token_id,

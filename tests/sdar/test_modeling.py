@@ -62,11 +62,41 @@ def test_a_token_reaches_its_own_block_and_later_ones_alone(tiny_model, ids: tor
 
 
 @torch.no_grad()
-def test_logit_rows_are_the_rows_of_the_whole_in_row_major_order(tiny_model, ids: torch.Tensor) -> None:
-    rows = torch.rand(ids.shape, generator=torch.Generator().manual_seed(2)) < 0.4
-    picked = tiny_model(ids, logit_rows=rows).logits
-    torch.testing.assert_close(picked, tiny_model(ids).logits[rows])
-    assert tiny_model(ids, logit_rows=torch.zeros_like(rows)).logits.shape == (0, 48)
+@pytest.mark.parametrize("implementation", ["sdpa", "eager"])
+def test_logit_rows_are_rows_of_the_whole(build_tiny_model, ids: torch.Tensor, implementation: str) -> None:
+    model = build_tiny_model(attn_implementation=implementation)
+    rows = torch.randperm(ids.numel(), generator=torch.Generator().manual_seed(2))[:9]
+    picked = model(ids, logit_rows=rows).logits
+    torch.testing.assert_close(picked, model(ids).logits.flatten(0, 1)[rows])
+    assert model(ids, logit_rows=rows[:0]).logits.shape == (0, 48)
+
+
+@pytest.mark.parametrize("recompute", [False, True])
+def test_the_gradient_of_some_rows_is_that_of_the_whole(build_tiny_model, ids: torch.Tensor, recompute: bool) -> None:
+    rows = torch.tensor([0, 3, 4, 12, 21])
+    gradients = []
+    for picks in (True, False):
+        model = build_tiny_model().train()
+        if recompute and picks:
+            model.recompute_activations()
+        logits = model(ids, logit_rows=rows).logits if picks else model(ids).logits.flatten(0, 1)[rows]
+        logits.log_softmax(-1)[:, 5].sum().backward()
+        gradients.append({name: parameter.grad for name, parameter in model.named_parameters()})
+    for name, gradient in gradients[1].items():
+        torch.testing.assert_close(gradients[0][name], gradient, rtol=1e-4, atol=1e-5, msg=name)
+
+
+@torch.no_grad()
+def test_the_last_layer_works_for_the_wanted_rows_alone(tiny_model, ids: torch.Tensor) -> None:
+    sizes: list[int] = []
+    hooks = [
+        layer.mlp.register_forward_hook(lambda _module, inputs, _out: sizes.append(inputs[0].shape[-2]))
+        for layer in tiny_model.model.layers
+    ]
+    tiny_model(ids[:1], logit_rows=torch.tensor([2, 5]))
+    for hook in hooks:
+        hook.remove()
+    assert sizes == [11, 2]
 
 
 @torch.no_grad()
@@ -167,9 +197,9 @@ def test_a_plan_computes_attention_over_a_flat_row(build_tiny_model, ids: torch.
 
 @torch.no_grad()
 def test_a_head_of_ones_own_gets_the_wanted_rows(tiny_model, ids: torch.Tensor) -> None:
-    rows = torch.rand(ids.shape, generator=torch.Generator().manual_seed(2)) < 0.4
+    rows = torch.tensor([1, 4, 13])
     doubled = tiny_model(ids, logit_rows=rows, head=lambda head, hidden: 2 * head(hidden))
-    torch.testing.assert_close(doubled, 2 * tiny_model(ids).logits[rows])
+    torch.testing.assert_close(doubled, 2 * tiny_model(ids).logits.flatten(0, 1)[rows])
 
 
 def test_an_attention_that_would_ignore_the_mask_is_refused(build_tiny_model, ids: torch.Tensor) -> None:
