@@ -25,7 +25,7 @@ from t3d.decoding import DecodingConfig, decode
 from t3d.decoding.limits import prefill_forwards
 from t3d.prompts import build_prompt
 from t3d.sdar import SDARConfig, SDARForCausalLM
-from t3d.sdar.checkpoint import default_stop_ids, load_model, load_tokenizer
+from t3d.sdar.checkpoint import default_stop_ids, load_decoder, load_tokenizer
 from t3d.sdar.products import pack_products
 from t3d.toy.problems import generate
 from t3d.trajectory import Trajectory
@@ -79,7 +79,9 @@ def random_subject() -> Subject:
     chooser = random.Random(0)
     lengths = [chooser.randint(16, 128) for _ in range(max(NUM_PROMPTS))]
     prompts = [[chooser.randrange(config.mask_token_id) for _ in range(length)] for length in lengths]
-    return Subject("random-58M", SDARForCausalLM(config).eval(), prompts, tuple(range(0, 31_999, 80)), 128)
+    model = SDARForCausalLM(config).eval()
+    pack_products(model)  # as the scripts do when they load one
+    return Subject("random-58M", model, prompts, tuple(range(0, 31_999, 80)), 128)
 
 
 def toy_subject() -> Subject:
@@ -88,7 +90,13 @@ def toy_subject() -> Subject:
     tokenizer = load_tokenizer(folder)
     problems = itertools.islice(generate("test"), max(NUM_PROMPTS))
     prompts = [build_prompt(tokenizer, problem, "math")[1] for problem in problems]
-    return Subject("toy-teacher", load_model(folder), prompts, default_stop_ids(folder, tokenizer), 128)
+    return Subject(
+        "toy-teacher",
+        load_decoder(folder, "auto", torch.device("cpu")),
+        prompts,
+        default_stop_ids(folder, tokenizer),
+        128,
+    )
 
 
 @contextmanager
@@ -245,7 +253,6 @@ def main() -> None:
     repeats = 1 if quick else REPEATS
     results = []
     for subject in (random_subject(), toy_subject()):
-        pack_products(subject.model)
         decode(subject.model, subject.prompts[:2], subject.config(4, 1, 8))  # the first calls allocate
         for num_prompts, (block_size, steps) in itertools.product(counts, decodings):
             results.append(measure(subject, num_prompts, block_size, steps, repeats))

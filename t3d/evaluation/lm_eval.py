@@ -32,7 +32,7 @@ from t3d.errors import CheckpointError, ConfigError, DataError
 from t3d.remasking import STRATEGIES
 from t3d.rollout.records import response_text
 from t3d.rollout.worker import pick_device
-from t3d.sdar.checkpoint import default_stop_ids, load_model, load_tokenizer, resolve_checkpoint
+from t3d.sdar.checkpoint import default_stop_ids, load_decoder, load_tokenizer, resolve_checkpoint
 
 HARNESS_DEVICE = "cuda:0"
 """The harness's default of --device, said on machines without CUDA too."""
@@ -92,8 +92,7 @@ class T3DLM(TemplateLM):
         folder = resolve_checkpoint(self.settings.pretrained)
         self.tokenizer = load_tokenizer(folder)
         self._device = pick_device(self.settings.device)
-        dtype = None if self.settings.dtype == "auto" else getattr(torch, self.settings.dtype)
-        self.model = load_model(folder, dtype).to(self._device)  # type: ignore[arg-type]
+        self.model = load_decoder(folder, self.settings.dtype, self._device)
         self._decoding = DecodingConfig(
             mask_id=self.model.config.mask_token_id,
             block_size=self.settings.block_size,

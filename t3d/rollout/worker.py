@@ -15,8 +15,7 @@ from t3d.errors import ConfigError
 from t3d.rollout.job import Request
 from t3d.rollout.shard import Shard
 from t3d.sdar import SDARForCausalLM
-from t3d.sdar.checkpoint import load_model
-from t3d.sdar.products import pack_products
+from t3d.sdar.checkpoint import load_decoder, load_model
 
 
 @dataclass(frozen=True)
@@ -94,13 +93,11 @@ def decode_share(share: Share, report: Callable[[Done], None]) -> None:
 
 def _load(share: Share) -> SDARForCausalLM:
     settings = share.settings
-    dtype = None if settings.dtype == "auto" else getattr(torch, settings.dtype)
     device = pick_device(settings.device, share.worker)
-    model = load_model(share.model, dtype, num_parts=settings.tensor_parallel_size)
     if settings.tensor_parallel_size == 1:
-        model.to(device)  # type: ignore[arg-type]
-        pack_products(model)
-        return model
+        return load_decoder(share.model, settings.dtype, device)
+    dtype = None if settings.dtype == "auto" else getattr(torch, settings.dtype)
+    model = load_model(share.model, dtype, num_parts=settings.tensor_parallel_size)
     if model.device.type != device.type:
         raise ConfigError("rollout.device", f"auto or {model.device.type}, as the model is divided", device.type)
     return model

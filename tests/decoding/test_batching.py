@@ -4,11 +4,11 @@ import itertools
 from pathlib import Path
 
 import pytest
+import torch
 
 from t3d.decoding import DecodingConfig, decode
 from t3d.prompts import build_prompt
-from t3d.sdar.checkpoint import default_stop_ids, load_config, load_model, load_tokenizer
-from t3d.sdar.products import pack_products
+from t3d.sdar.checkpoint import default_stop_ids, load_config, load_decoder, load_tokenizer
 from t3d.toy.problems import generate
 
 TEACHER = Path(__file__).parents[2] / "t3d/toy/teacher"
@@ -17,8 +17,7 @@ TEACHER = Path(__file__).parents[2] / "t3d/toy/teacher"
 @pytest.mark.slow
 @pytest.mark.parametrize("steps", [4, 1])
 def test_the_teachers_responses_do_not_depend_on_what_is_decoded_beside_them(steps: int) -> None:
-    model, tokenizer = load_model(TEACHER), load_tokenizer(TEACHER)
-    pack_products(model)
+    model, tokenizer = load_decoder(TEACHER, "auto", torch.device("cpu")), load_tokenizer(TEACHER)
     prompts = [build_prompt(tokenizer, problem, "math")[1] for problem in itertools.islice(generate("test"), 60)]
     config = DecodingConfig(
         load_config(TEACHER).mask_token_id,

@@ -1,0 +1,48 @@
+import pytest
+import torch
+from torch import nn
+
+from t3d.decoding import DecodingConfig, decode
+from t3d.sdar.checkpoint import load_decoder, load_model
+from t3d.sdar.products import PackedLinear, pack_products
+
+# Shapes of the built-in teacher, of the bench's model and of SDAR-4B.
+SHAPES = [(128, 128), (384, 128), (512, 512), (1664, 512), (2560, 1024)]
+
+
+@torch.inference_mode()
+@pytest.mark.parametrize(("inputs", "outputs"), SHAPES)
+def test_a_row_does_not_depend_on_the_rows_beside_it(inputs: int, outputs: int) -> None:
+    generator = torch.Generator().manual_seed(0)
+    linear = nn.Linear(inputs, outputs, bias=False)
+    packed, rows = PackedLinear(linear), torch.randn(300, inputs, generator=generator)
+    together = packed(rows)
+    torch.testing.assert_close(together, linear(rows), rtol=1e-4, atol=1e-5)
+    for size in (1, 2, 3, 4, 7, 16, 33, 64, 257):
+        assert torch.equal(packed(rows[5 : 5 + size]), together[5 : 5 + size]), size
+
+
+@torch.inference_mode()
+@pytest.mark.parametrize("shape", [(0,), (1,), (2, 3), (1, 1), (2, 0)])
+def test_any_shape_and_a_bias(shape: tuple[int, ...]) -> None:
+    linear = nn.Linear(8, 5)
+    rows = torch.randn(*shape, 8)
+    torch.testing.assert_close(PackedLinear(linear)(rows), linear(rows))
+
+
+def test_what_cannot_be_packed_stays_as_it_is(build_tiny_model) -> None:
+    model = build_tiny_model().bfloat16()
+    pack_products(model)
+    assert not any(isinstance(module, PackedLinear) for module in model.modules())
+
+
+def test_a_model_without_its_own_weights_left_decodes_the_same(checkpoint) -> None:
+    packed = load_decoder(checkpoint, "auto", torch.device("cpu"))
+    assert isinstance(packed.lm_head, PackedLinear)
+    assert sum(isinstance(module, PackedLinear) for module in packed.modules()) > 7
+    kinds = {name.split(".")[-2] for name, _ in packed.named_parameters()}
+    assert kinds == {"embed_tokens", "q_norm", "k_norm", "input_layernorm", "post_attention_layernorm", "norm"}
+    mask_id = packed.config.mask_token_id
+    prompts = [[1, 2, 3, 4, 5], [6], [7, 8]]
+    config = DecodingConfig(mask_id, 4, 2, max_new_tokens=12, temperature=0.5)
+    assert decode(packed, prompts, config) == decode(load_model(checkpoint), prompts, config)
