@@ -21,10 +21,10 @@ help:
 install: $(VENV)/.installed
 
 # torch first: a bare range would fetch a CUDA build of several GB onto a CPU machine.
-$(VENV)/.installed: pyproject.toml requirements.txt
+$(VENV)/.installed: pyproject.toml requirements.txt constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet "$(TORCH)"
-	$(BIN)/pip install --quiet -e ".[dev,eval]"
+	$(BIN)/pip install --quiet -c constraints.txt -e ".[dev,eval]"
 	touch $@
 
 demo: install

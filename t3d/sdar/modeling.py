@@ -58,19 +58,21 @@ class SDARForCausalLM(Qwen3ForCausalLM):
             `logits` [batch, seq, vocab], or [rows, vocab] when `logit_rows` is given; with `head`, what it returns.
 
         Raises:
-            ValueError: no `attention_mask` although there is a cache (its layout would have to be guessed);
-                a mask that is not 4-dimensional; an attention implementation that would not honour one.
+            ValueError: no mask although there is a cache (its layout would have to be guessed); a mask that is not
+                4-dimensional; an attention implementation that would not honour one.
         """
         if position_ids is None:
             position_ids = torch.arange(input_ids.shape[1], device=input_ids.device).expand_as(input_ids)
+        if past_key_values is not None and not isinstance(attention_mask, Tensor):
+            found = type(attention_mask).__name__
+            raise ValueError(f"attention_mask: expected a mask over the cached keys, found {found}")
         if attention_mask is None:
-            if past_key_values is not None:
-                raise ValueError("attention_mask: expected a mask over the cached keys, found None")
             attention_mask = block_causal_mask(position_ids, position_ids, self.config.block_size)[:, None]
-        if isinstance(attention_mask, Tensor) and attention_mask.dim() != 4:
-            raise ValueError(f"attention_mask: expected [batch, 1, seq, key], found {list(attention_mask.shape)}")
-        if past_key_values is not None:
-            attention_mask = CachedPlan(past_key_values, attention_mask)
+        if isinstance(attention_mask, Tensor):
+            if attention_mask.dim() != 4:
+                raise ValueError(f"attention_mask: expected [batch, 1, seq, key], found {list(attention_mask.shape)}")
+            if past_key_values is not None:
+                attention_mask = CachedPlan(past_key_values, attention_mask)
         hidden: Float[Tensor, "batch seq hidden"] = self.model(
             input_ids=input_ids,
             attention_mask={"full_attention": self._backend_mask(attention_mask)},
