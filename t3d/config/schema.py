@@ -75,6 +75,7 @@ class RolloutConfig:
     )
     device: str = key("auto", "auto (cuda, else mps, else cpu) or a torch device string")
     dtype: str = key("auto", "auto: as stored", one_of=("auto", "float32", "bfloat16", "float16"))
+    compile: bool = key(False, "torch.compile the layers: meant for GPUs; starts later and rounds otherwise")
     tensor_parallel_size: int = key(1, "processes of the launch that hold the model together: all or 1", low=1)
     num_task_per_step: int = key(1, "accepted from the release's files, where it has no effect either", low=1)
     random_init_ratio: float = key(0.0, "share of random tokens in fresh blocks; only 0 is supported", low=0, high=0)
@@ -87,6 +88,8 @@ class RolloutConfig:
                 f"at most rollout.block_size = {self.block_size}",
                 self.denoising_steps_per_block,
             )
+        if self.compile and self.tensor_parallel_size > 1:
+            raise ConfigError("rollout.compile", "false for a divided model (rollout.tensor_parallel_size)", True)
         if self.top_p == 0:
             raise ConfigError("rollout.top_p", "above 0, at most 1", self.top_p)
         if not set(self.record) <= {"logprob", "entropy"}:

@@ -122,6 +122,7 @@ class SdpaPlan(AttentionPlan):
         slots = slice(int(spans.slots[low]), int(spans.slots[high - 1]) + 1)
         return Tile(slots, tokens, grid, back, mask[:, None].to(device))
 
+    @torch.compiler.disable  # a compiled layer calls it as it is: its tiles change with every forward
     def attend(
         self,
         layer: int,
@@ -180,6 +181,7 @@ class FlashPlan(AttentionPlan):
         self.slots = torch.from_numpy(np.repeat(spans.slots, spans.counts)).to(device, torch.int32)
         self.ends = torch.from_numpy(spans.positions[spans.size - 1 :: spans.size] + 1).to(device, torch.int32)
 
+    @torch.compiler.disable  # as above
     def attend(
         self,
         layer: int,

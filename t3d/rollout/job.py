@@ -79,6 +79,7 @@ def make_job(config: DecodeConfig) -> Job:
         "num_response_per_task": config.rollout.num_response_per_task,
         "step_maps": config.evaluation.output_unmasking_history,
         "dtype": config.rollout.dtype,
+        "compile": config.rollout.compile,
         **json.loads(json.dumps(asdict(decoding))),
     }
     return Job(config, model, tokenizer, items, requests, decoding, fingerprint)

@@ -95,7 +95,7 @@ def _load(share: Share) -> SDARForCausalLM:
     settings = share.settings
     device = pick_device(settings.device, share.worker)
     if settings.tensor_parallel_size == 1:
-        return load_decoder(share.model, settings.dtype, device)
+        return load_decoder(share.model, settings.dtype, device, settings.compile)
     dtype = None if settings.dtype == "auto" else getattr(torch, settings.dtype)
     model = load_model(share.model, dtype, num_parts=settings.tensor_parallel_size)
     if model.device.type != device.type:

@@ -26,7 +26,7 @@ from t3d.errors import CheckpointError
 from t3d.folders import atomic_folder
 from t3d.sdar.configuration import SDARConfig
 from t3d.sdar.modeling import SDARForCausalLM
-from t3d.sdar.products import pack_products
+from t3d.sdar.products import compile_layers, pack_products
 
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 WEIGHTS = re.compile(r".*\.(safetensors|bin|pt|pth|gguf)|.*\.(safetensors|bin)\.index\.json")
@@ -124,20 +124,24 @@ def load_model(
     return model.eval()
 
 
-def load_decoder(folder: Path, dtype: str, device: torch.device) -> SDARForCausalLM:
+def load_decoder(folder: Path, dtype: str, device: torch.device, compiled: bool = False) -> SDARForCausalLM:
     """Loads a network that will only decode: on its device, with the fastest products that this has.
 
     Args:
         folder: see `load_model`.
         dtype: name of a torch type; "auto" keeps the stored one.
         device: where to.
+        compiled: see `compile_layers`.
 
     Raises:
         CheckpointError: see `load_model`.
     """
     model = load_model(folder, None if dtype == "auto" else getattr(torch, dtype))
     model.to(device)  # type: ignore[arg-type]
-    pack_products(model)
+    if compiled:
+        compile_layers(model)
+    else:
+        pack_products(model)
     return model
 
 

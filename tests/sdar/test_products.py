@@ -1,3 +1,6 @@
+import subprocess
+import sys
+
 import pytest
 import torch
 from torch import nn
@@ -46,3 +49,31 @@ def test_a_model_without_its_own_weights_left_decodes_the_same(checkpoint) -> No
     prompts = [[1, 2, 3, 4, 5], [6], [7, 8]]
     config = DecodingConfig(mask_id, 4, 2, max_new_tokens=12, temperature=0.5)
     assert decode(packed, prompts, config) == decode(load_model(checkpoint), prompts, config)
+
+
+COMPILED = """
+import sys
+from pathlib import Path
+import torch
+from t3d.decoding import DecodingConfig, decode
+from t3d.sdar.checkpoint import load_model
+from t3d.sdar.products import compile_layers
+
+plain, compiled = (load_model(Path(sys.argv[1])) for _ in range(2))
+compile_layers(compiled, backend="aot_eager")  # all of torch.compile but its C++ kernels
+prompts = [[1, 2, 3, 4, 5], [6], list(range(20)), [7, 8]] * 2
+for steps in (4, 2):
+    config = DecodingConfig(plain.config.mask_token_id, 4, steps, max_new_tokens=12, temperature=0.5)
+    assert decode(compiled, prompts, config, max_active=5) == decode(plain, prompts, config), steps
+from torch._dynamo.utils import counters
+assert counters["frames"]["ok"] > 0
+assert not counters["unimplemented"], counters["unimplemented"]
+"""
+
+
+@pytest.mark.slow
+def test_compiled_layers_decode_the_same(checkpoint) -> None:
+    # In a process of its own, as torch.compile cannot trace functions whose annotations are checked.
+    command = [sys.executable, "-W", "ignore", "-c", COMPILED, str(checkpoint)]
+    ended = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert ended.returncode == 0, ended.stderr[-3000:]
