@@ -6,8 +6,8 @@ along, as [finished block | next all-mask block].  This is exact.  Attention is 
 block depends on what follows it: in every layer it gets the hidden states, and writes the keys and values, that a
 forward of its own would have given.  The next block reads them in that same layer, after they are written.  So the
 fused forward evaluates the same function on the same numbers as a commit followed by a denoising step; only the shape
-of the matrix products differs, and with it, on some hardware, the order in which their terms are added (see
-`t3d.entry.reproducible_products`).
+of the matrix products differs, and with it, on some hardware, the order in which their terms are added (on a CPU not: see
+`t3d.sdar.products`).
 
 All sequences share each forward, whatever their phase: one flat row of blocks (`t3d.decoding.plan`).
 """
