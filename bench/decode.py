@@ -10,10 +10,13 @@ import itertools
 import json
 import random
 import sys
+import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +25,7 @@ import torch
 from peers import decode_alone, decode_together
 
 from t3d.decoding import DecodingConfig, decode
+from t3d.decoding.lanes import side_by_side
 from t3d.decoding.limits import prefill_forwards
 from t3d.prompts import build_prompt
 from t3d.sdar import SDARConfig, SDARForCausalLM
@@ -100,13 +104,13 @@ def toy_subject() -> Subject:
 
 
 @contextmanager
-def recorded(model: SDARForCausalLM) -> Iterator[list[Callable[[], Any]]]:
-    """Collects the model calls made inside: each again as the bare forward, with the output head on the same rows."""
-    calls: list[Callable[[], Any]] = []
+def recorded(model: SDARForCausalLM) -> Iterator[dict[int, list[Callable[[], Any]]]]:
+    """Collects the model calls of each thread: as bare forwards, with the output head on the same rows."""
+    calls: defaultdict[int, list[Callable[[], Any]]] = defaultdict(list)
     forward = model.forward
 
     def recording(ids: torch.Tensor, *, head: Callable[..., Any], **layout: Any) -> Any:
-        calls.append(lambda: forward(ids, **layout))
+        calls[threading.get_ident()].append(lambda: forward(ids, **layout))
         return forward(ids, head=head, **layout)
 
     model.forward = recording
@@ -129,11 +133,17 @@ def fastest(work: Callable[[], Any], repeats: int) -> tuple[float, Any]:
     return min((seconds(work) for _ in range(repeats)), key=lambda run: run[0])
 
 
-@torch.inference_mode()
-def replay(calls: Sequence[Callable[[], Any]]) -> None:
-    """The forwards alone, back to back."""
-    for call in calls:
-        call()
+def replay(calls: Mapping[int, Sequence[Callable[[], Any]]]) -> None:
+    """The forwards alone, back to back, side by side where the engine made them so."""
+
+    def lane(forwards: Sequence[Callable[[], Any]]) -> Iterator[list[None]]:
+        for forward in forwards:
+            with torch.inference_mode():
+                forward()
+            yield []
+
+    for _ in side_by_side([partial(lane, forwards) for forwards in calls.values()]):
+        pass
 
 
 def peak_mb(work: Callable[[], Any]) -> float:

@@ -6,10 +6,11 @@ along, as [finished block | next all-mask block].  This is exact.  Attention is 
 block depends on what follows it: in every layer it gets the hidden states, and writes the keys and values, that a
 forward of its own would have given.  The next block reads them in that same layer, after they are written.  So the
 fused forward evaluates the same function on the same numbers as a commit followed by a denoising step; only the shape
-of the matrix products differs, and with it, on some hardware, the order in which their terms are added (on a CPU not: see
-`t3d.sdar.products`).
+of the matrix products differs, and with it, on some hardware, the order in which their terms are added (on a CPU it
+does not: see `t3d.sdar.products`).
 
-All sequences share each forward, whatever their phase: one flat row of blocks (`t3d.decoding.plan`).
+All sequences of an engine share each forward, whatever their phase: one flat row of blocks (`t3d.decoding.plan`).  A
+CPU with several cores runs several engines (`t3d.decoding.lanes`).
 """
 
 from collections import deque
@@ -24,6 +25,7 @@ from torch import Tensor
 
 from t3d.decoding.config import DecodingConfig
 from t3d.decoding.draws import ROW_TILE, Draws, join, judge
+from t3d.decoding.lanes import num_lanes, side_by_side
 from t3d.decoding.limits import PREFILL_TOKENS, prefill_chunk, prompt_error
 from t3d.decoding.plan import Spans, attention_plan
 from t3d.decoding.slots import Slots
@@ -77,9 +79,13 @@ def iter_decode(
             waiting.append((index, prompt, stream))
         else:
             yield index, Trajectory(list(prompt), [], [], "error", 0, 0, error)
-    if waiting:
-        longest = max(len(prompt) for _, prompt, _ in waiting)
-        yield from Engine(model, config, waiting, Slots(model, config, min(max_active, len(waiting)), longest)).run()
+    if not waiting:
+        return
+    num_active, longest = min(max_active, len(waiting)), max(len(prompt) for _, prompt, _ in waiting)
+    lanes = num_lanes(model.device, num_active)
+    shares = [num_active // lanes + (lane < num_active % lanes) for lane in range(lanes)]
+    engines = [Engine(model, config, waiting, Slots(model, config, share, longest, num_active)) for share in shares]
+    yield from side_by_side([engine.run for engine in engines])
 
 
 class Engine:
@@ -92,29 +98,32 @@ class Engine:
         waiting: deque[tuple[int, list[int], int]],
         slots: Slots,
     ) -> None:
-        """Takes (index, prompt, stream) requests, which it empties, and slots without a sequence."""
+        """Takes (index, prompt, stream) requests, which engines empty together, and slots without a sequence."""
         self.model, self.config, self.waiting, self.slots = model, config, waiting, slots
         self.prompts: dict[int, list[int]] = {}
 
-    def run(self) -> Iterator[tuple[int, Trajectory]]:
-        """Yields the trajectories as they finish."""
-        while self.waiting or self.slots.active:
+    def run(self) -> Iterator[list[tuple[int, Trajectory]]]:
+        """Yields what finished, after every forward."""
+        while self.admit():
             with torch.inference_mode():
-                self.admit()
                 prefilling, denoising, spans = self.schedule()
                 draws = self.forward(denoising, spans)
                 self.slots.table["filled"][prefilling] += self._chunks(prefilling)
                 finished, failed = self.reveal(denoising, draws)
                 self.open_blocks(denoising)
                 ended = self.end(denoising, finished, failed)
-            yield from ended
+            yield ended
 
-    def admit(self) -> None:
-        """Gives every free slot a prompt."""
-        for _ in range(min(self.slots.num_free, len(self.waiting))):
-            index, prompt, stream = self.waiting.popleft()
+    def admit(self) -> bool:
+        """Gives every free slot a prompt; False where no sequence is left."""
+        while self.slots.num_free:
+            try:
+                index, prompt, stream = self.waiting.popleft()
+            except IndexError:  # asked for, not looked up: another lane may take the last one at any moment
+                break
             self.prompts[index] = prompt
             self.slots.add(index, prompt, stream)
+        return self.slots.active > 0
 
     def schedule(self) -> tuple[NDArray[np.int64], NDArray[np.int64], Spans]:
         """Chooses what the next forward computes.
