@@ -8,6 +8,7 @@ beside it, and no product on the number of its threads.
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
+from itertools import chain
 from queue import SimpleQueue
 from typing import Any, TypeVar
 
@@ -31,8 +32,7 @@ def side_by_side(lanes: Sequence[Callable[[], Iterator[list[Result]]]]) -> Itera
     exception of a lane ends all of them and is raised here.
     """
     if len(lanes) == 1:
-        for found in lanes[0]():
-            yield from found
+        yield from chain.from_iterable(lanes[0]())
         return
     news: SimpleQueue[list[Result] | Exception | None] = SimpleQueue()
     stopped, num_threads = threading.Event(), torch.get_num_threads()
