@@ -25,11 +25,14 @@ class PackedLinear(nn.Module):
 
     def forward(self, rows: Float[Tensor, "*rows inputs"]) -> Float[Tensor, "*rows outputs"]:
         """The product, and the bias."""
-        flat = rows.reshape(-1, self.in_features)
-        if len(flat) < 2:  # a single row would go to another kernel, which rounds otherwise
-            flat = torch.cat([flat, flat.new_zeros(2, self.in_features)])
-        out = torch.ops.mkldnn._linear_pointwise(flat, self.packed[0], self.bias, "none", [], "")
-        return out[: rows.shape[:-1].numel()].view(*rows.shape[:-1], self.out_features)
+        if rows.numel() > self.in_features:
+            return self._product(rows)
+        # A single row would go to another kernel, which rounds otherwise; no row would go nowhere.
+        filled = torch.cat([rows.reshape(-1, self.in_features), rows.new_zeros(2, self.in_features)])
+        return self._product(filled)[:-2].view(*rows.shape[:-1], self.out_features)
+
+    def _product(self, rows: Float[Tensor, "*rows inputs"]) -> Float[Tensor, "*rows outputs"]:
+        return torch.ops.mkldnn._linear_pointwise(rows, self.packed[0], self.bias, "none", [], "")
 
 
 def pack_products(model: nn.Module) -> None:
