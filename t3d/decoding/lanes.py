@@ -1,8 +1,8 @@
 """Engines side by side on a CPU: cores that share the sequences instead of each product.
 
 Threads that share one product wait for each other at its end and at that of every small operation beside it; threads
-that decode sequences of their own do not.  Results are the same to the bit: no response depends on what is decoded
-beside it, and no product on the number of its threads.
+that decode sequences of their own do not.  Results are the same to the bit for a model that `load_decoder` loaded: no
+response depends on what is decoded beside it, and no product on the number of its threads.
 """
 
 import threading
