@@ -1,5 +1,6 @@
 import threading
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 import torch
@@ -7,6 +8,8 @@ import torch
 from t3d.decoding import DecodingConfig, decode, iter_decode
 from t3d.decoding.lanes import PER_LANE, num_lanes, side_by_side
 from t3d.sdar.checkpoint import load_decoder
+
+TEACHER = Path(__file__).parents[2] / "t3d/toy/teacher"
 
 
 @pytest.fixture
@@ -27,8 +30,8 @@ def test_a_lane_per_thread_where_there_are_enough_sequences_for_it() -> None:
 
 @pytest.mark.usefixtures("two_threads")
 @pytest.mark.parametrize(("num_prompts", "max_active"), [(40, 16), (40, 23), (17, 64)])
-def test_lanes_decode_what_one_engine_decodes(checkpoint, num_prompts: int, max_active: int) -> None:
-    model = load_decoder(checkpoint, "auto", torch.device("cpu"))
+def test_lanes_decode_what_one_engine_decodes(num_prompts: int, max_active: int) -> None:
+    model = load_decoder(TEACHER, "auto", torch.device("cpu"))
     prompts = [[1 + (7 * index + place) % 300 for place in range(index % 11)] for index in range(num_prompts)]
     config = DecodingConfig(model.config.mask_token_id, 4, 2, 14, temperature=0.7, record=("logprob",))
     num_threads = threading.active_count()
@@ -41,8 +44,8 @@ def test_lanes_decode_what_one_engine_decodes(checkpoint, num_prompts: int, max_
 
 
 @pytest.mark.usefixtures("two_threads")
-def test_lanes_end_with_whoever_stops_listening(checkpoint) -> None:
-    model = load_decoder(checkpoint, "auto", torch.device("cpu"))
+def test_lanes_end_with_whoever_stops_listening() -> None:
+    model = load_decoder(TEACHER, "auto", torch.device("cpu"))
     num_threads = threading.active_count()
     results = iter_decode(model, [[1, 2, 3]] * 40, DecodingConfig(model.config.mask_token_id, max_new_tokens=8), 16)
     next(results)
