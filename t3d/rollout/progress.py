@@ -1,6 +1,7 @@
 """What a running rollout tells: one bar over all its processes, and the responses that failed."""
 
 import logging
+from functools import partial
 
 from tqdm import tqdm
 
@@ -15,7 +16,7 @@ class Progress:
     """A bar with responses, tokens per second and per forward, and the time left; warns of the first failures."""
 
     def __init__(self, total: int, finished: int, responses_per_item: int, hidden: bool = False) -> None:
-        """Starts the bar.
+        """Shows nothing yet.
 
         Args:
             total: responses to decode, those of earlier sessions included.
@@ -26,19 +27,22 @@ class Progress:
         self.responses_per_item = responses_per_item
         self.tokens = self.forwards = self.failed = 0
         self.seconds = 0.0
-        # Shown from the first response on: a mistake that is found while models load is one line alone.
-        self.bar = tqdm(total=total, initial=finished, desc="rollout", unit="response", disable=hidden, delay=0.1)
+        # Shown from the first response on: a mistake that is found while models load is one line alone, and the time
+        # left is that of decoding.
+        self.start = partial(tqdm, total=total, initial=finished, desc="rollout", unit="response", disable=hidden)
+        self.bar: tqdm | None = None
 
     def __enter__(self) -> "Progress":
         return self
 
     def __exit__(self, *_: object) -> None:
-        self.bar.close()
+        if self.bar is not None:
+            self.bar.close()
 
     def add(self, done: Done) -> None:
         """Counts a response that is stored."""
-        if not self.seconds:
-            self.bar.unpause()  # processes have started and models are loaded: the time left is that of decoding
+        if self.bar is None:
+            self.bar = self.start()
         self.tokens, self.forwards = self.tokens + done.tokens, self.forwards + done.forwards
         self.seconds = max(self.seconds, done.seconds)
         if done.error is not None:

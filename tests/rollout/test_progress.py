@@ -1,3 +1,7 @@
+import sys
+
+from tqdm import tqdm
+
 from t3d.rollout.job import Request
 from t3d.rollout.progress import Progress
 from t3d.rollout.worker import Done
@@ -17,6 +21,18 @@ def test_one_bar_counts_all_workers_and_tells_the_speed_of_all_together(capsys):
     assert "6/8" in shown
     assert "tok_forward=2.00" in shown
     assert "tok_s=8" in shown
+
+
+def test_a_line_after_the_bar_stands_alone(capsys):
+    for responses in (0, 2):
+        with Progress(8, 0, 1) as progress:
+            for number in range(responses):
+                progress.add(done(number))
+            tqdm.write("a warning in between", file=sys.stderr)
+        sys.stderr.write("error: the last line\n")
+        shown = capsys.readouterr().err
+        assert shown.splitlines()[-1] == "error: the last line"
+        assert ("rollout:" in shown) == bool(responses)
 
 
 def test_the_first_failures_are_named_and_the_rest_only_counted(capsys, caplog):
