@@ -50,7 +50,7 @@ def use_cache_root() -> None:
 def reproducible_products() -> None:
     """Asks MKL, the matrix library of CPU builds, to add up every product in the same order, where it is not set.
 
-    By default the order depends on the number of rows and threads, and so would a response's rounding on what is
-    decoded beside it.  MKL reads this at its first product.
+    By default the order depends on the number of rows and threads.  Linear layers that decode do not use MKL (see
+    `t3d.sdar.products`), attention does.  MKL reads this at its first product, and heeds it on Intel's processors.
     """
     os.environ.setdefault("MKL_CBWR", "AUTO,STRICT")

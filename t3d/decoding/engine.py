@@ -72,17 +72,17 @@ def iter_decode(
     if config.mask_id >= model.config.vocab_size:
         raise ConfigError("decoding.mask_id", f"an id below the model's {model.config.vocab_size}", config.mask_id)
     streams = range(len(prompts)) if streams is None else streams
-    waiting: deque[tuple[int, list[int], int]] = deque()
+    requests: list[tuple[int, list[int], int]] = []
     for index, (prompt, stream) in enumerate(zip(prompts, streams, strict=True)):
         error = prompt_error(model.config, prompt, config)
         if error is None:
-            waiting.append((index, prompt, stream))
+            requests.append((index, prompt, stream))
         else:
             yield index, Trajectory(list(prompt), [], [], "error", 0, 0, error)
-    if not waiting:
+    if not requests:
         return
-    waiting = deque(sorted(waiting, key=lambda request: _shape(request[1], config)))
-    num_active, longest = min(max_active, len(waiting)), max(len(prompt) for _, prompt, _ in waiting)
+    waiting = deque(sorted(requests, key=lambda request: _shape(request[1], config)))
+    num_active, longest = min(max_active, len(requests)), max(len(prompt) for _, prompt, _ in requests)
     lanes = num_lanes(model.device, num_active)
     shares = [num_active // lanes + (lane < num_active % lanes) for lane in range(lanes)]
     engines = [Engine(model, config, waiting, Slots(model, config, share, longest, num_active)) for share in shares]
