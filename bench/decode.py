@@ -1,10 +1,15 @@
 """Decoding speed beside two peers: the same weights, the same prompts, the same greedy responses, in one run.
 
+The peers run the network as transformers loads it, which is how their users have them, and once more with the layers
+that `load_decoder` gives our engine, which shows what the decoding itself is worth.
+
 `make bench` writes bench_results/decode.json and decode_length.json and prints the README's table; with `--quick` a
 small sample of it, nothing written.
 """
 
 import argparse
+import copy
+import ctypes
 import gc
 import itertools
 import json
@@ -29,7 +34,7 @@ from t3d.decoding.lanes import side_by_side
 from t3d.decoding.limits import prefill_forwards
 from t3d.prompts import build_prompt
 from t3d.sdar import SDARConfig, SDARForCausalLM
-from t3d.sdar.checkpoint import default_stop_ids, load_decoder, load_tokenizer
+from t3d.sdar.checkpoint import default_stop_ids, load_decoder, load_model, load_tokenizer
 from t3d.sdar.products import pack_products
 from t3d.toy.problems import generate
 from t3d.trajectory import Trajectory
@@ -40,16 +45,26 @@ DECODINGS = ((4, 4), (4, 2), (4, 1), (8, 2))
 NUM_PROMPTS = (1, 16, 64)
 ALONE = 2
 """Prompts on which the batch-1 peer is timed where there are more: its speed does not depend on their number."""
-REPEATS = 2
+REPEATS = 3
 LENGTHS = (128, 256, 512, 1024, 2048)
 
 
 @dataclass
 class Subject:
-    """A model, prompts of different lengths, and what ends its responses."""
+    """A model, prompts of different lengths, and what ends its responses.
+
+    Attributes:
+        name: in the table.
+        model: with the layers of `load_decoder`.
+        loaded: the same weights in PyTorch's own layers, as transformers loads them.
+        prompts: token ids.
+        stop_ids: tokens that end a response.
+        max_new_tokens: limit of a response.
+    """
 
     name: str
     model: SDARForCausalLM
+    loaded: SDARForCausalLM
     prompts: list[list[int]]
     stop_ids: tuple[int, ...]
     max_new_tokens: int
@@ -83,9 +98,10 @@ def random_subject() -> Subject:
     chooser = random.Random(0)
     lengths = [chooser.randint(16, 128) for _ in range(max(NUM_PROMPTS))]
     prompts = [[chooser.randrange(config.mask_token_id) for _ in range(length)] for length in lengths]
-    model = SDARForCausalLM(config).eval()
+    loaded = SDARForCausalLM(config).eval()
+    model = copy.deepcopy(loaded)
     pack_products(model)  # as the scripts do when they load one
-    return Subject("random-58M", model, prompts, tuple(range(0, 31_999, 80)), 128)
+    return Subject("random-58M", model, loaded, prompts, tuple(range(0, 31_999, 80)), 128)
 
 
 def toy_subject() -> Subject:
@@ -97,6 +113,7 @@ def toy_subject() -> Subject:
     return Subject(
         "toy-teacher",
         load_decoder(folder, "auto", torch.device("cpu")),
+        load_model(folder),
         prompts,
         default_stop_ids(folder, tokenizer),
         128,
@@ -120,17 +137,18 @@ def recorded(model: SDARForCausalLM) -> Iterator[dict[int, list[Callable[[], Any
         model.forward = forward
 
 
-def seconds(work: Callable[[], Any]) -> tuple[float, Any]:
-    """Wall time of one call, and its result."""
-    gc.collect()
-    started = time.perf_counter()
-    result = work()
-    return time.perf_counter() - started, result
+def fastest(works: Mapping[str, Callable[[], Any]], repeats: int) -> tuple[dict[str, float], dict[str, Any]]:
+    """The shortest wall time of each, and its result.
 
-
-def fastest(work: Callable[[], Any], repeats: int) -> tuple[float, Any]:
-    """The shortest of several runs: what the machine's other users add is not ours."""
-    return min((seconds(work) for _ in range(repeats)), key=lambda run: run[0])
+    They run in turn, so that a slow spell of the machine meets all; what its other users add is nobody's.
+    """
+    times, results = dict.fromkeys(works, float("inf")), {}
+    for name, work in list(works.items()) * repeats:
+        gc.collect()
+        started = time.perf_counter()
+        results[name] = work()
+        times[name] = min(times[name], time.perf_counter() - started)
+    return times, results
 
 
 def replay(calls: Mapping[int, Sequence[Callable[[], Any]]]) -> None:
@@ -146,59 +164,65 @@ def replay(calls: Mapping[int, Sequence[Callable[[], Any]]]) -> None:
         pass
 
 
-def peak_mb(work: Callable[[], Any]) -> float:
-    """Greatest resident memory during `work`, the model included, in MB (Linux)."""
+def extra_mb(work: Callable[[], Any]) -> float:
+    """How far resident memory rises during `work`, in MB (Linux with glibc)."""
+
+    def kilobytes(field: str) -> int:
+        return int(Path("/proc/self/status").read_text().split(f"{field}:")[1].split()[0])
+
+    gc.collect()
+    ctypes.CDLL(None).malloc_trim(0)  # what earlier work left would be used again, and not be seen
     Path("/proc/self/clear_refs").write_text("5")
+    before = kilobytes("VmRSS")
     work()
-    status = Path("/proc/self/status").read_text()
-    return int(status.split("VmHWM:")[1].split()[0]) / 1024
+    return (kilobytes("VmHWM") - before) / 1024
 
 
 def check_equal(ours: Sequence[Trajectory], peers: Sequence[list[int]], peer: str) -> None:
     """Raises RuntimeError where a response differs."""
     different = [index for index, (a, b) in enumerate(zip(ours, peers, strict=False)) if a.response_ids != b]
     if different:
-        raise RuntimeError(f"responses {different} differ from the {peer} decoder's")
+        raise RuntimeError(f"responses {different} differ from those of {peer}")
 
 
 def measure(subject: Subject, num_prompts: int, block_size: int, steps: int, repeats: int) -> dict[str, Any]:
     """One line of decode.json."""
-    model, config = subject.model, subject.config(block_size, steps)
-    prompts = subject.prompts[:num_prompts]
-    engine_s, ours = fastest(lambda: decode(model, prompts, config, max_active=num_prompts), repeats)
-    batched_s, batched = fastest(lambda: decode_together(model, prompts, config), repeats)
-    alone_s, alone = fastest(lambda: decode_alone(model, prompts[:ALONE], config), repeats)
-    with recorded(model) as calls:
-        decode(model, prompts, config, max_active=num_prompts)
-    # The efficiency's two sides run in turn, so that a slow spell of the machine meets both.
-    pairs = [
-        (seconds(lambda: replay(calls))[0], seconds(lambda: decode(model, prompts, config, num_prompts))[0])
-        for _ in range(repeats)
-    ]
-    check_equal(ours, alone.responses, "plain")
-    check_equal(ours, batched.responses, "batched")
+    prompts, config = subject.prompts[:num_prompts], subject.config(block_size, steps)
+    engine = partial(decode, subject.model, prompts, config, max_active=num_prompts)
+    memory = {
+        "engine": extra_mb(engine),
+        "batched": extra_mb(partial(decode_together, subject.loaded, prompts, config)),
+    }
+    with recorded(subject.model) as calls:
+        engine()
+    peers = {
+        "plain": partial(decode_alone, subject.loaded, prompts[:ALONE], config),
+        "batched": partial(decode_together, subject.loaded, prompts, config),
+        "plain, our layers": partial(decode_alone, subject.model, prompts[:ALONE], config),
+        "batched, our layers": partial(decode_together, subject.model, prompts, config),
+    }
+    times, results = fastest({"engine": engine, "forwards": partial(replay, calls), **peers}, repeats)
+    ours = results["engine"]
+    for peer in peers:
+        check_equal(ours, results[peer].responses, peer)
     tokens = [len(trajectory.response_ids) for trajectory in ours]
+    decoded = {peer: sum(tokens[: len(results[peer].responses)]) for peer in peers}
     steps_per_block = [
         (trajectory.num_forwards - prefill_forwards(len(trajectory.prompt_ids), block_size))
         / len({(len(trajectory.prompt_ids) + place) // block_size for place in range(len(trajectory.response_ids))})
         for trajectory in ours
     ]
-    engine_s = min(engine_s, *(pair[1] for pair in pairs))
+    plain = results["plain"]
     return {
         "model": subject.name,
         "num_prompts": num_prompts,
         "block_size": block_size,
         "denoising_steps": steps,
-        "tokens_per_second": {
-            "plain": sum(tokens[:ALONE]) / alone_s,
-            "batched": sum(tokens) / batched_s,
-            "engine": sum(tokens) / engine_s,
-        },
-        "forwards_per_block": {"plain": alone.forwards / alone.blocks, "engine": float(np.mean(steps_per_block))},
-        "efficiency": min(pair[0] for pair in pairs) / engine_s,
-        # Times faster than plain if nothing but the forwards took time: what this machine's products allow.
-        "limit_over_plain": (sum(tokens) / min(pair[0] for pair in pairs)) / (sum(tokens[:ALONE]) / alone_s),
-        "peak_mb": peak_mb(lambda: decode(model, prompts, config, num_prompts)),
+        "times_faster": {peer: (sum(tokens) / times["engine"]) / (decoded[peer] / times[peer]) for peer in peers},
+        "forwards_per_block": {"plain": plain.forwards / plain.blocks, "engine": float(np.mean(steps_per_block))},
+        "efficiency": times["forwards"] / times["engine"],
+        "extra_mb": memory,
+        "tokens_per_second": sum(tokens) / times["engine"],
         "response_tokens": {"min": min(tokens), "mean": float(np.mean(tokens)), "max": max(tokens)},
         "plain_timed_on": min(num_prompts, ALONE),
     }
@@ -207,10 +231,8 @@ def measure(subject: Subject, num_prompts: int, block_size: int, steps: int, rep
 def measure_length(subject: Subject, lengths: Sequence[int], repeats: int) -> dict[str, Any]:
     """Time against response length, with its straight line."""
     prompts = subject.prompts[:1]
-    times = [
-        fastest(lambda length=length: decode(subject.model, prompts, subject.config(4, 1, length)), repeats)[0]
-        for length in lengths
-    ]
+    works = {str(length): partial(decode, subject.model, prompts, subject.config(4, 1, length)) for length in lengths}
+    times = list(fastest(works, repeats)[0].values())
     slope, intercept = np.polyfit(lengths, times, 1)
     fitted = slope * np.array(lengths) + intercept
     residuals = np.array(times) - fitted
@@ -230,23 +252,20 @@ def measure_length(subject: Subject, lengths: Sequence[int], repeats: int) -> di
 def table(results: Sequence[dict[str, Any]]) -> str:
     """The results as Markdown."""
     lines = [
-        "| model | prompts | block/steps | x plain | limit of x plain | x batched | forwards/block, plain -> ours | "
-        "efficiency | peak MB |",
-        "|---|---|---|---|---|---|---|---|---|",
+        "| model | prompts | block/steps | x plain | x batched | x plain, our layers | x batched, our layers | "
+        "forwards/block, plain -> ours | efficiency | extra MB, batched -> ours |",
+        "|---|---|---|---|---|---|---|---|---|---|",
     ]
     for row in results:
-        plain, batched, engine = (row["tokens_per_second"][name] for name in ("plain", "batched", "engine"))
-        forwards = row["forwards_per_block"]
+        forwards, memory = row["forwards_per_block"], row["extra_mb"]
         cells = [
             row["model"],
             str(row["num_prompts"]),
             f"{row['block_size']}/{row['denoising_steps']}",
-            f"{engine / plain:.1f}",
-            f"{row['limit_over_plain']:.1f}",
-            f"{engine / batched:.2f}",
+            *(f"{ratio:.3g}" for ratio in row["times_faster"].values()),
             f"{forwards['plain']:.2f} -> {forwards['engine']:.2f}",
             f"{row['efficiency']:.0%}",
-            f"{row['peak_mb']:.0f}",
+            f"{memory['batched']:.0f} -> {memory['engine']:.0f}",
         ]
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
