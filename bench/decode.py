@@ -35,7 +35,7 @@ from t3d.decoding.limits import prefill_forwards
 from t3d.prompts import build_prompt
 from t3d.sdar import SDARConfig, SDARForCausalLM
 from t3d.sdar.checkpoint import default_stop_ids, load_decoder, load_model, load_tokenizer
-from t3d.sdar.products import pack_products
+from t3d.sdar.decoding_layers import pack_layers
 from t3d.toy.problems import generate
 from t3d.trajectory import Trajectory
 
@@ -100,7 +100,7 @@ def random_subject() -> Subject:
     prompts = [[chooser.randrange(config.mask_token_id) for _ in range(length)] for length in lengths]
     loaded = SDARForCausalLM(config).eval()
     model = copy.deepcopy(loaded)
-    pack_products(model)  # as the scripts do when they load one
+    pack_layers(model)  # as the scripts do when they load one
     return Subject("random-58M", model, loaded, prompts, tuple(range(0, 31_999, 80)), 128)
 
 

@@ -25,8 +25,8 @@ from transformers.utils import logging as transformers_logging
 from t3d.errors import CheckpointError
 from t3d.folders import atomic_folder
 from t3d.sdar.configuration import SDARConfig
+from t3d.sdar.decoding_layers import compile_layers, pack_layers
 from t3d.sdar.modeling import SDARForCausalLM
-from t3d.sdar.products import compile_layers, pack_products
 
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 WEIGHTS = re.compile(r".*\.(safetensors|bin|pt|pth|gguf)|.*\.(safetensors|bin)\.index\.json")
@@ -141,7 +141,7 @@ def load_decoder(folder: Path, dtype: str, device: torch.device, compiled: bool 
     if compiled:
         compile_layers(model)
     else:
-        pack_products(model)
+        pack_layers(model)
     return model
 
 

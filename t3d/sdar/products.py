@@ -1,12 +1,12 @@
-"""Faster layers for a model that only decodes.
+"""Matrix products of a model that only decodes on a CPU.
 
-On a CPU the linear layers are replaced, which also makes a row's result the same whatever is decoded beside it.
 PyTorch multiplies single-precision matrices with MKL, which adds up the terms of a product in an order that depends
 on the number of rows and on the maker of the processor, where it is slow besides: on an AMD EPYC oneDNN, which PyTorch
-carries too, is 2.3 times as fast.  oneDNN wants the weights in an order of its own.
+carries too, is 2.3 times as fast, and a row's result is the same whatever rows are beside it.  oneDNN wants the weights
+in an order of its own.
 """
 
-from typing import Any
+from typing import Literal
 
 import torch
 from jaxtyping import Float
@@ -14,49 +14,53 @@ from torch import Tensor, nn
 
 
 class PackedLinear(nn.Module):
-    """A linear layer without gradients whose weights are kept as oneDNN reads them."""
+    """Linear layers of the same inputs as one, without gradients, their weights kept as oneDNN reads them."""
 
-    def __init__(self, linear: nn.Linear) -> None:
-        """Packs a copy of the weights of `linear`, which must be in single precision on the CPU."""
+    def __init__(self, *linears: nn.Linear) -> None:
+        """Packs a copy of the weights, which must be in single precision on the CPU; outputs follow each other."""
         super().__init__()
-        self.in_features, self.out_features, self.bias = linear.in_features, linear.out_features, linear.bias
+        self.in_features, self.out_features = linears[0].in_features, sum(linear.out_features for linear in linears)
+        self.bias = _joined_bias(linears)
+        weight = torch.cat([linear.weight.detach() for linear in linears])
         # No buffer: an opaque tensor can be neither moved nor saved.
-        self.packed = [torch.ops.mkldnn._reorder_linear_weight(linear.weight.detach(), None)]
+        self.packed = [torch.ops.mkldnn._reorder_linear_weight(weight, None)]
 
-    def forward(self, rows: Float[Tensor, "*rows inputs"]) -> Float[Tensor, "*rows outputs"]:
-        """The product, and the bias."""
-        if rows.numel() > self.in_features:
-            return self._product(rows)
-        # A single row would go to another kernel, which rounds otherwise; no row would go nowhere.
-        filled = torch.cat([rows.reshape(-1, self.in_features), rows.new_zeros(2, self.in_features)])
-        return self._product(filled)[:-2].view(*rows.shape[:-1], self.out_features)
+    def forward(
+        self,
+        rows: Float[Tensor, "*rows inputs"],
+        then: Literal["none", "swish", "add", "mul"] = "none",
+        other: Float[Tensor, "*rows outputs"] | None = None,
+    ) -> Float[Tensor, "*rows outputs"]:
+        """The product and the bias, and `then` what else is done before the result goes to memory.
 
-    def _product(self, rows: Float[Tensor, "*rows inputs"]) -> Float[Tensor, "*rows outputs"]:
-        return torch.ops.mkldnn._linear_pointwise(rows, self.packed[0], self.bias, "none", [], "")
-
-
-def pack_products(model: nn.Module) -> None:
-    """Replaces the linear layers of a model that will not be trained any more, where that is possible.
-
-    It is for single precision on the CPU with a PyTorch that carries oneDNN.  Everywhere else nothing happens.
-    """
-    if not torch.backends.mkldnn.is_available():
-        return
-    for parent in list(model.modules()):
-        for name, child in parent.named_children():
-            if type(child) is nn.Linear and child.weight.device.type == "cpu" and child.weight.dtype == torch.float32:
-                setattr(parent, name, PackedLinear(child))
+        Args:
+            rows: the inputs.
+            then: "swish" (SiLU); "add" or "mul", with `other`.
+            other: the second operand.
+        """
+        if rows.numel() <= self.in_features:
+            # A single row would go to another kernel, which rounds otherwise; no row would go nowhere.
+            result = self(_filled(rows), then, None if other is None else _filled(other))
+            return result[:-2].view(*rows.shape[:-1], self.out_features)
+        if other is None:
+            return torch.ops.mkldnn._linear_pointwise(rows, self.packed[0], self.bias, then, [], "")
+        return torch.ops.mkldnn._linear_pointwise.binary(rows, other, self.packed[0], self.bias, then)
 
 
-def compile_layers(model: nn.Module, **options: Any) -> None:
-    """Lets torch.compile fuse what each layer does around its products; attention stays the plan's.
+def can_pack(linear: nn.Module) -> bool:
+    """Whether a layer can become a `PackedLinear`: single precision on the CPU, with a PyTorch that carries oneDNN."""
+    if type(linear) is not nn.Linear or not torch.backends.mkldnn.is_available():
+        return False
+    return linear.weight.device.type == "cpu" and linear.weight.dtype == torch.float32
 
-    The first forwards take about half a minute.  All layers share what is compiled, and the number of tokens is
-    free.  It rounds otherwise than the layers do uncompiled.
 
-    Args:
-        model: with its layers in `model.layers`, as SDAR has them.
-        **options: of torch.compile.
-    """
-    for layer in model.get_submodule("model.layers").children():
-        layer.compile(dynamic=True, **options)
+def _filled(rows: Float[Tensor, "*rows width"]) -> Float[Tensor, "more width"]:
+    return torch.cat([rows.reshape(-1, rows.shape[-1]), rows.new_zeros(2, rows.shape[-1])])
+
+
+def _joined_bias(linears: tuple[nn.Linear, ...]) -> Float[Tensor, " outputs"] | None:
+    if all(linear.bias is None for linear in linears):
+        return None
+    return torch.cat(
+        [torch.zeros(linear.out_features) if linear.bias is None else linear.bias.detach() for linear in linears]
+    )

@@ -7,7 +7,8 @@ from torch import nn
 
 from t3d.decoding import DecodingConfig, decode
 from t3d.sdar.checkpoint import load_decoder, load_model
-from t3d.sdar.products import PackedLinear, pack_products
+from t3d.sdar.decoding_layers import PackedLayer, pack_layers
+from t3d.sdar.products import PackedLinear
 
 # Shapes of the built-in teacher, of the bench's model and of SDAR-4B.
 SHAPES = [(128, 128), (384, 128), (512, 512), (1664, 512), (2560, 1024)]
@@ -35,8 +36,8 @@ def test_any_shape_and_a_bias(shape: tuple[int, ...]) -> None:
 
 def test_what_cannot_be_packed_stays_as_it_is(build_tiny_model) -> None:
     model = build_tiny_model().bfloat16()
-    pack_products(model)
-    assert not any(isinstance(module, PackedLinear) for module in model.modules())
+    pack_layers(model)
+    assert not any(isinstance(module, (PackedLayer, PackedLinear)) for module in model.modules())
 
 
 def test_a_model_without_its_own_weights_left_decodes_the_same(checkpoint) -> None:
@@ -57,7 +58,7 @@ from pathlib import Path
 import torch
 from t3d.decoding import DecodingConfig, decode
 from t3d.sdar.checkpoint import load_model
-from t3d.sdar.products import compile_layers
+from t3d.sdar.decoding_layers import compile_layers
 
 plain, compiled = (load_model(Path(sys.argv[1])) for _ in range(2))
 compile_layers(compiled, backend="aot_eager")  # all of torch.compile but its C++ kernels
