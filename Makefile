@@ -4,7 +4,7 @@ TORCH  ?= torch==2.13.0
 VENV   := .venv
 BIN    := $(VENV)/bin
 # Training on a CPU reuses freed memory instead of returning it to the system, and idle threads sleep.
-CPU_ENV := GOMP_SPINCOUNT=10000 MALLOC_MMAP_THRESHOLD_=2000000000 MALLOC_TRIM_THRESHOLD_=4000000000
+CPU_ENV := GOMP_SPINCOUNT=1000 MALLOC_MMAP_THRESHOLD_=2000000000 MALLOC_TRIM_THRESHOLD_=4000000000
 
 .PHONY: help install demo clean-demo paper clean-paper test bench lint toy-teacher
 
