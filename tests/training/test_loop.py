@@ -282,9 +282,9 @@ train(load_config(TrainConfig, sys.argv[1:], "", ""))
 """
 
 
-def launch_two(arguments: list[str], port: int, script: Path = SCRIPT, **environment: str) -> str:
+def launch_two(arguments: list[str], script: Path = SCRIPT, **environment: str) -> str:
     """Runs a training script in two CPU processes, through torchrun and gloo; returns what went wrong."""
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", str(port)]
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
     command += [str(script), *arguments, "experiment.num_processes=2"]
     paths = {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     ended = subprocess.run(
@@ -303,7 +303,7 @@ def single(checkpoint, trajectories, tmp_path_factory) -> dict[str, torch.Tensor
 
 @pytest.mark.slow
 def test_two_processes_equal_one(checkpoint, trajectories, tmp_path, single):
-    assert not launch_two(eight_samples(checkpoint, trajectories, tmp_path / "run"), 29613, ACCELERATE_USE_CPU="true")
+    assert not launch_two(eight_samples(checkpoint, trajectories, tmp_path / "run"), ACCELERATE_USE_CPU="true")
     assert_close(single, load_file(tmp_path / "run/ckpt/optimized/model.safetensors"), tolerance=1e-6)
 
 
@@ -313,7 +313,7 @@ def test_two_processes_both_stop_at_one_ones_loss_that_is_no_number(checkpoint, 
     script = tmp_path / "poisoned.py"
     script.write_text(POISONED)
     settings = eight_samples(checkpoint, trajectories, tmp_path / "run", "training.tokens_per_batch=100")
-    told = launch_two(settings, 29614, script, ACCELERATE_USE_CPU="true")
+    told = launch_two(settings, script, ACCELERATE_USE_CPU="true")
     for rank in (0, 1):
         (line,) = [line for line in told.splitlines() if line.startswith(f"rank {rank} unchanged:")]
         assert "global step 2, samples [" in line
@@ -360,7 +360,7 @@ def test_two_processes_with_several_chunks_and_forwards_equal_one(checkpoint, tr
             "ACCELERATE_DEEPSPEED_ZERO3_SAVE_16BIT_MODEL": "true",
         }
     settings = eight_samples(checkpoint, trajectories, folder, "training.tokens_per_batch=150")
-    told = launch_two(settings, 29630 + stage, script, **environment)
+    told = launch_two(settings, script, **environment)
     assert not told, told[-3000:]
     assert_close(single, load_file(folder / "ckpt/optimized/model.safetensors"), tolerance=1e-5)
     ratios = [line["ratio/real"] for line in metrics(folder)]
@@ -374,7 +374,6 @@ def test_two_deepspeed_processes_equal_one(checkpoint, trajectories, tmp_path, s
     folder = tmp_path / "run"
     told = launch_two(
         eight_samples(checkpoint, trajectories, folder),
-        29620 + stage,
         ACCELERATE_USE_DEEPSPEED="true",
         ACCELERATE_DEEPSPEED_ZERO_STAGE=str(stage),
         ACCELERATE_DEEPSPEED_ZERO3_SAVE_16BIT_MODEL="true",

@@ -197,7 +197,7 @@ if os.environ["RANK"] == "0":
 @pytest.mark.slow
 def test_zeros_states_are_those_of_two_deepspeed_processes(tmp_path):
     (tmp_path / "script.py").write_text(DEEPSPEED)
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", "29633"]
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
     command += [str(tmp_path / "script.py"), json.dumps(tiny().to_dict())]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
     ended = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
