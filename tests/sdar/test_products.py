@@ -40,12 +40,28 @@ def test_what_cannot_be_packed_stays_as_it_is(build_tiny_model) -> None:
     assert not any(isinstance(module, (PackedLayer, PackedLinear)) for module in model.modules())
 
 
+@torch.inference_mode()
+@pytest.mark.parametrize("bias", [False, True])
+def test_packed_layers_give_the_same_logits(build_tiny_model, bias: bool) -> None:
+    torch.manual_seed(0)
+    model = build_tiny_model(attention_bias=bias)
+    for parameter in model.parameters():
+        parameter.add_(0.1 * torch.randn_like(parameter))  # norms and biases have effects of their own
+    ids, rows = torch.randint(model.config.vocab_size, (2, 12)), torch.tensor([3, 4, 17])
+    full, some = model(ids).logits, model(ids, logit_rows=rows).logits
+    pack_layers(model)
+    assert all(isinstance(layer, PackedLayer) for layer in model.model.layers)
+    torch.testing.assert_close(model(ids).logits, full, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(model(ids, logit_rows=rows).logits, some, rtol=1e-4, atol=1e-5)
+    assert torch.equal(model(ids, logit_rows=rows).logits, model(ids).logits.flatten(0, 1)[rows])
+
+
 def test_a_model_without_its_own_weights_left_decodes_the_same(checkpoint) -> None:
     packed = load_decoder(checkpoint, "auto", torch.device("cpu"))
     assert isinstance(packed.lm_head, PackedLinear)
     assert sum(isinstance(module, PackedLinear) for module in packed.modules()) > 7
     kinds = {name.split(".")[-2] for name, _ in packed.named_parameters()}
-    assert kinds == {"embed_tokens", "q_norm", "k_norm", "input_layernorm", "post_attention_layernorm", "norm"}
+    assert kinds == {"embed_tokens", "input_layernorm", "post_attention_layernorm", "norm"}
     mask_id = packed.config.mask_token_id
     prompts = [[1, 2, 3, 4, 5], [6], [7, 8]]
     config = DecodingConfig(mask_id, 4, 2, max_new_tokens=12, temperature=0.5)
