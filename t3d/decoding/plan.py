@@ -74,7 +74,7 @@ class Tile:
     Attributes:
         slots: which.
         tokens: the forward's tokens of these slots.
-        grid: token of each query, as an index into `tokens` [slots, width]; None where all slots have the same
+        grid: token of each query, as an index into `tokens`, slot by slot; None where all slots have the same
             number of blocks, so that the tokens are the grid.
         back: query of each token, as an index into the grid; None likewise.
         mask: added to the scores; a query row holds every head that shares a key head.
@@ -82,7 +82,7 @@ class Tile:
 
     slots: slice
     tokens: slice
-    grid: Int[Tensor, "slots width"] | None
+    grid: Int[Tensor, " slots_by_width"] | None
     back: Int[Tensor, " tokens"] | None
     mask: Float[Tensor, "slots 1 #queries keys"]
 
@@ -117,7 +117,7 @@ class SdpaPlan(AttentionPlan):
         if counts.min() < most:
             present = np.arange(most * size) < counts[:, None] * size
             first = spans.edges[low:high, None] - tokens.start
-            grid = torch.from_numpy(np.where(present, first + np.arange(most * size), 0)).to(device)
+            grid = torch.from_numpy(np.where(present, first + np.arange(most * size), 0).ravel()).to(device)
             back = torch.from_numpy(np.flatnonzero(present)).to(device)
         slots = slice(int(spans.slots[low]), int(spans.slots[high - 1]) + 1)
         return Tile(slots, tokens, grid, back, mask[:, None].to(device))
@@ -147,7 +147,7 @@ class SdpaPlan(AttentionPlan):
         num_heads, _, dim = query.shape
         queries = query[:, tile.tokens]
         if tile.grid is not None:
-            queries = queries[:, tile.grid.flatten()]
+            queries = queries.index_select(1, tile.grid)
         # Heads that share a key head become more queries of it: larger products, and no copies of keys.
         queries = queries.reshape(num_heads, num_slots, -1, dim).transpose(0, 1)
         queries = queries.reshape(num_slots, keys.shape[2], -1, dim)
@@ -159,7 +159,7 @@ class SdpaPlan(AttentionPlan):
             scale=scale,
         )
         out = out.reshape(num_slots, num_heads, -1, dim).transpose(1, 2).reshape(-1, num_heads, dim)
-        return out if tile.back is None else out[tile.back]
+        return out if tile.back is None else out.index_select(0, tile.back)
 
 
 class FlashPlan(AttentionPlan):
