@@ -201,8 +201,10 @@ def measure(subject: Subject, num_prompts: int, block_size: int, steps: int, rep
         "plain, our layers": partial(decode_alone, subject.model, prompts[:ALONE], config),
         "batched, our layers": partial(decode_together, subject.model, prompts, config),
     }
-    times, results = fastest({"engine": engine, "forwards": partial(replay, calls), **peers}, repeats)
+    times, results = fastest({"engine": engine, **peers}, repeats)
     ours = results["engine"]
+    # Apart from the peers and more often: the difference is a few percent, less than a run's noise.
+    parts, _ = fastest({"engine": engine, "forwards": partial(replay, calls)}, 2 * repeats)
     for peer in peers:
         check_equal(ours, results[peer].responses, peer)
     tokens = [len(trajectory.response_ids) for trajectory in ours]
@@ -220,7 +222,7 @@ def measure(subject: Subject, num_prompts: int, block_size: int, steps: int, rep
         "denoising_steps": steps,
         "times_faster": {peer: (sum(tokens) / times["engine"]) / (decoded[peer] / times[peer]) for peer in peers},
         "forwards_per_block": {"plain": plain.forwards / plain.blocks, "engine": float(np.mean(steps_per_block))},
-        "efficiency": times["forwards"] / times["engine"],
+        "efficiency": parts["forwards"] / parts["engine"],
         "extra_mb": memory,
         "tokens_per_second": sum(tokens) / times["engine"],
         "response_tokens": {"min": min(tokens), "mean": float(np.mean(tokens)), "max": max(tokens)},

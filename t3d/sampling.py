@@ -3,6 +3,8 @@
 Rows are masked positions and are treated alone: no result depends on the rows beside it.
 """
 
+import math
+
 import numpy as np
 import torch
 from jaxtyping import Float, Int
@@ -48,6 +50,20 @@ def token_probabilities(
         probabilities = probabilities.scatter(-1, order, ordered.masked_fill(beyond, 0))
         probabilities = probabilities / probabilities.sum(-1, keepdim=True)
     return probabilities
+
+
+def best_tokens(
+    scores: Float[Tensor, "rows vocab"],
+) -> tuple[Float[Tensor, " rows"], Int[Tensor, " rows"]]:
+    """The largest score of each row and its token, the first of equals: `scores.max(-1)`, several times faster.
+
+    A maximum with its index is found element by element on a CPU; one without it is not.  So the groups' maxima
+    come first, and only the best group is searched.
+    """
+    groups = scores.unflatten(-1, (-1, math.gcd(scores.shape[-1], 256)))
+    best, place = groups.amax(-1).max(-1)
+    within = groups.take_along_dim(place[:, None, None], 1)[:, 0].argmax(-1)
+    return best, place * groups.shape[-1] + within
 
 
 def draw_tokens(probabilities: Float[Tensor, "rows vocab"], uniforms: Float[Tensor, " rows"]) -> Int[Tensor, " rows"]:

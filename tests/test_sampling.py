@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from t3d.sampling import draw_tokens, entropy, response_uniforms, token_probabilities
+from t3d.sampling import best_tokens, draw_tokens, entropy, response_uniforms, token_probabilities
 
 LARGEST_UNIFORM = float(np.nextafter(np.float32(1), np.float32(0)))
 # Probabilities .4 .3 .2 .1; the mask token, id 2 of 0..4, is left out.
@@ -88,3 +88,20 @@ def test_a_longer_response_extends_the_same_stream() -> None:
 def test_entropy_in_nats() -> None:
     probabilities = torch.tensor([[0.5, 0.5, 0.0], [1.0, 0.0, 0.0], [0.25, 0.25, 0.5]])
     assert entropy(probabilities).tolist() == pytest.approx([math.log(2), 0, 1.5 * math.log(2)])
+
+
+@pytest.mark.parametrize("vocab", [1, 347, 512, 1000, 151_936])
+def test_the_best_token_is_the_first_of_the_largest(vocab: int) -> None:
+    torch.manual_seed(0)
+    scores = torch.randn(6, vocab).round(decimals=1)  # many equals
+    scores[0, vocab // 2] = math.nan
+    scores[1] = -math.inf
+    scores[2, vocab // 3] = math.inf
+    best, tokens = best_tokens(scores)
+    assert torch.equal(tokens, torch.tensor(scores.numpy().argmax(-1)))  # numpy too takes a NaN for the largest
+    assert torch.equal(best.nan_to_num(9), scores.gather(-1, tokens[:, None])[:, 0].nan_to_num(9))
+
+
+def test_no_rows_have_no_best_tokens() -> None:
+    best, tokens = best_tokens(torch.empty(0, 512))
+    assert best.shape == tokens.shape == (0,)

@@ -8,7 +8,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from t3d.decoding.config import DecodingConfig
-from t3d.sampling import draw_tokens, entropy, token_probabilities
+from t3d.sampling import best_tokens, draw_tokens, entropy, token_probabilities
 
 ROW_TILE = 64
 """Rows judged at a time: a few dozen rows of a large vocabulary still fit a CPU's cache, and bound the memory."""
@@ -58,7 +58,7 @@ def judge(
     """
     logits[:, config.mask_id] = -torch.inf
     scores = logits.float()
-    best, tokens = scores.max(-1)
+    best, tokens = best_tokens(scores)
     drawn_from = own = None
     if uniforms is not None or (ranked_by and config.confidence == "scaled"):
         drawn_from = token_probabilities(scores, config.temperature, config.top_k, config.top_p)

@@ -166,7 +166,7 @@ class Engine:
         """Runs the model and draws at the masked positions of the `denoising` slots; None if there are none."""
         slots, size = self.slots, self.config.block_size
         # A slot's current block is the last of its run; what stands before it is only committed.
-        last = spans.edges[1:][np.isin(spans.slots, denoising, assume_unique=True)] - size
+        last = spans.edges[1:][np.searchsorted(spans.slots, denoising)] - size
         rows = slots.send((last[:, None] + np.arange(size))[slots.table["masked"][denoising]])
         uniforms, ranked_by = self._uniforms(denoising), self._ranked_by(denoising)
 
