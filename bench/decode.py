@@ -46,6 +46,8 @@ NUM_PROMPTS = (1, 16, 64)
 ALONE = 2
 """Prompts on which the batch-1 peer is timed where there are more: its speed does not depend on their number."""
 REPEATS = 3
+PAIRS_S = 4
+"""Seconds of pairs that `share` times per repeat: short runs are noisier."""
 LENGTHS = (128, 256, 512, 1024, 2048)
 
 
@@ -164,6 +166,19 @@ def replay(calls: Mapping[int, Sequence[Callable[[], Any]]]) -> None:
         pass
 
 
+def share(part: Callable[[], Any], whole: Callable[[], Any], repeats: int) -> float:
+    """The part's share of the whole's time: the median of pairs of runs, at least twice `repeats`.
+
+    The rest is a few percent, less than the noise between two minima: the runs of a pair meet the same spell.
+    """
+    shares: list[float] = []
+    started = time.perf_counter()
+    while len(shares) < 2 * repeats or time.perf_counter() - started < repeats * PAIRS_S:
+        times, _ = fastest({"part": part, "whole": whole}, 1)
+        shares.append(times["part"] / times["whole"])
+    return float(np.median(shares))
+
+
 def extra_mb(work: Callable[[], Any]) -> float:
     """How far resident memory rises during `work`, in MB (Linux with glibc)."""
 
@@ -203,8 +218,6 @@ def measure(subject: Subject, num_prompts: int, block_size: int, steps: int, rep
     }
     times, results = fastest({"engine": engine, **peers}, repeats)
     ours = results["engine"]
-    # Apart from the peers and more often: the difference is a few percent, less than a run's noise.
-    parts, _ = fastest({"engine": engine, "forwards": partial(replay, calls)}, 2 * repeats)
     for peer in peers:
         check_equal(ours, results[peer].responses, peer)
     tokens = [len(trajectory.response_ids) for trajectory in ours]
@@ -222,7 +235,7 @@ def measure(subject: Subject, num_prompts: int, block_size: int, steps: int, rep
         "denoising_steps": steps,
         "times_faster": {peer: (sum(tokens) / times["engine"]) / (decoded[peer] / times[peer]) for peer in peers},
         "forwards_per_block": {"plain": plain.forwards / plain.blocks, "engine": float(np.mean(steps_per_block))},
-        "efficiency": parts["forwards"] / parts["engine"],
+        "efficiency": share(partial(replay, calls), engine, repeats),
         "extra_mb": memory,
         "tokens_per_second": sum(tokens) / times["engine"],
         "response_tokens": {"min": min(tokens), "mean": float(np.mean(tokens)), "max": max(tokens)},
