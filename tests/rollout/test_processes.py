@@ -141,6 +141,8 @@ def test_no_worker_outlives_a_kill_or_ctrl_c_and_two_workers_end_as_one_does(set
             text=True,
             env=ENVIRONMENT,
             start_new_session=True,  # a process group of its own, as a shell gives to a command
+            # Whatever runs the tests in the background may ignore Ctrl-C, and what it starts would too.
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
         )
         wait_until(lambda: all(lines(shard) > 3 + old for shard, old in zip(shards, before, strict=True)))
         send(process.pid, number)
