@@ -20,6 +20,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from t3d.errors import DataError
+from t3d.sampling import best_tokens
 from t3d.sdar.attention import TrainingTokens, block_index, may_see
 from t3d.sdar.modeling import SDARForCausalLM
 
@@ -132,5 +133,5 @@ def _score(model: SDARForCausalLM, batch: _Batch, mask_id: int, block_size: int)
         targets, rows = batch.ids[asked], asked.nonzero()[:, 0].cpu()
         values = logits.log_softmax(-1).gather(-1, targets[:, None])[:, 0]
         log_probs.index_add_(0, rows, values.cpu().double())
-        greedy[rows[(logits.argmax(-1) != targets).cpu()]] = False
+        greedy[rows[(best_tokens(logits)[1] != targets).cpu()]] = False
     return list(map(Likelihood, log_probs.tolist(), greedy.tolist()))

@@ -90,5 +90,5 @@ def row_values(
             values["fake_ratio"] = picked[:, 1] - reference.log_probs
     if certainty:
         values["entropy"] = sharpened_entropy(log_probs)
-        values["correct"] = best_tokens(log_probs)[1] == targets
+        values["correct"] = best_tokens(log_probs.detach())[1] == targets
     return values
