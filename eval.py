@@ -5,7 +5,7 @@ import sys
 from t3d.config import DecodeConfig, load_config
 from t3d.entry import run_entry
 from t3d.evaluation.run import evaluate
-from t3d.evaluation.tables import run_table
+from t3d.tables.fill import run_table
 
 EXAMPLE = (
     "python eval.py config=configs/eval.yaml evaluation.checkpoint_path=/path/to/checkpoint"

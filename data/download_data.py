@@ -4,8 +4,8 @@ import logging
 from pathlib import Path
 
 from t3d.arguments import ArgumentParser
-from t3d.benchmarks import DATASETS
-from t3d.download import download_dataset
+from t3d.data.benchmarks import DATASETS
+from t3d.data.download import download_dataset
 from t3d.entry import run_entry
 
 logger = logging.getLogger("download_data")

@@ -3,8 +3,8 @@
 from pathlib import Path
 
 from t3d.arguments import ArgumentParser
+from t3d.data.preprocess import rename_answers
 from t3d.entry import run_entry
-from t3d.preprocess import rename_answers
 
 
 def main(argv: list[str]) -> None:

@@ -6,7 +6,7 @@ import sys
 from collections.abc import Callable
 
 from t3d.errors import UserError
-from t3d.paths import cache_root
+from t3d.storage.paths import cache_root
 
 CACHES = {
     "TRITON_CACHE_DIR": "triton",

@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from t3d.errors import DataError
-from t3d.files import iter_json_list, json_kind
 from t3d.prompts import check_text
+from t3d.storage.files import iter_json_list, json_kind
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from t3d.config import DecodeConfig, load_config
-from t3d.evaluation.cells import Run, every_cell
-from t3d.evaluation.layout import Grid, lay_out
+from t3d.tables.cells import Run, every_cell
+from t3d.tables.layout import Grid, lay_out
 
 ROOT = Path(__file__).parents[1]
 METHODS = ["Original", "SFT", "ReDi", "dParallel", "Naive TD", "T3D (ours)"]

@@ -14,7 +14,7 @@ from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 from yaml import YAMLError
 
 from t3d.errors import ConfigError
-from t3d.files import atomic_writer
+from t3d.storage.files import atomic_writer
 
 Schema = TypeVar("Schema")
 

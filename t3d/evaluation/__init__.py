@@ -1,6 +1,5 @@
-"""Grading what models wrote: answers to mathematics and programs."""
+"""Decoding a benchmark with a checkpoint, grading it, and the figures of the results."""
 
-from t3d.evaluation.code_grader import run_tests
-from t3d.evaluation.math_grader import grade_math
+from t3d.grading import grade_math, run_tests
 
 __all__ = ["grade_math", "run_tests"]

@@ -9,11 +9,11 @@ from typing import Any
 from omegaconf import OmegaConf
 from yaml import YAMLError
 
-from t3d.benchmarks import load_benchmark
 from t3d.config import DecodeConfig
+from t3d.data.benchmarks import load_benchmark
 from t3d.errors import DataError
-from t3d.files import json_kind, read_json
-from t3d.paths import find_data
+from t3d.storage.files import json_kind, read_json
+from t3d.storage.paths import find_data
 
 DECODING = (
     *("block_size", "denoising_steps", "temperature", "top_k", "top_p", "remasking_strategy", "seed"),

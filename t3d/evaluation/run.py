@@ -5,19 +5,19 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from t3d.benchmarks import known_bad, leakage_warning
 from t3d.config import DecodeConfig
+from t3d.data.benchmarks import known_bad, leakage_warning
 from t3d.errors import DataError
 from t3d.evaluation.environment import environment
-from t3d.evaluation.grading import grade, left_out
+from t3d.evaluation.grade import grade, left_out
 from t3d.evaluation.metrics import metrics
 from t3d.evaluation.records import DECODING, check_same_problems, read_details, read_rollouts, training_data
-from t3d.files import atomic_writer, write_json_atomic, write_json_list
-from t3d.folders import make_folder
-from t3d.paths import dataset_name
 from t3d.rollout import rollout
 from t3d.rollout.ranks import join_ranks
 from t3d.rollout.run import outputs_name, project_folder
+from t3d.storage.files import atomic_writer, write_json_atomic, write_json_list
+from t3d.storage.folders import make_folder
+from t3d.storage.paths import dataset_name
 
 log = logging.getLogger(__name__)
 

@@ -8,14 +8,14 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
-from t3d.benchmarks import load_benchmark
 from t3d.config import DecodeConfig, RolloutConfig
+from t3d.data.benchmarks import load_benchmark
 from t3d.decoding import DecodingConfig
 from t3d.errors import ConfigError
-from t3d.paths import find_data
 from t3d.prompts import build_prompt
 from t3d.rollout.fingerprint import model_digest, text_digest
 from t3d.sdar.checkpoint import default_stop_ids, load_config, load_tokenizer, resolve_checkpoint
+from t3d.storage.paths import find_data
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ from typing import Any
 from transformers import PreTrainedTokenizerBase
 
 from t3d.decoding import DecodingConfig
-from t3d.extract import extract
+from t3d.grading.extract import extract
 from t3d.rollout.job import Job, Request
 from t3d.rollout.shard import Shards
 from t3d.trajectory import Trajectory

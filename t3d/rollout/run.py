@@ -12,8 +12,6 @@ from tqdm.contrib.logging import logging_redirect_tqdm
 
 from t3d.config import DecodeConfig, RolloutConfig, save_config
 from t3d.errors import ConfigError, DataError
-from t3d.files import read_json, remove_temporaries, write_json_atomic, write_json_list
-from t3d.paths import dataset_name, workspace
 from t3d.rollout.job import Job, Request, make_job
 from t3d.rollout.pool import run_workers
 from t3d.rollout.progress import Progress
@@ -21,6 +19,8 @@ from t3d.rollout.ranks import Ranks, join_ranks
 from t3d.rollout.records import records
 from t3d.rollout.shard import Shards
 from t3d.rollout.worker import Share, decode_share
+from t3d.storage.files import read_json, remove_temporaries, write_json_atomic, write_json_list
+from t3d.storage.paths import dataset_name, workspace
 
 log = logging.getLogger(__name__)
 

@@ -23,10 +23,10 @@ from transformers.distributed import DistributedConfig
 from transformers.utils import logging as transformers_logging
 
 from t3d.errors import CheckpointError
-from t3d.folders import atomic_folder
 from t3d.sdar.configuration import SDARConfig
 from t3d.sdar.decoding_layers import compile_layers, pack_layers
 from t3d.sdar.modeling import SDARForCausalLM
+from t3d.storage.folders import atomic_folder
 
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 WEIGHTS = re.compile(r".*\.(safetensors|bin|pt|pth|gguf)|.*\.(safetensors|bin)\.index\.json")

@@ -10,8 +10,8 @@ from transformers import GenerationConfig
 
 from t3d.arguments import ArgumentParser
 from t3d.entry import run_entry
-from t3d.folders import make_folder
 from t3d.sdar.configuration import SDARConfig
+from t3d.storage.folders import make_folder
 from t3d.toy.tokenizer import TURN_END, build_tokenizer
 
 

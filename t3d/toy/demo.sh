@@ -24,5 +24,5 @@ echo "== 3. train the student with T3D"
 
 echo "== 4. evaluate teacher and student"
 "$python" eval.py config=configs/toy/demo.yaml
-"$python" -m t3d.evaluation.report demo/results/table.json --out demo/results/report.html
+"$python" -m t3d.tables.report demo/results/table.json --out demo/results/report.html
 echo "report: demo/results/report.html (and table.md, table.json)"

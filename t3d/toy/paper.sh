@@ -49,5 +49,5 @@ echo "== 3. tables"
 for number in 1 2 3 4 5 6 7; do
     "$python" eval.py config=configs/toy/tables/table$number.yaml evaluation.limit="$problems"
 done
-"$python" -m t3d.evaluation.report paper/results/table[1-7].json --out paper/results/report.html
+"$python" -m t3d.tables.report paper/results/table[1-7].json --out paper/results/report.html
 echo "report: paper/results/report.html (and table1.md, .csv, .tex, .json, ...)"

@@ -17,8 +17,8 @@ import numpy as np
 from t3d.arguments import ArgumentParser
 from t3d.entry import run_entry
 from t3d.errors import UserError
-from t3d.files import write_json_atomic
-from t3d.folders import make_folder
+from t3d.storage.files import write_json_atomic
+from t3d.storage.folders import make_folder
 
 SPLITS = ("train", "validation", "test")
 SHARES = (8, 1, 1)

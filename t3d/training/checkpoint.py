@@ -14,7 +14,7 @@ from safetensors.torch import load_model, save_model
 from torch import nn
 
 from t3d.errors import CheckpointError
-from t3d.folders import make_folder, put_in_place, remove_folder
+from t3d.storage.folders import make_folder, put_in_place, remove_folder
 
 log = logging.getLogger(__name__)
 

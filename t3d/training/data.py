@@ -8,10 +8,10 @@ from transformers import PreTrainedTokenizerBase
 
 from t3d.config import TrainingConfig
 from t3d.errors import DataError
-from t3d.files import iter_json_list
-from t3d.paths import cache_root
 from t3d.prompts import build_prompt, check_text
 from t3d.sdar.checkpoint import WEIGHTS, chat_end_id
+from t3d.storage.files import iter_json_list
+from t3d.storage.paths import cache_root
 from t3d.training.samples import Samples, build_once
 from t3d.training.states import TrainingSample
 from t3d.trajectory import record_trajectories

@@ -15,11 +15,11 @@ from accelerate.utils import DistributedType, gather_object
 from tqdm import tqdm
 from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 
-from t3d.benchmarks import leakage_warning
 from t3d.config import TrainConfig, save_config
+from t3d.data.benchmarks import leakage_warning
 from t3d.errors import UserError
-from t3d.paths import find_data_files
 from t3d.sdar.checkpoint import load_config, load_model, load_tokenizer, resolve_checkpoint, save_model
+from t3d.storage.paths import find_data_files
 from t3d.training.checkpoint import load_state, prune, save_state, saved_steps, saving, step_folder
 from t3d.training.data import load_samples
 from t3d.training.forward import batch_losses

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from t3d.config import TrainConfig
 from t3d.errors import DataError
-from t3d.files import atomic_writer, whole_lines
+from t3d.storage.files import atomic_writer, whole_lines
 from t3d.training.trackers import start_trackers
 
 METRICS = "metrics.jsonl"

@@ -12,7 +12,7 @@ from yaml import YAMLError
 
 from t3d.config import TrainConfig
 from t3d.errors import CheckpointError, ConfigError, UserError
-from t3d.folders import make_folder, remove_leftovers
+from t3d.storage.folders import make_folder, remove_leftovers
 from t3d.training.checkpoint import saved_steps
 
 FREE_GROUPS = ("experiment", "wandb")

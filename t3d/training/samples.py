@@ -18,7 +18,7 @@ from filelock import FileLock
 from numpy.typing import NDArray
 
 from t3d.errors import DataError
-from t3d.folders import make_folder
+from t3d.storage.folders import make_folder
 from t3d.training.states import TrainingSample
 
 log = logging.getLogger(__name__)

@@ -7,8 +7,8 @@ import pytest
 from t3d.config import DecodeConfig, load_config
 from t3d.errors import DataError
 from t3d.evaluation import run as run_module
-from t3d.evaluation import sandbox
 from t3d.evaluation.run import evaluate
+from t3d.grading import sandbox
 
 CONTRACT_FIELDS = {
     *("dataset", "checkpoint", "n", "acc", "stderr", "avg_len", "avg_steps", "tokens_per_step"),

@@ -8,8 +8,8 @@ from dataclasses import replace
 import pytest
 
 from t3d.config import DecodeConfig, load_config
+from t3d.data.preprocess import rename_answers
 from t3d.errors import CheckpointError, ConfigError, DataError
-from t3d.preprocess import rename_answers
 from t3d.rollout import rollout, rollout_path
 from t3d.rollout import run as run_module
 from t3d.rollout import worker as worker_module

@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from t3d.benchmarks import load_benchmark
+from t3d.data.benchmarks import load_benchmark
 from t3d.errors import DataError, UserError
-from t3d.evaluation import grade_math
-from t3d.extract import extract_boxed
+from t3d.grading import grade_math
+from t3d.grading.extract import extract_boxed
 from t3d.toy.problems import SPLITS, generate, main, operand_tuples
 
 COUNT = 2000

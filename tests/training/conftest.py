@@ -5,9 +5,9 @@ import json
 import pytest
 
 from t3d.decoding import DecodingConfig, decode
-from t3d.files import write_json_list
 from t3d.prompts import build_prompt
 from t3d.sdar.checkpoint import load_model, load_tokenizer
+from t3d.storage.files import write_json_list
 from t3d.toy.problems import generate
 
 

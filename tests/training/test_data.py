@@ -11,8 +11,8 @@ import pytest
 
 from t3d.config import TrainingConfig
 from t3d.errors import DataError
-from t3d.paths import cache_root, find_data_files
 from t3d.sdar.checkpoint import load_tokenizer
+from t3d.storage.paths import cache_root, find_data_files
 from t3d.training import data
 from t3d.training.data import load_samples
 from t3d.training.samples import Samples, build_once

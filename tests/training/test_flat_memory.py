@@ -21,8 +21,8 @@ import itertools, json, random, sys, threading, time
 from pathlib import Path
 
 from t3d.config import TrainingConfig
-from t3d.files import write_json_list
-from t3d.preprocess import rename_answers
+from t3d.storage.files import write_json_list
+from t3d.data.preprocess import rename_answers
 from t3d.sdar.checkpoint import load_tokenizer
 from t3d.training.data import load_samples
 

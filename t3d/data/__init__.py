@@ -1,0 +1,1 @@
+"""Data sets: the benchmarks, fetching them, and stage 2."""

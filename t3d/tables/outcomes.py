@@ -1,0 +1,82 @@
+"""Which problems an evaluation answered rightly, read from the files that it wrote."""
+
+import hashlib
+import math
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from t3d.errors import DataError
+from t3d.storage.files import iter_json_list, json_kind, read_json
+
+NAME = "results-"
+FIELDS = {
+    *("dataset", "checkpoint", "n", "acc", "stderr", "block_size", "denoising_steps", "remasking_strategy"),
+    *("avg_len", "avg_steps", "tokens_per_step", "tokens_per_forward", "tokens_per_second"),
+    *("leakage", "environment", "config"),
+}
+
+
+@dataclass(frozen=True)
+class Outcomes:
+    """Grades of one evaluation.
+
+    Attributes:
+        graded: grades of the responses to each problem, in the data set's order; a problem is known by a digest.
+        questions: the beginning of each problem's text, for messages.
+    """
+
+    graded: dict[str, list[bool]]
+    questions: dict[str, str]
+
+
+def load_results(path: Path) -> dict[str, Any]:
+    """Reads a results file of an evaluation.
+
+    Raises:
+        DataError: it is not one.
+    """
+    results = read_json(path)
+    if not isinstance(results, dict):
+        raise DataError(path, "results of an evaluation (results-<name>.json)", json_kind(results))
+    if lacking := sorted(FIELDS - results.keys()):
+        raise DataError(path, "results of an evaluation by this version", f"no {', '.join(lacking)}")
+    return results
+
+
+def load_outcomes(path: Path, results: dict[str, Any]) -> Outcomes:
+    """Reads the grades that lie beside the results file `path`, in graded-<name>.json.
+
+    A problem without any graded response (decoding failed) is left out of `graded`.
+
+    Raises:
+        DataError: no such file, or it does not belong to these results.
+    """
+    if not path.name.startswith(NAME):
+        raise DataError(path, "a file called results-<name>.json, beside graded-<name>.json", path.name)
+    graded_path = path.with_name("graded-" + path.name.removeprefix(NAME))
+    graded: dict[str, list[bool]] = {}
+    questions: dict[str, str] = {}
+    seen: Counter[str] = Counter()
+    for index, record in enumerate(iter_json_list(graded_path)):
+        if not isinstance(record, dict) or not {"question", "correctness"} <= record.keys():
+            raise DataError(f"{graded_path}, record {index}", "question and correctness", json_kind(record))
+        digest = _digest(record)
+        seen[digest] += 1
+        problem = f"{digest}-{seen[digest]}" if seen[digest] > 1 else digest
+        questions[problem] = str(record["question"])[:60]
+        grades = [correct for correct in record["correctness"] if correct is not None]
+        if grades:
+            graded[problem] = grades
+    right, n = (sum(map(count, graded.values())) for count in (sum, len))
+    if n != results["n"] or (n and not math.isclose(right / n, results["acc"])):
+        expected = f"the {results['n']} grades of {path.name}, {results['acc']:.4f} of them right"
+        raise DataError(graded_path, expected, f"{right} right of {n}")
+    return Outcomes(graded, questions)
+
+
+def _digest(record: dict[str, Any]) -> str:
+    """Identity of a problem: its question and answer.  Check programs do not count: known bad ones are mended."""
+    text = f"{record['question']}\0{record.get('ground_truth_answer', '')}"
+    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:16]

@@ -1,0 +1,62 @@
+import pytest
+
+from t3d.errors import DataError
+from t3d.storage.paths import dataset_name, find_data, workspace
+
+
+@pytest.mark.parametrize("folder", ["sample", "data"])
+def test_the_script_folders_work_in_the_folder_above_them(tmp_path, monkeypatch, folder):
+    (tmp_path / folder).mkdir()
+    monkeypatch.chdir(tmp_path / folder)
+    assert workspace() == tmp_path
+
+
+def test_elsewhere_the_current_folder_is_the_workspace(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert workspace() == tmp_path
+
+
+def test_data_are_found_by_name_and_by_path(tmp_path, monkeypatch):
+    for folder in ("sample", "data"):
+        (tmp_path / folder).mkdir()
+    stored = tmp_path / "data" / "MATH500.json"
+    stored.write_text("[]")
+    monkeypatch.chdir(tmp_path)
+    assert find_data("MATH500") == stored
+    assert find_data("data/MATH500.json").samefile(stored)
+    assert find_data(str(stored)) == stored
+    monkeypatch.chdir(tmp_path / "sample")
+    assert find_data("MATH500") == stored
+    assert find_data("../data/MATH500.json").samefile(stored)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert find_data("~/data/MATH500.json") == stored
+
+
+def test_a_path_wins_over_a_name(tmp_path, monkeypatch):
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "x.json").write_text("[]")
+    (tmp_path / "x").write_text("[]")
+    monkeypatch.chdir(tmp_path)
+    assert find_data("x").name == "x"
+
+
+def test_missing_data_name_both_places(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(DataError) as caught:
+        find_data("MATH50")
+    assert str(caught.value) == (
+        f"MATH50: expected a data file, MATH50 or {tmp_path / 'data' / 'MATH50.json'}, found none there"
+    )
+
+
+@pytest.mark.parametrize(
+    ("given", "name"),
+    [
+        ("MATH500", "MATH500"),
+        ("../data/MATH500.json", "MATH500"),
+        ("MATH-v1.5", "MATH-v1.5"),
+        ("a/v1.5.json", "v1.5"),
+    ],
+)
+def test_a_data_set_has_one_name_however_it_is_given(given, name):
+    assert dataset_name(given) == name
