@@ -6,6 +6,7 @@ import pytest
 import yaml
 
 from t3d.config import DecodeConfig, TrainConfig, load_config, save_config
+from t3d.config.release import RELEASE_KEYS
 from t3d.errors import ConfigError
 
 ROOT = Path(__file__).parents[1]
@@ -231,14 +232,12 @@ class TestMistakesInValues:
             ("rollout.tensor_parallel_size=0", "at least 1, found 0"),
             ("rollout.num_workers=-1", "at least 0, found -1"),
             ("rollout.confidence=odd", "one of scaled, raw, found odd"),
-            ("rollout.random_init_ratio=0.5", "0, found 0.5"),
             ("rollout.dtype=int8", "one of auto, "),
             ("evaluation.data_type=chess", "one of math, code, option, found chess"),
             ("evaluation.node_index=1", "below evaluation.num_node = 1, found 1"),
             ("evaluation.node_index=-1", "at least 0, found -1"),
             ("evaluation.limit=0", "at least 1, found 0"),
             ("execute.sandbox=trust", "one of auto, bwrap, sandlock, none, found trust"),
-            ("model_base=llama", "one of sdar, found llama"),
         ],
     )
     def test_an_impossible_decoding_value_is_refused(self, argument, expected):
@@ -254,13 +253,10 @@ class TestMistakesInValues:
             ("training.mask_ratios=[.nan]", "a non-empty list of ratios in (0, 1], found [nan]"),
             ("training.objective=magic", "one of sft, redi, dparallel, td, ddo, t3d, found magic"),
             ("training.mask_strategy=latest", "one of trace, random, trace_earliest, found latest"),
-            ("training.method=ar", "one of semi-ar, found ar"),
-            ("training.target_temp=0.5", "0, found 0.5"),
             ("training.round_interval=0", "at least 1, found 0"),
             ("training.reference_temp=1", "0 with fake_expectation=argmax, above 0 with sample or exact"),
             ("training.block_size_choices=[4]", "sizes of at least 1, and no path loss, found [4]"),
             ("model.random_ratio=1.5", "0 to 1, found 1.5"),
-            ("optimizer.name=sgd", "one of adamw, found sgd"),
             ("optimizer.params.learning_rate=nan", "a finite number, found nan"),
             ("optimizer.params.learning_rate=1e400", "a finite number, found inf"),
             ("optimizer.params.learning_rate=-1e-5", "at least 0, found -1e-05"),
@@ -281,6 +277,45 @@ class TestMistakesInValues:
         message = refusal(train_config, f"{key}={value}")
         assert message == f"{key}: expected null or the value of its namesake, {own}, found {value}"
         train_config(f"{key}={own}")
+
+    @pytest.mark.parametrize(
+        ("load", "argument", "expected"),
+        [
+            (decode_config, "model_base=llama", "sdar, found llama"),
+            (decode_config, "rollout.random_init_ratio=0.5", "0, found 0.5"),
+            (decode_config, "rollout.random_init_ratio=some", "0, found some"),
+            (
+                decode_config,
+                "rollout.num_task_per_step=0",
+                "a whole number, without effect in the release either, found",
+            ),
+            (train_config, "training.method=ar", "semi-ar, found ar"),
+            (train_config, "training.target_temp=0.5", "0, found 0.5"),
+            (train_config, "training.target_temp=null", "0, found None"),
+            (train_config, "optimizer.name=sgd", "adamw, found sgd"),
+        ],
+    )
+    def test_a_key_of_the_release_that_asks_for_what_is_not_there_is_refused(self, load, argument, expected):
+        key = argument.partition("=")[0]
+        assert refusal(load, argument).startswith(f"command line: {key}: expected {expected}")
+
+    @pytest.mark.parametrize(
+        ("load", "arguments"),
+        [
+            (decode_config, ["model_base=sdar", "rollout.random_init_ratio=0.0", "rollout.num_task_per_step=7"]),
+            (train_config, ["training.method=semi-ar", "training.target_temp=0", "optimizer.name=adamw"]),
+        ],
+    )
+    def test_a_key_of_the_release_that_asks_for_what_is_done_anyway_sets_nothing(self, load, arguments, tmp_path):
+        assert load(*arguments) == load()
+        save_config(load(*arguments), tmp_path / "saved.yaml")
+        assert not {argument.partition("=")[0].rpartition(".")[2] for argument in arguments} & set(
+            (tmp_path / "saved.yaml").read_text().replace(":", "").split()
+        )
+
+    def test_a_key_of_the_release_is_one_of_its_own_groups_alone(self):
+        assert "training: expected a known key" in refusal(decode_config, "training.method=semi-ar")
+        assert "rollout: expected a known key" in refusal(train_config, "rollout.num_task_per_step=1")
 
     def test_a_table_and_given_rollouts_exclude_each_other(self):
         table = ["table.checkpoints.a=x", "table.decodings=[[4,4]]"]
@@ -461,7 +496,7 @@ def test_help_lists_every_key_with_its_default_and_exits_with_0(schema, flag, ca
     assert page.startswith("What it is for.\n")
     assert page.endswith("Example:\n  python x.py a=b\n")
     if schema is DecodeConfig:
-        known = ["table.decodings = []", "model_base = sdar"]
+        known = ["table.decodings = []"]
         known += [
             f"{group}.{name} = " for group in ("experiment", "evaluation", "execute") for name in RELEASE_SAMPLE[group]
         ]
@@ -471,8 +506,14 @@ def test_help_lists_every_key_with_its_default_and_exits_with_0(schema, flag, ca
         known += [
             f"{group}.{name} = " for group in ("model", "dataset", "training", "wandb") for name in sections[group]
         ]
+        known = [line for line in known if line.removesuffix(" = ") not in RELEASE_KEYS]
     for line in known:
         assert f"\n  {line}" in page
+    (last,) = [
+        line for line in page.splitlines() if line.startswith("Accepted from the authors' files, setting nothing")
+    ]
+    theirs = [path for path in RELEASE_KEYS if path.startswith(("training", "optimizer")) is (schema is TrainConfig)]
+    assert all(f"{path} (" in last and f"\n  {path} = " not in page for path in theirs if path != "model_base")
 
 
 @pytest.mark.parametrize(

@@ -4,7 +4,7 @@ import dataclasses
 import difflib
 import math
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -13,6 +13,7 @@ from omegaconf import MISSING, OmegaConf
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 from yaml import YAMLError
 
+from t3d.config.release import check_release_key, release_keys
 from t3d.errors import ConfigError
 from t3d.storage.files import atomic_writer
 
@@ -75,6 +76,9 @@ def help_text(schema: type, purpose: str, example: str) -> str:
         shown = "required" if default == MISSING else "null" if default is None else str(default)
         choices = f" ({' | '.join(entry.metadata['one_of'])})" if entry.metadata["one_of"] else ""
         lines.append(f"  {path} = {shown}: {entry.metadata['meaning']}{choices}")
+    releases = release_keys(_groups([path for path, _ in _leaves(schema)]))
+    accepted = "; ".join(f"{path} ({key.accepted})" for path, key in releases.items())
+    lines += ["", f"Accepted from the authors' files, setting nothing: {accepted}."]
     return "\n".join([*lines, "", "Example:", f"  {example}", ""])
 
 
@@ -138,7 +142,8 @@ def _known_values(schema: type, values: Mapping[str, Any], source: str) -> Itera
         ConfigError: a key that `schema` does not have, or a group that is no group.
     """
     known = {path for path, _ in _leaves(schema)}
-    groups = {path[:index] for path in known for index, letter in enumerate(path) if letter == "."}
+    groups = _groups(known)
+    releases = release_keys(groups)
 
     def walk(part: Mapping[Any, Any], prefix: str) -> Iterator[tuple[str, Any]]:
         for name, value in part.items():
@@ -147,6 +152,8 @@ def _known_values(schema: type, values: Mapping[str, Any], source: str) -> Itera
                 yield from walk(value, f"{path}.")
             elif path in groups:
                 raise ConfigError(f"{source}: {path}", "a group of keys", value)
+            elif path in releases:
+                check_release_key(path, value, source)
             elif path not in known:
                 nearest = difflib.get_close_matches(path, sorted(known | groups), n=1, cutoff=0)
                 raise ConfigError(f"{source}: {path}", f"a known key (nearest: {nearest[0]})", "an unknown one")
@@ -154,6 +161,10 @@ def _known_values(schema: type, values: Mapping[str, Any], source: str) -> Itera
                 yield path, value
 
     yield from walk(values, "")
+
+
+def _groups(paths: Collection[str]) -> set[str]:
+    return {path[:index] for path in paths for index, letter in enumerate(path) if letter == "."}
 
 
 def _kind_name(kind: Any) -> str:

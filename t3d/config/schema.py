@@ -50,7 +50,7 @@ class ExperimentConfig:
 
 @dataclass
 class RolloutConfig:
-    """How responses are decoded (SPEC section 1)."""
+    """How responses are decoded."""
 
     block_size: int = key(4, "positions per block", low=1)
     denoising_steps_per_block: int = key(4, "most denoising steps per block; at most block_size", low=1)
@@ -77,8 +77,6 @@ class RolloutConfig:
     dtype: str = key("auto", "auto: as stored", one_of=("auto", "float32", "bfloat16", "float16"))
     compile: bool = key(False, "torch.compile the layers: meant for GPUs; starts later and rounds otherwise")
     tensor_parallel_size: int = key(1, "processes of the launch that hold the model together: all or 1", low=1)
-    num_task_per_step: int = key(1, "accepted from the release's files, where it has no effect either", low=1)
-    random_init_ratio: float = key(0.0, "share of random tokens in fresh blocks; only 0 is supported", low=0, high=0)
 
     def __post_init__(self) -> None:
         """Checks values against each other."""
@@ -197,7 +195,7 @@ class DatasetConfig:
 
 @dataclass
 class TrainingConfig:
-    """States, losses and schedule of a run (SPEC sections 2 and 3)."""
+    """States, losses and schedule of a run."""
 
     objective: str = key("t3d", "loss and states", one_of=OBJECTIVES)
     mask_strategy: str = key("trace", "states of the trace objectives", one_of=("trace", "random", "trace_earliest"))
@@ -217,7 +215,6 @@ class TrainingConfig:
     ddo_level: str = key("sample", "where log-ratios are averaged", one_of=("sample", "block", "token"))
     fake_expectation: str = key("argmax", "d_fake's expectation over p_ref", one_of=("argmax", "sample", "exact"))
     reference_temp: float = key(0.0, "temperature of p_ref in d_fake: 0 with argmax, else above 0", low=0)
-    target_temp: float = key(0.0, "0: real tokens are those recorded; nothing else is", low=0, high=0)
     certainty_weight: float | None = key(
         None, "weight of the certainty term; null: the objective's (dparallel 2, else 0)", low=0
     )
@@ -238,7 +235,6 @@ class TrainingConfig:
     mixed_precision: str = key("bf16", "autocast of the forward passes", one_of=("no", "bf16", "fp16"))
     enable_tf32: bool = key(True, "TF32 matrix products on CUDA")
     gradient_checkpointing_enable: bool = key(True, "recompute activations in the backward pass")
-    method: str = key("semi-ar", "the only training method of the release", one_of=("semi-ar",))
 
     @property
     def path_weight(self) -> float:
@@ -280,9 +276,8 @@ class OptimizerParams:
 
 @dataclass
 class OptimizerConfig:
-    """The optimizer."""
+    """The optimizer, AdamW."""
 
-    name: str = key("adamw", "optimizer", one_of=("adamw",))
     params: OptimizerParams = group(OptimizerParams)
 
 
@@ -322,7 +317,6 @@ class DecodeConfig:
     evaluation: EvaluationConfig = group(EvaluationConfig)
     execute: ExecuteConfig = group(ExecuteConfig)
     table: TableConfig = group(TableConfig)
-    model_base: str = key("sdar", "model family", one_of=("sdar",))
 
     def __post_init__(self) -> None:
         """Checks groups against each other."""

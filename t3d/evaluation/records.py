@@ -12,14 +12,10 @@ from yaml import YAMLError
 from t3d.config import DecodeConfig
 from t3d.data.benchmarks import load_benchmark
 from t3d.errors import DataError
+from t3d.evaluation.results import UNKNOWN_DECODING, Decoding
+from t3d.storage.fields import read_fields
 from t3d.storage.files import json_kind, read_json
 from t3d.storage.paths import find_data
-
-DECODING = (
-    *("block_size", "denoising_steps", "temperature", "top_k", "top_p", "remasking_strategy", "seed"),
-    *("dynamic_threshold", "max_new_tokens"),
-)
-"""Decoding settings that results repeat."""
 
 
 @dataclass(frozen=True)
@@ -31,14 +27,25 @@ class Details:
         checkpoint: the model, as it was named.
         problems: number of records.
         seconds: decoding time of all of them.
-        decoding: the entries of `DECODING`.
+        decoding: how they were decoded.
     """
 
     dataset: str | None = None
     checkpoint: str | None = None
     problems: int | None = None
     seconds: float | None = None
-    decoding: dict[str, Any] | None = None
+    decoding: Decoding = UNKNOWN_DECODING
+
+
+@dataclass(frozen=True)
+class _Recorded:
+    """What of `Details` lies in a file of this version."""
+
+    dataset: str
+    checkpoint: str
+    problems: int
+    seconds: float
+    fingerprint: Decoding
 
 
 def read_rollouts(path: Path, data_type: str, limit: int | None) -> list[dict[str, Any]]:
@@ -59,20 +66,17 @@ def read_details(path: Path) -> Details:
     """Reads the `.meta.json` that stage 1 writes beside a rollout file; without one, nothing is known.
 
     Raises:
-        DataError: it is no object, or lacks a field of this version.
+        DataError: it lacks a field of this version, or is another file.
     """
     details = path.with_suffix(".meta.json")
     if not details.exists():
         return Details()
-    recorded = read_json(details)
-    decoding = _field(recorded, "fingerprint", dict, details)
-    return Details(
-        dataset=_field(recorded, "dataset", str, details),
-        checkpoint=_field(recorded, "checkpoint", str, details),
-        problems=_field(recorded, "problems", int, details),
-        seconds=_field(recorded, "seconds", int | float, details),
-        decoding={name: _field(decoding, name, int | float | str, details, "fingerprint.") for name in DECODING},
-    )
+    try:
+        recorded = read_fields(_Recorded, read_json(details), details)
+    except DataError as error:
+        expected = f"{error.expected} (without the file, rollouts are graded too)"
+        raise DataError(error.where, expected, error.found) from error
+    return Details(recorded.dataset, recorded.checkpoint, recorded.problems, recorded.seconds, recorded.fingerprint)
 
 
 def check_same_problems(records: list[dict[str, Any]], path: Path, config: DecodeConfig) -> bool:
@@ -142,13 +146,3 @@ _ENTRIES: dict[str, tuple[str, Callable[[Any], bool]]] = {
     "finish_reason": ("strings", lambda value: isinstance(value, str)),
     "error": ("strings or nulls", lambda value: value is None or isinstance(value, str)),
 }
-
-
-def _field(recorded: Any, name: str, kind: Any, path: Path, group: str = "") -> Any:
-    """One entry of a `.meta.json` file."""
-    value = recorded.get(name) if isinstance(recorded, dict) else None
-    if not isinstance(value, kind) or isinstance(value, bool):
-        found = "nothing" if value is None else json_kind(value)
-        expected = "what this version records (without the file, rollouts are graded too)"
-        raise DataError(f"{path}, field {group}{name}", expected, found)
-    return value

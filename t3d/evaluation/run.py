@@ -11,18 +11,19 @@ from t3d.errors import DataError
 from t3d.evaluation.environment import environment
 from t3d.evaluation.grade import grade, left_out
 from t3d.evaluation.metrics import metrics
-from t3d.evaluation.records import DECODING, check_same_problems, read_details, read_rollouts, training_data
+from t3d.evaluation.records import check_same_problems, read_details, read_rollouts, training_data
+from t3d.evaluation.results import BadRecord, KnownBad, LeftOut, Results, write_results
 from t3d.rollout import rollout
 from t3d.rollout.ranks import join_ranks
 from t3d.rollout.run import outputs_name, project_folder
-from t3d.storage.files import atomic_writer, write_json_atomic, write_json_list
+from t3d.storage.files import atomic_writer, write_json_list
 from t3d.storage.folders import make_folder
 from t3d.storage.paths import dataset_name
 
 log = logging.getLogger(__name__)
 
 
-def evaluate(config: DecodeConfig) -> dict[str, Any]:
+def evaluate(config: DecodeConfig) -> Results:
     """Decodes (or takes `evaluation.rollouts`), grades, writes the results, and returns them.
 
     Raises:
@@ -33,78 +34,103 @@ def evaluate(config: DecodeConfig) -> dict[str, Any]:
     return join_ranks().on_first(lambda: _evaluate(config, path))
 
 
-def _evaluate(config: DecodeConfig, path: Path) -> dict[str, Any]:
+def _evaluate(config: DecodeConfig, path: Path) -> Results:
     """Grades the rollout file and writes the results."""
-    evaluation, given = config.evaluation, config.evaluation.rollouts
-    name = outputs_name(config) if given is None else path.stem.removeprefix("outputs-")
-    details = read_details(path)
-    records = read_rollouts(path, evaluation.data_type, None if given is None else evaluation.limit)
-    if given is not None and not check_same_problems(records, path, config):
-        log.info("not compared with %s, which is not here: the problems of %s", evaluation.eval_dataset, path)
+    evaluation, details = config.evaluation, read_details(path)
     dataset = details.dataset or dataset_name(evaluation.eval_dataset)
     checkpoint = details.checkpoint or evaluation.checkpoint_path
     leakage = _leakage(checkpoint, dataset)
-    mended = known_bad(records)
+    records = _records(config, path)
+    bad = known_bad(records)
     if evaluation.repair_known_bad:
-        records = [mended.get(index, record) for index, record in enumerate(records)]
+        records = [bad.get(index, record) for index, record in enumerate(records)]
     graded = grade(records, evaluation.data_type, config.execute)
-    results = {
-        "dataset": dataset,
-        "checkpoint": checkpoint,
-        "rollouts": str(path),
-        **(details.decoding or dict.fromkeys(DECODING)),
-        **metrics(graded, details.seconds if len(records) == details.problems else None),
-        "left_out": left_out(graded),
-        "known_bad": {"repaired": evaluation.repair_known_bad, "records": _named(mended)},
-        "leakage": leakage,
-        "environment": environment(),
-        "config": asdict(config),
-    }
-    if not results["n"]:
-        first = results["left_out"][0]
-        found = f"none of {results['responses']} (the first: {first['reason']})"
-        raise DataError(path, "at least one response that can be graded", found)
-    _write(results, graded, project_folder(config) / "results", name)
+    without = _left_out(graded, path)
+    named = [BadRecord(index, record["question"].split("\n")[0]) for index, record in bad.items()]
+    results = Results(
+        dataset=dataset,
+        checkpoint=checkpoint,
+        decoding=details.decoding,
+        metrics=metrics(graded, details.seconds if len(records) == details.problems else None),
+        environment=environment(),
+        config=asdict(config),
+        rollouts=str(path),
+        left_out=without,
+        known_bad=KnownBad(evaluation.repair_known_bad, named),
+        leakage=leakage,
+    )
+    _write(results, graded, project_folder(config) / "results", results_name(config))
     return results
 
 
-def summary(results: dict[str, Any]) -> str:
+def results_name(config: DecodeConfig) -> str:
+    """What the files of an evaluation are called, behind `results-` and `graded-`."""
+    given = config.evaluation.rollouts
+    return outputs_name(config) if given is None else Path(given).stem.removeprefix("outputs-")
+
+
+def _records(config: DecodeConfig, path: Path) -> list[dict[str, Any]]:
+    """The rollout file's records; of a given file the first `evaluation.limit`, checked against the data set."""
+    evaluation, is_given = config.evaluation, config.evaluation.rollouts is not None
+    records = read_rollouts(path, evaluation.data_type, evaluation.limit if is_given else None)
+    if is_given and not check_same_problems(records, path, config):
+        log.info("not compared with %s, which is not here: the problems of %s", evaluation.eval_dataset, path)
+    return records
+
+
+def _left_out(graded: list[dict[str, Any]], path: Path) -> list[LeftOut]:
+    """The responses of a rollout file that have no grade.
+
+    Raises:
+        DataError: not one response has a grade.
+    """
+    found = left_out(graded)
+    if len(found) == sum(len(record["correctness"]) for record in graded):
+        reason = f"none of {len(found)} (the first: {found[0].reason})"
+        raise DataError(path, "at least one response that can be graded", reason)
+    return found
+
+
+def summary(results: Results) -> str:
     """One line of figures, as the release prints them."""
+    figures = results.metrics
     avg_len, avg_steps, per_step = (
-        "unknown" if results[name] is None else f"{results[name]:.{digits}f}"
-        for name, digits in (("avg_len", 1), ("avg_steps", 1), ("tokens_per_step", 2))
+        "unknown" if value is None else f"{value:.{digits}f}"
+        for value, digits in ((figures.avg_len, 1), (figures.avg_steps, 1), (figures.tokens_per_step, 2))
     )
     return (
-        f"{results['dataset']} {results['checkpoint'] or results['rollouts']}: acc {100 * results['acc']:.2f}"
-        f" +- {100 * results['stderr']:.2f} (n = {results['n']}), avg len {avg_len},"
-        f" avg steps {avg_steps}, tokens/step {per_step}"
+        f"{results.dataset} {results.model}: acc {100 * figures.acc:.2f} +- {100 * figures.stderr:.2f}"
+        f" (n = {figures.n}), avg len {avg_len}, avg steps {avg_steps}, tokens/step {per_step}"
     )
 
 
-def _write(results: dict[str, Any], graded: list[dict[str, Any]], folder: Path, name: str) -> None:
+def _write(results: Results, graded: list[dict[str, Any]], folder: Path, name: str) -> None:
     """Writes grades, results and the line of figures, each whole or not at all, and says what is odd about them."""
     make_folder(folder)
     write_json_list(folder / f"graded-{name}.json", graded)
-    write_json_atomic(folder / f"results-{name}.json", results)
+    write_results(folder / f"results-{name}.json", results)
     with atomic_writer(folder / f"results-{name}.txt") as file:
         file.write(summary(results) + "\n")
     log.info("%s", summary(results))
-    if results["left_out"]:
-        first, count = results["left_out"][0], len(results["left_out"])
-        place = f"record {first['record']}, response {first['response']}, {first['reason']}"
-        log.warning("%d of %d responses have no grade and do not count: %s, ...", count, results["responses"], place)
+    _warn(results)
+
+
+def _warn(results: Results) -> None:
+    """Says what is odd about the results."""
+    if results.left_out:
+        first, count = results.left_out[0], len(results.left_out)
+        place = f"record {first.record}, response {first.response}, {first.reason}"
+        log.warning(
+            "%d of %d responses have no grade and do not count: %s, ...", count, results.metrics.responses, place
+        )
     for status in ("timeout", "crashed"):
-        if count := results["grading"].get(status, 0):
+        if count := results.metrics.grading.get(status, 0):
             log.warning("%d answers count as wrong because comparing them ended in: %s", count, status)
-    for bad in results["known_bad"]["records"]:
-        state = "mended" if results["known_bad"]["repaired"] else "left as published, nothing can pass it"
-        log.warning("record %d tests something else than the solution (%s): %s", bad["record"], state, bad["question"])
-    if results["leakage"]:
-        log.warning("%s", results["leakage"])
-
-
-def _named(records: dict[int, dict[str, Any]]) -> list[dict[str, Any]]:
-    return [{"record": index, "question": record["question"].split("\n")[0]} for index, record in records.items()]
+    for bad in results.known_bad.records:
+        state = "mended" if results.known_bad.repaired else "left as published, nothing can pass it"
+        log.warning("record %d tests something else than the solution (%s): %s", bad.record, state, bad.question)
+    if results.leakage:
+        log.warning("%s", results.leakage)
 
 
 def _leakage(checkpoint: str | None, dataset: str) -> str | None:

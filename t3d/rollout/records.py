@@ -1,4 +1,4 @@
-"""The records of a rollout file (SPEC section 5, CONTRACT)."""
+"""The records of a rollout file: the data set's fields, and per response text, ids, step map and counts."""
 
 from collections.abc import Iterator
 from typing import Any

@@ -11,6 +11,7 @@ from typing import Any
 from t3d.config import DecodeConfig, TableConfig
 from t3d.data.benchmarks import DATASETS, load_benchmark
 from t3d.errors import CheckpointError, ConfigError, DataError
+from t3d.evaluation.results import Results, from_json, to_json
 from t3d.evaluation.run import evaluate
 from t3d.rollout.fingerprint import model_digest, text_digest
 from t3d.rollout.run import outputs_name, project_folder
@@ -60,7 +61,7 @@ class Run:
 
     place: Place
     model: str | None = None
-    results: dict[str, Any] | None = None
+    results: Results | None = None
     outcomes: Outcomes | None = None
     path: Path | None = None
 
@@ -121,7 +122,7 @@ def measure(cell: Cell, project: Path) -> Run:
                 checkpoint, "the same weights from beginning to end", "others when they were evaluated"
             )
         outcomes = load_outcomes(project_folder(config) / "results" / f"results-{outputs_name(config)}.json", results)
-        write_json_atomic(path, {"model": model, "results": results, "outcomes": asdict(outcomes)})
+        write_json_atomic(path, {"model": model, "results": to_json(results), "outcomes": asdict(outcomes)})
     return load_run(path, cell.place)
 
 
@@ -133,7 +134,8 @@ def load_run(path: Path, place: Place) -> Run:
     """
     stored = read_json(path)
     try:
-        return Run(place, stored["model"], stored["results"], Outcomes(**stored["outcomes"]), path)
+        results = from_json(stored["results"], path)
+        return Run(place, stored["model"], results, Outcomes(**stored["outcomes"]), path)
     except (KeyError, TypeError) as error:
         raise DataError(path, "a cell of a table (remove its folder to evaluate it again)", error) from error
 

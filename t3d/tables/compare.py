@@ -5,13 +5,13 @@ import logging
 import sys
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 from t3d.arguments import ArgumentParser
 from t3d.entry import run_entry
 from t3d.errors import DataError
+from t3d.evaluation.results import Results, read_results
 from t3d.storage.files import write_json_atomic
-from t3d.tables.outcomes import Outcomes, load_outcomes, load_results
+from t3d.tables.outcomes import Outcomes, load_outcomes
 from t3d.tables.significance import PairedTest, improvement, paired_test
 
 EXAMPLE = (
@@ -70,7 +70,7 @@ def compare(a: Outcomes, b: Outcomes, names: tuple[Path, Path]) -> Comparison:
     )
 
 
-def report(comparison: Comparison, a: dict[str, Any], b: dict[str, Any]) -> str:
+def report(comparison: Comparison, a: Results, b: Results) -> str:
     """The comparison in words."""
     test = comparison.test
     kind = "McNemar's exact test" if comparison.one_response else "exact sign-flip test over problems"
@@ -90,9 +90,12 @@ def report(comparison: Comparison, a: dict[str, Any], b: dict[str, Any]) -> str:
     )
 
 
-def _settings(results: dict[str, Any]) -> str:
-    decoding = [f"{name} {results[name]}" for name in ("block_size", "denoising_steps") if name in results]
-    return ", ".join([str(results["checkpoint"]), str(results["dataset"]), *decoding])
+def _settings(results: Results) -> str:
+    decoding = results.decoding
+    return (
+        f"{results.model}, {results.dataset}, block_size {decoding.block_size},"
+        f" denoising_steps {decoding.denoising_steps}"
+    )
 
 
 def _share(grades: list[bool]) -> float:
@@ -107,7 +110,7 @@ def main(arguments: list[str]) -> None:
     parser.add_argument("--out", type=Path, default=None, help="write the figures to this JSON file too")
     options = parser.parse_args(arguments)
     paths = (options.a, options.b)
-    results = [load_results(path) for path in paths]
+    results = [read_results(path) for path in paths]
     outcomes = [load_outcomes(path, result) for path, result in zip(paths, results, strict=True)]
     comparison = compare(outcomes[0], outcomes[1], paths)
     if options.out is not None:

@@ -154,8 +154,11 @@ def test_records_of_the_wrong_shape_are_named_with_their_field(capsys, data_type
 @pytest.mark.parametrize(
     ("details", "said"),
     [
-        ({}, "r.meta.json, field fingerprint: expected what this version records (without the file, "),
-        ([], "r.meta.json, field fingerprint: expected "),
+        (
+            {},
+            "r.meta.json, field dataset: expected a string (without the file, rollouts are graded too), found nothing",
+        ),
+        ([], "r.meta.json: expected an object (without the file, rollouts are graded too), found list"),
         ({**DETAILS, "seconds": None}, "r.meta.json, field seconds: expected "),
         ({**DETAILS, "problems": "1"}, "r.meta.json, field problems: expected "),
         ({**DETAILS, "fingerprint": {"block_size": 4}}, "r.meta.json, field fingerprint.denoising_steps: expected "),

@@ -1,5 +1,6 @@
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -7,8 +8,10 @@ import pytest
 from t3d.config import DecodeConfig, load_config
 from t3d.errors import DataError
 from t3d.evaluation import run as run_module
+from t3d.evaluation.results import Results, from_json
 from t3d.evaluation.run import evaluate
 from t3d.grading import sandbox
+from t3d.storage.files import read_json
 
 CONTRACT_FIELDS = {
     *("dataset", "checkpoint", "n", "acc", "stderr", "avg_len", "avg_steps", "tokens_per_step"),
@@ -59,9 +62,16 @@ def graded_file(tmp_path):
             "execute.num_workers=1",
             *overrides,
         ]
-        return evaluate(load_config(DecodeConfig, arguments, "", ""))
+        return written(evaluate(load_config(DecodeConfig, arguments, "", "")), tmp_path)
 
     return run
+
+
+def written(results: Results, project: Path) -> dict:
+    """The results file of the evaluation that gave `results`, as JSON."""
+    files = {path: read_json(path) for path in project.glob("results/results-*.json")}
+    (found,) = [values for path, values in files.items() if from_json(values, path) == results]
+    return found
 
 
 class TestGivenRollouts:
@@ -278,7 +288,7 @@ class TestGivenRollouts:
 class TestDecodedRollouts:
     def test_the_results_hold_what_the_contract_names(self, settings, tmp_path, checkpoint):
         config = settings("rollout.num_response_per_task=2")
-        results = evaluate(config)
+        results = written(evaluate(config), tmp_path)
         assert set(results) >= CONTRACT_FIELDS
         assert (results["dataset"], results["checkpoint"]) == ("TinyMath", str(checkpoint))
         assert (results["block_size"], results["denoising_steps"], results["temperature"]) == (4, 2, 0.7)
@@ -302,7 +312,7 @@ class TestDecodedRollouts:
         assert json.loads((folder / "results-eval-checkpoint-TinyMath.json").read_text()) == results
 
     def test_the_text_file_is_the_line_of_figures(self, settings, tmp_path, checkpoint):
-        results = evaluate(settings())
+        results = written(evaluate(settings()), tmp_path)
         assert (tmp_path / "results" / "results-eval-checkpoint-TinyMath.txt").read_text() == (
             f"TinyMath {checkpoint}: acc {100 * results['acc']:.2f} +- {100 * results['stderr']:.2f}"
             f" (n = 10), avg len {results['avg_len']:.1f}, avg steps {results['avg_steps']:.1f},"
@@ -310,18 +320,18 @@ class TestDecodedRollouts:
         )
 
     def test_the_first_problems_only(self, settings):
-        assert evaluate(settings("evaluation.limit=3"))["n"] == 3
+        assert evaluate(settings("evaluation.limit=3")).metrics.n == 3
 
     def test_grading_its_file_again_gives_the_same_figures(self, settings, checkpoint):
         results = evaluate(settings())
-        again = evaluate(settings(f"evaluation.rollouts={results['rollouts']}", "evaluation.checkpoint_path=null"))
-        changed = {name for name in results if results[name] != again[name]}
-        assert changed == {"config"}  # data set, checkpoint, settings and times are those recorded beside the file
+        again = evaluate(settings(f"evaluation.rollouts={results.rollouts}", "evaluation.checkpoint_path=null"))
+        assert again.config != results.config
+        assert again == replace(results, config=again.config), "the rest is recorded beside the file"
 
     def test_the_time_of_all_problems_is_not_taken_for_that_of_some(self, settings):
         results = evaluate(settings())
-        some = evaluate(settings(f"evaluation.rollouts={results['rollouts']}", "evaluation.limit=2"))
-        assert (some["n"], some["latency_s"], some["tokens_per_second"]) == (2, None, None)
+        some = evaluate(settings(f"evaluation.rollouts={results.rollouts}", "evaluation.limit=2")).metrics
+        assert (some.n, some.latency_s, some.tokens_per_second) == (2, None, None)
 
     def test_a_project_that_is_a_file_is_refused(self, graded_file, tmp_path):
         (tmp_path / "file").write_text("")

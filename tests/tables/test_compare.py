@@ -3,8 +3,9 @@ import json
 import pytest
 
 from t3d.errors import DataError
+from t3d.evaluation.results import read_results
 from t3d.tables.compare import main
-from t3d.tables.outcomes import load_outcomes, load_results
+from t3d.tables.outcomes import load_outcomes
 
 
 def ones(text: str) -> list[list[bool | None]]:
@@ -58,7 +59,7 @@ def test_failed_responses_are_left_out(write_results, capsys):
 
 def test_the_same_question_twice_is_two_problems(write_results):
     path = write_results("a", ones("x.x"), question=["What?", "What?", "Who?"])
-    assert list(load_outcomes(path, load_results(path)).graded.values()) == [[True], [False], [True]]
+    assert list(load_outcomes(path, read_results(path)).graded.values()) == [[True], [False], [True]]
 
 
 class TestMistakes:
