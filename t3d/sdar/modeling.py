@@ -14,6 +14,7 @@ from t3d.sdar.attention import block_causal_mask
 from t3d.sdar.backend import ATTENTION, AttentionPlan, CachedPlan
 from t3d.sdar.configuration import SDARConfig
 from t3d.sdar.last_layer import LastLayer
+from t3d.sdar.rotary import ExactRotaryEmbedding
 
 
 class SDARForCausalLM(Qwen3ForCausalLM):
@@ -31,6 +32,7 @@ class SDARForCausalLM(Qwen3ForCausalLM):
         if self.config._attn_implementation == "sdpa":
             self.config._attn_implementation = ATTENTION
         self.model.layers[-1].__class__ = LastLayer  # the same weights under the same names
+        self.model.rotary_emb.__class__ = ExactRotaryEmbedding
 
     def forward(
         self,
