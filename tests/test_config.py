@@ -250,6 +250,7 @@ class TestMistakesInFiles:
             ("rollout: {seed: !!python/object/apply:os.getpid []}", "could not determine a constructor"),
             ("rollout: {seed: 4, 'seed': 5}", "duplicate key seed"),
             ("a: 1\nb: 2\na: 3", "duplicate key a"),
+            ("a: *b", "undefined alias"),
             ("\x00", "control characters are not allowed"),
         ],
     )
@@ -257,6 +258,10 @@ class TestMistakesInFiles:
         message = refusal(decode_config, yaml_file(tmp_path, text))
         assert message.startswith(f"{tmp_path / 'config.yaml'}: expected a readable YAML file, found ")
         assert found in message
+
+    def test_a_list_inside_itself_is_refused(self, tmp_path):
+        file = yaml_file(tmp_path, "rollout: {stop_token_list: &x [*x]}")
+        assert "maximum recursion depth exceeded" in refusal(decode_config, file)
 
     def test_bytes_that_are_no_text_are_refused(self, tmp_path):
         (tmp_path / "x.yaml").write_bytes(b"\xff\xfe\x80")

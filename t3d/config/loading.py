@@ -16,6 +16,7 @@ from yaml import YAMLError
 from t3d.config.values import as_declared, is_null, parse_argument, parse_yaml
 from t3d.errors import ConfigError
 from t3d.storage.files import atomic_writer
+from t3d.storage.paths import user_path
 
 Schema = TypeVar("Schema")
 
@@ -38,7 +39,7 @@ def load_config(schema: type[Schema], arguments: list[str], purpose: str, exampl
         for path, value in _known_values(schema, values, source):
             try:
                 OmegaConf.update(merged, path, as_declared(value, types[path]), merge=True)
-            except (OmegaConfBaseException, ValueError) as error:
+            except (OmegaConfBaseException, ValueError, RecursionError) as error:
                 raise _value_error(f"{source}: {path}", types[path], error) from error
     for path, kind in types.items():
         try:
@@ -88,7 +89,7 @@ def _sources(arguments: list[str], types: Mapping[str, Any]) -> list[tuple[str, 
         if not equals or not name or name.startswith("-"):
             raise ConfigError("command line", "config=FILE or key=value", argument)
         if name == "config":
-            files += _read_files(Path(value).expanduser())
+            files += _read_files(user_path(value))
         else:
             try:
                 overrides.append(("command line", _override(name, value, types)))
@@ -118,7 +119,7 @@ def _read_files(path: Path, above: tuple[Path, ...] = ()) -> list[tuple[str, dic
     base = as_declared(values.pop("base", None), str)
     if not isinstance(base, str | None):
         raise ConfigError(f"{path}: base", "the name of a YAML file", base)
-    below = _read_files(path.parent / Path(base).expanduser(), (*above, path.resolve())) if base else []
+    below = _read_files(path.parent / user_path(base), (*above, path.resolve())) if base else []
     return [*below, (str(path), values)]
 
 

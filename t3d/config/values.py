@@ -99,10 +99,12 @@ def as_declared(value: Any, kind: Any) -> Any:
         return str(value)
     if type(None) in get_args(kind):
         kind = next(member for member in get_args(kind) if member is not type(None))
-    if get_origin(kind) is list and isinstance(value, list):
-        return [as_declared(entry, get_args(kind)[0]) for entry in value]
-    if get_origin(kind) is dict and isinstance(value, dict):
-        return {str(name): as_declared(entry, get_args(kind)[1]) for name, entry in value.items()}
+    if isinstance(value, list):
+        entries = get_args(kind)[0] if get_origin(kind) is list else Any
+        return [as_declared(entry, entries) for entry in value]
+    if isinstance(value, dict):
+        entries = get_args(kind)[1] if get_origin(kind) is dict else Any
+        return {str(name): as_declared(entry, entries) for name, entry in value.items()}
     return _scalar(value, kind) if isinstance(value, str) else value
 
 

@@ -13,7 +13,7 @@ from t3d.config import DecodeConfig
 from t3d.data.benchmarks import load_benchmark
 from t3d.errors import DataError
 from t3d.storage.files import json_kind, read_json
-from t3d.storage.paths import find_data
+from t3d.storage.paths import find_data, user_path
 
 DECODING = (
     *("block_size", "denoising_steps", "temperature", "top_k", "top_p", "remasking_strategy", "seed"),
@@ -103,7 +103,7 @@ def training_data(checkpoint: str | None) -> str | None:
     Raises:
         DataError: that file is there and is not YAML.
     """
-    folder = Path(checkpoint or "").resolve()
+    folder = user_path(checkpoint or "").resolve()
     source = folder.parent.parent / "config.yaml"
     if folder.parent.name != "ckpt" or not source.is_file():
         return None
