@@ -56,6 +56,23 @@ class TestLayers:
     def test_an_empty_file_changes_nothing(self, tmp_path):
         assert decode_config(yaml_file(tmp_path, "")) == decode_config()
 
+    @pytest.mark.parametrize("text", ["rollout:", "rollout: null", "rollout: {}", "rollout: ~\nevaluation:"])
+    def test_a_group_with_nothing_in_it_changes_nothing(self, tmp_path, text):
+        assert decode_config(yaml_file(tmp_path, text)) == decode_config()
+
+    def test_a_file_may_lie_in_the_home_folder(self, tmp_path, monkeypatch):
+        monkeypatch.setenv("HOME", str(tmp_path))
+        yaml_file(tmp_path, "rollout: {seed: 5}")
+        (tmp_path / "other").mkdir()
+        above = yaml_file(tmp_path / "other", "base: ~/config.yaml")
+        assert decode_config("config=~/config.yaml").rollout.seed == decode_config(above).rollout.seed == 5
+
+    def test_anchors_and_merged_mappings_are_read(self, tmp_path):
+        file = yaml_file(tmp_path, "rollout: &x {seed: 5}\nexperiment: {project: &y 010, output_dir: *y}")
+        assert (decode_config(file).rollout.seed, decode_config(file).experiment.output_dir) == (5, "010")
+        merged = yaml_file(tmp_path, "rollout:\n  <<: {seed: 5, top_k: 3}\n  seed: 6")
+        assert (decode_config(merged).rollout.seed, decode_config(merged).rollout.top_k) == (6, 3)
+
     def test_values_become_plain_objects_of_the_declared_types(self):
         config = decode_config("rollout.stop_token_list=[7, '<|im_end|>']", "rollout.temperature=1")
         assert config.rollout.stop_token_list == [7, "<|im_end|>"]
@@ -88,6 +105,88 @@ class TestLayers:
 
     def test_an_unquoted_no_is_the_choice_no(self, tmp_path):
         assert train_config(yaml_file(tmp_path, "training: {mixed_precision: no}")).training.mixed_precision == "no"
+
+
+class TestText:
+    """A key declared as text takes the text as it is written."""
+
+    TEXTS = (
+        *("0042", "2026_11_28", "12e5678", "1e3", "0x1F", "1:30", "yes", "off", "true", "2026-11-28", "1.50"),
+        *("a=b", "=", "<<", "&x", "*x", "!x", "- a", "a: b", "%x", "@x", "`x`", "C:\\new", "~/runs", "é 漢字"),
+    )
+
+    @pytest.mark.parametrize("text", [*TEXTS, "run #2", "{a: 1}", "#1", "'", '"a', "a'b'", "it's", " x "])
+    def test_on_the_command_line(self, text):
+        config = decode_config(f"experiment.project={text}", f"experiment.output_dir={text}", f"table.title={text}")
+        assert (config.experiment.project, config.experiment.output_dir, config.table.title) == (text,) * 3
+
+    @pytest.mark.parametrize("text", ["0042", "2026_11_28", "12e5678", "1:30", "yes", "2026-11-28", "run#2", "~/runs"])
+    def test_in_a_file(self, tmp_path, text):
+        config = decode_config(yaml_file(tmp_path, f"experiment: {{project: {text}, output_dir: {text}}}"))
+        assert (config.experiment.project, config.experiment.output_dir) == (text, text)
+
+    @pytest.mark.parametrize("text", [*TEXTS, "run #2", "null", "", "no"])
+    def test_and_a_saved_configuration_keeps_it(self, tmp_path, text):
+        config = decode_config()
+        config.experiment.project = config.experiment.output_dir = text
+        config.table.checkpoints, config.table.decodings = {text or "x": text}, [[4, 1]]
+        config.rollout.stop_token_list = [text, 10]
+        save_config(config, tmp_path / "saved.yaml")
+        assert decode_config(f"config={tmp_path / 'saved.yaml'}") == config
+
+    def test_in_lists_and_mappings(self, tmp_path):
+        file = yaml_file(tmp_path, "table: {checkpoints: {0042: 010, 1.7: 2026_11_28}, datasets: [007, on]}")
+        config = decode_config(file, "table.decodings=[[4,1]]", "rollout.stop_token_list=[10, 010, '11', yes]")
+        assert config.table.checkpoints == {"0042": "010", "1.7": "2026_11_28"}
+        assert config.table.datasets == ["007", "on"]
+        assert config.rollout.stop_token_list == [10, "010", "11", "yes"]
+
+    def test_quotes_around_the_whole_are_taken_off(self):
+        config = decode_config("experiment.project='0042'", 'experiment.output_dir="null"', "table.title=''")
+        assert (config.experiment.project, config.experiment.output_dir, config.table.title) == ("0042", "null", "")
+
+    def test_nothing_and_null_unset_it(self, tmp_path):
+        for nothing in ("", "null", "~"):
+            file = yaml_file(tmp_path, f"experiment:\n  output_dir: {nothing}")
+            assert decode_config(file).experiment.output_dir is None
+            assert decode_config(f"experiment.output_dir={nothing}").experiment.output_dir is None
+            assert "experiment.project: expected str, found " in refusal(decode_config, f"experiment.project={nothing}")
+
+    def test_a_row_of_a_table_may_have_dots_in_its_name(self):
+        config = decode_config(
+            "table.checkpoints.SDAR-1.7B=a/b=c", "table.checkpoints.x=010", "table.decodings=[[4,1]]"
+        )
+        assert config.table.checkpoints == {"SDAR-1.7B": "a/b=c", "x": "010"}
+
+
+class TestNumbers:
+    @pytest.mark.parametrize(
+        "text", ["010", "0x10", "0b11", "0o17", "1:30", "00", "1__0", "_1", "1_", "١٢", "1.0", "1e2"]
+    )
+    def test_whole_numbers_are_decimal(self, tmp_path, text):
+        for source in (f"rollout.seed={text}", yaml_file(tmp_path, f"rollout: {{seed: {text}}}")):
+            assert f"rollout.seed: expected int, found {text}" in refusal(decode_config, source)
+        assert f"expected list[list[int]], found {text}" in refusal(decode_config, f"table.decodings=[[{text}, 1]]")
+
+    @pytest.mark.parametrize(("text", "number"), [("0", 0), ("+5", 5), ("1_000_000", 10**6), ("'7'", 7), (" 8", 8)])
+    def test_decimal_ones_are_read(self, text, number):
+        assert decode_config(f"rollout.seed={text}").rollout.seed == number
+
+    @pytest.mark.parametrize(
+        ("text", "number"), [("1e-3", 1e-3), ("1", 1.0), (".5", 0.5), ("1_0.5", 10.5), ("5.", 5.0)]
+    )
+    def test_so_are_those_with_a_point_or_an_exponent(self, text, number):
+        assert decode_config(f"rollout.temperature={text}").rollout.temperature == number
+
+    @pytest.mark.parametrize("text", ["1:30.5", "0x1p3", "1e", "1,5", "e5", "."])
+    def test_and_nothing_else(self, text):
+        assert f"rollout.temperature: expected float, found {text}" in refusal(
+            decode_config, f"rollout.temperature={text}"
+        )
+
+    @pytest.mark.parametrize(("text", "value"), [("yes", True), ("Off", False), ("TRUE", True), ("false", False)])
+    def test_truth_values_have_their_usual_names(self, text, value):
+        assert decode_config(f"rollout.resume={text}").rollout.resume is value
 
 
 class TestMistakesInKeys:
@@ -123,11 +222,11 @@ class TestMistakesInKeys:
             ("=4", "config=FILE or key=value, found =4"),
             ("rollout.block_size: 4", "config=FILE or key=value, found rollout.block_size: 4"),
             ("rollout.block_size=[4", "key=value, found rollout.block_size=[4"),
-            ("rollout.block_size=${", "key=value, found rollout.block_size=${"),
+            ("rollout.block_size=${", "int, found no viable alternative at input"),
             ("rollout=5", "a group of keys, found 5"),
-            ("rollout=null", "a group of keys, found None"),
+            ("rollout=null", "a group of keys, found null"),
             ("rollout.=5", "a known key (nearest: rollout), found an unknown one"),
-            ("rollout.seed.deep=5", "int, found Value '{'deep': 5}'"),
+            ("rollout.seed.deep=5", "int, found Value '{'deep': '5'}'"),
         ],
     )
     def test_arguments_that_are_no_key_and_value_are_refused(self, argument, expected):
@@ -150,7 +249,9 @@ class TestMistakesInFiles:
             ("rollout:\n\tseed: 4", "cannot start any token"),
             ("rollout:\n  seed: 4\n  seed: 5", "duplicate key seed"),
             ("rollout: {seed: !!python/object/apply:os.getpid []}", "could not determine a constructor"),
-            ("null: 4", "Incompatible key type"),
+            ("rollout: {seed: 4, 'seed': 5}", "duplicate key seed"),
+            ("a: 1\nb: 2\na: 3", "duplicate key a"),
+            ("a: *b", "undefined alias"),
             ("\x00", "control characters are not allowed"),
         ],
     )
@@ -158,6 +259,10 @@ class TestMistakesInFiles:
         message = refusal(decode_config, yaml_file(tmp_path, text))
         assert message.startswith(f"{tmp_path / 'config.yaml'}: expected a readable YAML file, found ")
         assert found in message
+
+    def test_a_list_inside_itself_is_refused(self, tmp_path):
+        file = yaml_file(tmp_path, "rollout: {stop_token_list: &x [*x]}")
+        assert "maximum recursion depth exceeded" in refusal(decode_config, file)
 
     def test_bytes_that_are_no_text_are_refused(self, tmp_path):
         (tmp_path / "x.yaml").write_bytes(b"\xff\xfe\x80")
@@ -174,7 +279,7 @@ class TestMistakesInFiles:
     def test_a_folder_is_no_file(self, argument):
         assert "Is a directory" in refusal(decode_config, argument)
 
-    @pytest.mark.parametrize("text", ["rollout:", "rollout: 5", "rollout: [1]", "rollout: ${evaluation}"])
+    @pytest.mark.parametrize("text", ["rollout: 5", "rollout: [1]", "rollout: ${evaluation}"])
     def test_a_group_must_hold_keys(self, tmp_path, text):
         assert "rollout: expected a group of keys" in refusal(decode_config, yaml_file(tmp_path, text))
 

@@ -15,7 +15,7 @@ from t3d.errors import DataError
 from t3d.evaluation.results import UNKNOWN_DECODING, Decoding
 from t3d.storage.fields import read_fields
 from t3d.storage.files import json_kind, read_json
-from t3d.storage.paths import find_data
+from t3d.storage.paths import find_data, user_path
 
 
 @dataclass(frozen=True)
@@ -107,7 +107,7 @@ def training_data(checkpoint: str | None) -> str | None:
     Raises:
         DataError: that file is there and is not YAML.
     """
-    folder = Path(checkpoint or "").resolve()
+    folder = user_path(checkpoint or "").resolve()
     source = folder.parent.parent / "config.yaml"
     if folder.parent.name != "ckpt" or not source.is_file():
         return None

@@ -18,7 +18,7 @@ from t3d.rollout.ranks import join_ranks
 from t3d.rollout.run import outputs_name, project_folder
 from t3d.storage.files import atomic_writer, write_json_list
 from t3d.storage.folders import make_folder
-from t3d.storage.paths import dataset_name
+from t3d.storage.paths import dataset_name, user_path
 
 log = logging.getLogger(__name__)
 
@@ -30,7 +30,7 @@ def evaluate(config: DecodeConfig) -> Results:
         UserError: a mistake in configuration, data or checkpoint, or not one response that could be graded.
     """
     given = config.evaluation.rollouts
-    path = rollout(config) if given is None else Path(given)
+    path = rollout(config) if given is None else user_path(given)
     return join_ranks().on_first(lambda: _evaluate(config, path))
 
 

@@ -20,7 +20,7 @@ from t3d.rollout.records import records
 from t3d.rollout.shard import Shards
 from t3d.rollout.worker import Share, decode_share
 from t3d.storage.files import read_json, remove_temporaries, write_json_atomic, write_json_list
-from t3d.storage.paths import dataset_name, workspace
+from t3d.storage.paths import dataset_name, model_name, user_path, workspace
 
 log = logging.getLogger(__name__)
 
@@ -30,14 +30,13 @@ def outputs_name(config: DecodeConfig) -> str:
     evaluation = config.evaluation
     if evaluation.checkpoint_path is None:
         raise ConfigError("evaluation.checkpoint_path", "a model folder or hub id", "null")
-    model = Path(evaluation.checkpoint_path.rstrip("/")).name
-    name = f"eval-{model}-{dataset_name(evaluation.eval_dataset)}"
+    name = f"eval-{model_name(evaluation.checkpoint_path)}-{dataset_name(evaluation.eval_dataset)}"
     return f"{evaluation.node_index}-{name}" if evaluation.num_node > 1 else name
 
 
 def project_folder(config: DecodeConfig) -> Path:
     """The folder of a decoding project."""
-    return Path(config.experiment.output_dir or workspace() / config.experiment.project)
+    return user_path(config.experiment.output_dir or str(workspace() / user_path(config.experiment.project)))
 
 
 def rollout_path(config: DecodeConfig) -> Path:

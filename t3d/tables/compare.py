@@ -11,6 +11,7 @@ from t3d.entry import run_entry
 from t3d.errors import DataError
 from t3d.evaluation.results import Results, read_results
 from t3d.storage.files import write_json_atomic
+from t3d.storage.paths import user_path
 from t3d.tables.outcomes import Outcomes, load_outcomes
 from t3d.tables.significance import PairedTest, improvement, paired_test
 
@@ -105,9 +106,9 @@ def _share(grades: list[bool]) -> float:
 def main(arguments: list[str]) -> None:
     """Compares the two results files that the command line names."""
     parser = ArgumentParser(__doc__ or "", EXAMPLE)
-    parser.add_argument("a", type=Path, metavar="A.json", help="results file of the baseline")
-    parser.add_argument("b", type=Path, metavar="B.json", help="results file of the model to compare with it")
-    parser.add_argument("--out", type=Path, default=None, help="write the figures to this JSON file too")
+    parser.add_argument("a", type=user_path, metavar="A.json", help="results file of the baseline")
+    parser.add_argument("b", type=user_path, metavar="B.json", help="results file of the model to compare with it")
+    parser.add_argument("--out", type=user_path, default=None, help="write the figures to this JSON file too")
     options = parser.parse_args(arguments)
     paths = (options.a, options.b)
     results = [read_results(path) for path in paths]

@@ -17,6 +17,7 @@ from t3d.errors import DataError
 from t3d.evaluation.results import Results, from_json
 from t3d.storage.files import atomic_writer, read_json
 from t3d.storage.folders import make_folder
+from t3d.storage.paths import user_path
 from t3d.tables.cells import Run
 from t3d.tables.curves import AUP_ALPHA, AUP_TOLERANCE, Panel, distinct, panels, reference_accuracy
 from t3d.tables.fill import load_table
@@ -208,10 +209,12 @@ def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
 def main(arguments: list[str]) -> None:
     """Writes the report of the files that the command line names."""
     parser = ArgumentParser(__doc__ or "", EXAMPLE)
-    parser.add_argument("results", type=Path, nargs="+", help="tables (<name>.json) and results (results-<name>.json)")
-    parser.add_argument("--out", type=Path, default=Path("report.html"), help="file to write")
+    parser.add_argument(
+        "results", type=user_path, nargs="+", help="tables (<name>.json) and results (results-<name>.json)"
+    )
+    parser.add_argument("--out", type=user_path, default=Path("report.html"), help="file to write")
     parser.add_argument("--baseline", default=None, help="checkpoint that AUP refers to, for results without a table")
-    parser.add_argument("--plots", type=Path, default=None, help="folder to write each plot to, as SVG")
+    parser.add_argument("--plots", type=user_path, default=None, help="folder to write each plot to, as SVG")
     options = parser.parse_args(arguments)
     tables, singles = load(options.results, options.baseline)
     sets = plot_sets(tables, singles, options.baseline)

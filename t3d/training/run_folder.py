@@ -13,6 +13,7 @@ from yaml import YAMLError
 from t3d.config import TrainConfig
 from t3d.errors import CheckpointError, ConfigError, UserError
 from t3d.storage.folders import make_folder, remove_leftovers
+from t3d.storage.paths import model_name, user_path
 from t3d.training.checkpoint import saved_steps
 
 FREE_GROUPS = ("experiment", "wandb")
@@ -50,7 +51,7 @@ def _open(config: TrainConfig) -> tuple[Path, Path | None]:
                 f"the run in {folder}",
             )
         return make_folder(folder), None
-    folder = (_latest(config) if resume == "latest" else None) or Path(resume)
+    folder = (_latest(config) if resume == "latest" else None) or user_path(resume)
     if folder.parent.name == "state":
         folder, states = folder.parent.parent, [folder]
     else:
@@ -65,20 +66,20 @@ def _open(config: TrainConfig) -> tuple[Path, Path | None]:
 
 def _runs(config: TrainConfig) -> Path:
     """Parent of this configuration's runs, as the release names it."""
-    model = Path(config.model.pretrained_model).name
-    return Path("experiments") / model / config.dataset.data_type / config.experiment.project
+    model = model_name(config.model.pretrained_model)
+    return Path("experiments") / model / config.dataset.data_type / user_path(config.experiment.project)
 
 
 def _new_folder(config: TrainConfig) -> Path:
     if config.experiment.output_dir is not None:
-        return Path(config.experiment.output_dir)
+        return user_path(config.experiment.output_dir)
     return _runs(config) / datetime.now().strftime("%Y%m%d-%H%M%S")
 
 
 def _latest(config: TrainConfig) -> Path | None:
     """The newest run of this configuration that saved a state."""
     if config.experiment.output_dir is not None:
-        candidates = [Path(config.experiment.output_dir)]
+        candidates = [user_path(config.experiment.output_dir)]
     else:
         candidates = sorted(_runs(config).glob("*"))
     saved = [folder for folder in candidates if saved_steps(folder / "state")]

@@ -79,13 +79,13 @@ def arguments(monkeypatch):
 @pytest.mark.parametrize(
     ("text", "said"),
     [
-        ("", "r.json, line 1 column 1: expected JSON, found an empty file"),
+        ("", "r.json, line 1 column 1: expected a JSON list, or an object on each line, found an empty file"),
         ('[{"question": "1+1?", "ground_tr', "r.json, line 1 column 23: expected JSON, found Unterminated string"),
-        ('[\n{"question": "1+1?"}', "r.json, line 2 column 21: expected JSON, found Expecting ',' delimiter"),
-        ("{}", "r.json: expected a list of records, found a JSON object"),
+        ('[\n{"question": "1+1?"}', 'r.json, line 2 column 21: expected "," or "]" after a value'),
+        ("{}", "r.json, record 0, field question: expected the field, found nothing"),
         ("[]", "r.json: expected at least one record, found an empty list"),
         ("[1]", "r.json, record 0: expected an object, found number"),
-        ("[" * 100_000, "r.json: expected JSON, found values nested too deeply"),
+        ("[" * 100_000, "r.json, line 1 column 2: expected JSON, found values nested too deeply"),
         (b"[\xff]", "r.json: expected UTF-8 text, found invalid start byte"),
     ],
 )
@@ -177,7 +177,7 @@ def test_results_in_the_place_of_rollouts_are_refused(capsys):
     capsys.readouterr()
     (results,) = Path("other/results").glob("results-*.json")
     said = complaint(capsys, f"evaluation.rollouts={results}")
-    assert said.endswith("expected a list of records, found a JSON object")
+    assert said.endswith("expected a JSON list, or an object on each line, found an object over several lines")
 
 
 def test_rollouts_of_another_data_set_are_refused(capsys):
