@@ -396,7 +396,7 @@ class TestMistakesInValues:
             ),
             (train_config, "training.method=ar", "semi-ar, found ar"),
             (train_config, "training.target_temp=0.5", "0, found 0.5"),
-            (train_config, "training.target_temp=null", "0, found None"),
+            (train_config, "training.target_temp=null", "0, found null"),
             (train_config, "optimizer.name=sgd", "adamw, found sgd"),
         ],
     )
