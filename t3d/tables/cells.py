@@ -14,7 +14,6 @@ from t3d.errors import CheckpointError, ConfigError, DataError
 from t3d.evaluation.results import Results, from_json, to_json
 from t3d.evaluation.run import evaluate
 from t3d.rollout.fingerprint import model_digest, text_digest
-from t3d.rollout.run import outputs_name, project_folder
 from t3d.sdar.checkpoint import load_config, resolve_checkpoint
 from t3d.storage.files import read_json, write_json_atomic
 from t3d.storage.paths import dataset_name, find_data
@@ -115,14 +114,14 @@ def measure(cell: Cell, project: Path) -> Run:
             experiment=replace(cell.config.experiment, output_dir=str(folder)),
             table=TableConfig(),
         )
-        model, results = _digest(config), evaluate(config)
+        model, evaluation = _digest(config), evaluate(config)
         if _digest(config) != model:
             checkpoint = str(config.evaluation.checkpoint_path)
             raise CheckpointError(
                 checkpoint, "the same weights from beginning to end", "others when they were evaluated"
             )
-        outcomes = load_outcomes(project_folder(config) / "results" / f"results-{outputs_name(config)}.json", results)
-        write_json_atomic(path, {"model": model, "results": to_json(results), "outcomes": asdict(outcomes)})
+        outcomes = load_outcomes(evaluation.path, evaluation.results)
+        write_json_atomic(path, {"model": model, "results": to_json(evaluation.results), "outcomes": asdict(outcomes)})
     return load_run(path, cell.place)
 
 
