@@ -176,14 +176,15 @@ def test_the_releases_commands_run_one_after_the_other(checkpoint, tmp_path):
         "training.gradient_accumulation_steps=2",
     )
     assert trained.returncode == 0, trained.stderr
-    (student,) = tmp_path.glob("experiments/checkpoint/math/ddo_sdar_full_self/*/ckpt/optimized")
+    (student,) = tmp_path.glob("experiments/checkpoint/math/t3d/*/ckpt/optimized")
     evaluated = run(
         tmp_path,
         str(ROOT / "eval.py"),
         f"config={ROOT}/configs/eval.yaml",
-        f"evaluation.checkpoint_path={student}",
+        "evaluation.checkpoint_path=experiments/checkpoint/math/t3d/ckpt/optimized",
         *decoding,
     )
     assert evaluated.returncode == 0, evaluated.stderr
-    (results,) = (tmp_path / "mine/results").glob("results-eval-optimized-TinyMath-*.json")
+    (results,) = (tmp_path / "mine/results").glob("results-eval-optimized-TinyMath-checkpoint-math-t3d-*.json")
     assert json.loads(results.read_text())["n"] == 8
+    assert json.loads(results.read_text())["checkpoint"] == str(student.relative_to(tmp_path))

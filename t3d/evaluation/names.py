@@ -13,6 +13,7 @@ from typing import Any
 from t3d.config import DecodeConfig, ExecuteConfig
 from t3d.rollout.fingerprint import text_digest
 from t3d.rollout.run import outputs_name
+from t3d.storage.experiments import EXPERIMENTS
 
 DIGEST_LETTERS = 8
 GRADES_THE_SAME = ("num_chunk", "num_workers", "sandbox")
@@ -52,9 +53,9 @@ def graded_name(name: str, config: DecodeConfig) -> str:
 
 
 def _run_folder(checkpoint: str) -> tuple[str, ...]:
-    """What tells the run of a trained checkpoint (<run>/ckpt/<name>) from others: its folders under experiments/."""
+    """What tells the run of a trained checkpoint (<run>/ckpt/<name>) from others: its folders under `EXPERIMENTS`."""
     folder = Path(checkpoint)
     if folder.parent.name != "ckpt":
         return ()
     run = folder.parent.parent.parts
-    return run[run.index("experiments") + 1 :] if "experiments" in run else run[-1:]
+    return run[run.index(EXPERIMENTS.name) + 1 :] if EXPERIMENTS.name in run else run[-1:]

@@ -2,7 +2,7 @@
 
 import logging
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ from t3d.evaluation.results import BadRecord, KnownBad, LeftOut, Results, read_r
 from t3d.rollout.job import make_job
 from t3d.rollout.ranks import join_ranks
 from t3d.rollout.run import decode_job, project_folder
+from t3d.storage.experiments import newest_checkpoint
 from t3d.storage.files import atomic_writer, set_aside, write_json_list
 from t3d.storage.folders import make_folder
 from t3d.storage.paths import dataset_name
@@ -49,11 +50,21 @@ def evaluate(config: DecodeConfig) -> Evaluation:
     """
     if config.evaluation.rollouts is not None:
         return join_ranks().on_first(lambda: _evaluate_given(config, Path(str(config.evaluation.rollouts))))
+    config = _at_newest_run(config)
     job = make_job(config)
     name = decoded_name(config, job.fingerprint)
     rollouts = project_folder(config) / "temp_data" / f"outputs-{name}.json"
     decode_job(job, rollouts)
     return join_ranks().on_first(lambda: _evaluate_decoded(config, rollouts, name))
+
+
+def _at_newest_run(config: DecodeConfig) -> DecodeConfig:
+    """The configuration with the folder that its checkpoint is in, where it names that of a method."""
+    asked = config.evaluation.checkpoint_path
+    if asked is None or (found := newest_checkpoint(asked)) == asked:
+        return config
+    log.info("%s: the newest finished run is %s", asked, found)
+    return replace(config, evaluation=replace(config.evaluation, checkpoint_path=found))
 
 
 def _evaluate_given(config: DecodeConfig, path: Path) -> Evaluation:
