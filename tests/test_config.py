@@ -540,6 +540,28 @@ class TestFiles:
         assert replace(ours.training, objective="t3d", lambda_path=theirs.training.lambda_path) == theirs.training
         assert (ours.model, ours.optimizer, ours.lr_scheduler) == (theirs.model, theirs.optimizer, theirs.lr_scheduler)
 
+    @pytest.mark.parametrize("name", ["sft", "redi", "dparallel", "td", "ddo", "ddo_sdar_full_self"])
+    def test_data_and_folder_follow_the_model_and_the_kind_of_problem(self, name):
+        file = f"config={ROOT / 'configs' / f'{name}.yaml'}"
+        for model, data_type, data in (
+            ("JetLM/SDAR-4B-Chat", "math", "SDAR-4B-Chat-MATH_train_renamed"),
+            ("/models/SDAR-1.7B-Chat", "code", "SDAR-1.7B-Chat-PrimeIntellect_renamed"),
+        ):
+            asked = [file, f"model.pretrained_model={model}", f"dataset.data_type={data_type}"]
+            config = load_config(TrainConfig, asked, "", "")
+            assert config.dataset.optimization_data == ("Bespoke-Stratos-17k_600" if name == "sft" else data)
+            assert config.experiment.output_dir is None
+            assert config.experiment.project == name.replace("ddo_sdar_full_self", "t3d")
+        assert (
+            load_config(TrainConfig, [file, "dataset.optimization_data=mine"], "", "").dataset.optimization_data
+            == "mine"
+        )
+
+    def test_a_kind_without_training_problems_of_the_paper_needs_its_data_named(self):
+        file = f"config={ROOT / 'configs/td.yaml'}"
+        with pytest.raises(ConfigError, match=r"dataset\.optimization_data: .*no training problems of the kind option"):
+            load_config(TrainConfig, [file, "dataset.data_type=option"], "", "")
+
     def test_a_file_wins_over_its_base_and_the_command_line_over_both(self, tmp_path):
         (tmp_path / "deep").mkdir()
         (tmp_path / "first.yaml").write_text("rollout: {block_size: 8, max_token: 5, seed: 1}")

@@ -21,6 +21,19 @@ from t3d.storage.paths import user_path
 
 Schema = TypeVar("Schema")
 
+TRAINING_SETS = {"math": "MATH_train", "code": "PrimeIntellect"}
+"""Kind of problem -> the paper's training problems."""
+
+
+def _teacher_data(model: str, data_type: str) -> str:
+    """What stage 2 calls a model's own answers to the paper's training problems."""
+    if data_type not in TRAINING_SETS:
+        raise ValueError(f"the paper has no training problems of the kind {data_type}")
+    return f"{Path(model).name}-{TRAINING_SETS[data_type]}_renamed"
+
+
+OmegaConf.register_resolver("teacher_data", _teacher_data, replace=True)
+
 
 def load_config(schema: type[Schema], arguments: list[str], purpose: str, example: str) -> Schema:
     """Builds a checked configuration from `config=FILE key=value ...`.

@@ -35,8 +35,11 @@ def group(schema: type) -> Any:
 class ExperimentConfig:
     """Where a run writes, and how it continues."""
 
-    project: str = key("t3d", "name of the run's folder")
-    output_dir: str | None = key(None, "folder of the run; null: the release's rule (see README)")
+    project: str = key("t3d", "decoding: the folder of rollouts and results; training: the name of the method")
+    output_dir: str | None = key(
+        None, "folder of the run; null: <project>, or experiments/<model>/<data_type>/<project>/<timestamp> in training"
+    )
+    timestamp: bool = key(True, "training: a folder named by its start for each run; false: the method's own folder")
     start_from_scratch: bool = key(True, "false: the same as resume_from=latest")
     resume_from: str | None = key(None, "null | latest | a folder that a killed run left: continue it exactly")
     num_node: int = key(1, "machines of the launch; the launch must agree", low=1)
@@ -133,7 +136,12 @@ class TableConfig:
     """A grid of evaluations; empty: a single one."""
 
     checkpoints: dict[str, str] = key(
-        {}, "row name -> model folder or hub id; {base} and {data_type} in it are replaced by the cell's"
+        {},
+        "row name -> model folder or hub id; {base} and {data_type} in it are replaced by the cell's; a method's"
+        " <folder>/ckpt/<name> is that of its newest finished run",
+    )
+    trained: dict[str, str] = key(
+        {}, "row name -> the overrides (key=value key=value) that its checkpoint must have been trained with"
     )
     bases: list[str] = key([], "base models: the grid is filled for each, {base} being its name")
     datasets: list[str] = key(
@@ -171,6 +179,11 @@ class TableConfig:
         ):
             if unknown := [value for value in values if value not in known] or len(set(values)) < len(values):
                 raise ConfigError(f"table.{name}", f"different ones of {', '.join(known)}", unknown or values)
+        for row, settings in self.trained.items():
+            if row not in self.checkpoints or not all(word.partition("=")[2] for word in settings.split()):
+                raise ConfigError(
+                    "table.trained", "key=value key=value for a row of table.checkpoints", f"{row}: {settings}"
+                )
         if self.average and ("model" not in self.rows or self.figures != ["acc"]):
             raise ConfigError("table.average", "false, or model among table.rows and figures: [acc]", True)
 

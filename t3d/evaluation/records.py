@@ -6,13 +6,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from omegaconf import OmegaConf
-from yaml import YAMLError
-
 from t3d.config import DecodeConfig
 from t3d.data.benchmarks import load_benchmark
 from t3d.errors import DataError
 from t3d.evaluation.results import UNKNOWN_DECODING, Decoding
+from t3d.storage.experiments import recorded, run_config
 from t3d.storage.fields import read_fields
 from t3d.storage.files import json_kind, read_json
 from t3d.storage.paths import find_data, user_path
@@ -72,11 +70,11 @@ def read_details(path: Path) -> Details:
     if not details.exists():
         return Details()
     try:
-        recorded = read_fields(_Recorded, read_json(details), details)
+        told = read_fields(_Recorded, read_json(details), details)
     except DataError as error:
         expected = f"{error.expected} (without the file, rollouts are graded too)"
         raise DataError(error.where, expected, error.found) from error
-    return Details(recorded.dataset, recorded.checkpoint, recorded.problems, recorded.seconds, recorded.fingerprint)
+    return Details(told.dataset, told.checkpoint, told.problems, told.seconds, told.fingerprint)
 
 
 def check_same_problems(records: list[dict[str, Any]], path: Path, config: DecodeConfig) -> bool:
@@ -105,8 +103,9 @@ def training_data(checkpoint: str | None) -> str | None:
     """Names the data that a checkpoint of this project was trained on, as its run's config.yaml tells.
 
     Raises:
-        DataError: that file is there and is not YAML.
+        DataError: that file is there and is no configuration.
     """
+<<<<<<< HEAD
     folder = user_path(checkpoint or "").resolve()
     source = folder.parent.parent / "config.yaml"
     if folder.parent.name != "ckpt" or not source.is_file():
@@ -115,6 +114,10 @@ def training_data(checkpoint: str | None) -> str | None:
         name = OmegaConf.select(OmegaConf.load(source), "dataset.optimization_data")
     except (OSError, YAMLError, UnicodeDecodeError) as error:
         raise DataError(source, "the configuration of a training run", error) from error
+=======
+    found = None if checkpoint is None else run_config(checkpoint)
+    name = None if found is None else recorded(found[1], "dataset.optimization_data")
+>>>>>>> house
     return None if name is None else str(name)
 
 

@@ -4,8 +4,8 @@ import glob
 import json
 import os
 import secrets
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -71,6 +71,24 @@ def whole_lines(path: Path) -> list[bytes]:
     except OSError as error:
         raise DataError(path, "a readable file", error.strerror or error) from error
     return [line for line in content.splitlines(keepends=True) if line.endswith(b"\n")]
+
+
+def set_aside(names: Sequence[tuple[Path, str]]) -> str:
+    """Renames files that belong together, so that what is written next takes nothing's place.
+
+    Args:
+        names: each file's path without its ending, and the ending; those that are there are renamed in this order.
+
+    Returns:
+        The first of `old-1`, `old-2`, ... under which there is none, which now stands before each ending.
+    """
+    number = 1
+    while any(Path(f"{stem}.old-{number}{ending}").exists() for stem, ending in names):
+        number += 1
+    for stem, ending in names:
+        with suppress(FileNotFoundError):
+            Path(f"{stem}{ending}").rename(f"{stem}.old-{number}{ending}")
+    return f"old-{number}"
 
 
 def remove_temporaries(path: Path) -> None:

@@ -16,9 +16,11 @@ from t3d.tables.outcomes import Outcomes, load_outcomes
 from t3d.tables.significance import PairedTest, improvement, paired_test
 
 EXAMPLE = (
-    "python -m t3d.tables.compare eval/results/results-eval-SDAR-4B-Chat-MATH500.json"
-    " eval/results/results-eval-optimized-MATH500.json"
+    "python -m t3d.tables.compare eval/results/results-eval-SDAR-4B-Chat-MATH500-b4-s1-static-t0.1-seed0-5be0c1f2.json"
+    " eval/results/results-eval-optimized-MATH500-SDAR-4B-Chat-math-t3d-b4-s1-static-t0.1-seed0-1f0c9a3e.json"
 )
+DECODING = ("block_size", "denoising_steps", "remasking_strategy", "temperature", "seed")
+"""What is said of how each side was decoded."""
 
 
 @dataclass(frozen=True)
@@ -92,11 +94,8 @@ def report(comparison: Comparison, a: Results, b: Results) -> str:
 
 
 def _settings(results: Results) -> str:
-    decoding = results.decoding
-    return (
-        f"{results.model}, {results.dataset}, block_size {decoding.block_size},"
-        f" denoising_steps {decoding.denoising_steps}"
-    )
+    told = {name: value for name, value in asdict(results.decoding).items() if value is not None and name in DECODING}
+    return ", ".join([results.model, results.dataset, *(f"{name} {value}" for name, value in told.items())])
 
 
 def _share(grades: list[bool]) -> float:

@@ -1,7 +1,6 @@
 """The folder of a training run: a new one, or the one that a killed run left."""
 
 from dataclasses import asdict
-from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +11,7 @@ from yaml import YAMLError
 
 from t3d.config import TrainConfig
 from t3d.errors import CheckpointError, ConfigError, UserError
+from t3d.storage.experiments import method_folder, new_run, runs
 from t3d.storage.folders import make_folder, remove_leftovers
 from t3d.storage.paths import model_name, user_path
 from t3d.training.checkpoint import saved_steps
@@ -64,16 +64,28 @@ def _open(config: TrainConfig) -> tuple[Path, Path | None]:
     return folder, states[-1]
 
 
+<<<<<<< HEAD
 def _runs(config: TrainConfig) -> Path:
     """Parent of this configuration's runs, as the release names it."""
     model = model_name(config.model.pretrained_model)
     return Path("experiments") / model / config.dataset.data_type / user_path(config.experiment.project)
+=======
+def _method(config: TrainConfig) -> Path:
+    """Folder of this configuration's runs."""
+    model = Path(config.model.pretrained_model).name
+    return method_folder(model, config.dataset.data_type, config.experiment.project)
+>>>>>>> house
 
 
 def _new_folder(config: TrainConfig) -> Path:
     if config.experiment.output_dir is not None:
+<<<<<<< HEAD
         return user_path(config.experiment.output_dir)
     return _runs(config) / datetime.now().strftime("%Y%m%d-%H%M%S")
+=======
+        return Path(config.experiment.output_dir)
+    return new_run(_method(config)) if config.experiment.timestamp else _method(config)
+>>>>>>> house
 
 
 def _latest(config: TrainConfig) -> Path | None:
@@ -81,7 +93,7 @@ def _latest(config: TrainConfig) -> Path | None:
     if config.experiment.output_dir is not None:
         candidates = [user_path(config.experiment.output_dir)]
     else:
-        candidates = sorted(_runs(config).glob("*"))
+        candidates = runs(_method(config))
     saved = [folder for folder in candidates if saved_steps(folder / "state")]
     return saved[-1] if saved else None
 

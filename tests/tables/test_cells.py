@@ -174,9 +174,9 @@ class TestMeasure:
 
     def test_weights_that_change_meanwhile_are_no_cell(self, one_cell, copied, tmp_path, monkeypatch):
         def training_goes_on(config):
-            results = evaluate(config)
+            evaluation = evaluate(config)
             (copied / "model.safetensors").write_bytes(b"other weights")
-            return results
+            return evaluation
 
         monkeypatch.setattr(cells_module, "evaluate", training_goes_on)
         with pytest.raises(UserError, match="the same weights from beginning to end"):

@@ -18,6 +18,7 @@ from t3d.config import TrainConfig, load_config
 from t3d.errors import CheckpointError, ConfigError, DataError, UserError
 from t3d.objectives.registry import OBJECTIVES
 from t3d.sdar import SDARForCausalLM
+from t3d.storage.experiments import newest_checkpoint
 from t3d.training.forward import batch_losses
 from t3d.training.launch import make_accelerator
 from t3d.training.loop import Trainer, train
@@ -439,3 +440,20 @@ def test_in_bf16_every_rows_log_ratio_is_exactly_zero_where_reference_and_studen
         assert noted["weights"] == ["torch.bfloat16" if stage else "torch.float32"] * 2
         assert set(noted["frequencies"]) == {"torch.float32"}
         assert [largest == 0 for largest in noted["largest"]] == [True, False, True, False, True], noted
+
+
+@pytest.mark.parametrize("timestamp", ["true", "false"])
+def test_a_run_lies_where_model_kind_of_problem_and_method_say(
+    checkpoint, trajectories, tmp_path, monkeypatch, timestamp
+):
+    monkeypatch.chdir(tmp_path)
+    keys = ["experiment.output_dir=null", "experiment.project=mine", f"experiment.timestamp={timestamp}"]
+    given = arguments(checkpoint, trajectories, tmp_path, *keys, "training.max_steps=1")
+    student = train(load_config(TrainConfig, given, "", ""))
+    method = Path("experiments/checkpoint/math/mine")
+    run = method if timestamp == "false" else student.parent.parent
+    assert student == run / "ckpt" / "optimized"
+    assert (timestamp == "false") is (run == method)
+    assert newest_checkpoint(f"{method}/ckpt/optimized") == str(student)
+    again = load_config(TrainConfig, [*given, "experiment.resume_from=latest"], "", "")
+    assert train(again) == student, "the finished run is found again"
