@@ -46,7 +46,7 @@ class ExperimentConfig:
     num_processes: int | None = key(None, "processes of the launch (null: any); the launch must agree", low=1)
     save_every_steps: int = key(256, "global steps between checkpoints", low=1)
     checkpoints_total_limit: int | None = key(None, "checkpoints kept, the oldest removed first (null: all)", low=1)
-    gradient_clipping: bool = key(True, "clip gradients at training.max_grad_norm")
+    gradient_clipping: bool = key(True, "clip gradients at training.max_grad_norm; false: never")
     max_grad_norm: float | None = key(None, "the release's second name for training.max_grad_norm", low=0)
     trackers: list[str] = key([], "of wandb, tensorboard; metrics.jsonl is always written")
 
@@ -240,7 +240,7 @@ class TrainingConfig:
     tokens_per_batch: int | None = key(
         None, "most tokens per process and forward, whatever samples they are of (null: batch_size_lm samples)", low=1
     )
-    max_grad_norm: float = key(1.0, "gradient norm to clip at", low=0)
+    max_grad_norm: float = key(1.0, "gradient norm to clip at; 0: never clip", low=0)
     max_prompt_len: int = key(512, "longer prompts are left out, and counted", low=1)
     max_gen_length: int = key(1024, "responses are cut here", low=1)
     post_num: int = key(2, "pad tokens trained after the stop token", low=0)
@@ -348,6 +348,11 @@ class TrainConfig:
     optimizer: OptimizerConfig = group(OptimizerConfig)
     lr_scheduler: SchedulerConfig = group(SchedulerConfig)
     wandb: WandbConfig = group(WandbConfig)
+
+    @property
+    def gradient_limit(self) -> float | None:
+        """Gradient norm to clip at; None: never."""
+        return (self.training.max_grad_norm or None) if self.experiment.gradient_clipping else None
 
     def __post_init__(self) -> None:
         """Checks groups against each other."""

@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import Any
 
 from t3d.config import DecodeConfig, ExecuteConfig
-from t3d.rollout.fingerprint import text_digest
 from t3d.rollout.run import outputs_name
 from t3d.storage.experiments import EXPERIMENTS
+from t3d.storage.fingerprint import text_digest
 
 DIGEST_LETTERS = 8
 GRADES_THE_SAME = ("num_chunk", "num_workers", "sandbox")

@@ -13,7 +13,7 @@ from t3d.evaluation.results import UNKNOWN_DECODING, Decoding
 from t3d.storage.experiments import recorded, run_config
 from t3d.storage.fields import read_fields
 from t3d.storage.files import json_kind, read_json
-from t3d.storage.paths import find_data, user_path
+from t3d.storage.paths import find_data
 
 
 @dataclass(frozen=True)
@@ -105,19 +105,8 @@ def training_data(checkpoint: str | None) -> str | None:
     Raises:
         DataError: that file is there and is no configuration.
     """
-<<<<<<< HEAD
-    folder = user_path(checkpoint or "").resolve()
-    source = folder.parent.parent / "config.yaml"
-    if folder.parent.name != "ckpt" or not source.is_file():
-        return None
-    try:
-        name = OmegaConf.select(OmegaConf.load(source), "dataset.optimization_data")
-    except (OSError, YAMLError, UnicodeDecodeError) as error:
-        raise DataError(source, "the configuration of a training run", error) from error
-=======
     found = None if checkpoint is None else run_config(checkpoint)
     name = None if found is None else recorded(found[1], "dataset.optimization_data")
->>>>>>> house
     return None if name is None else str(name)
 
 

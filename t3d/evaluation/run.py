@@ -48,20 +48,15 @@ def evaluate(config: DecodeConfig) -> Evaluation:
     Raises:
         UserError: a mistake in configuration, data or checkpoint, or not one response that could be graded.
     """
-<<<<<<< HEAD
     given = config.evaluation.rollouts
-    path = rollout(config) if given is None else user_path(given)
-    return join_ranks().on_first(lambda: _evaluate(config, path))
-=======
-    if config.evaluation.rollouts is not None:
-        return join_ranks().on_first(lambda: _evaluate_given(config, Path(str(config.evaluation.rollouts))))
+    if given is not None:
+        return join_ranks().on_first(lambda: _evaluate_given(config, user_path(given)))
     config = _at_newest_run(config)
     job = make_job(config)
     name = decoded_name(config, job.fingerprint)
     rollouts = project_folder(config) / "temp_data" / f"outputs-{name}.json"
     decode_job(job, rollouts)
     return join_ranks().on_first(lambda: _evaluate_decoded(config, rollouts, name))
->>>>>>> house
 
 
 def _at_newest_run(config: DecodeConfig) -> DecodeConfig:

@@ -12,9 +12,9 @@ from t3d.data.benchmarks import load_benchmark
 from t3d.decoding import DecodingConfig
 from t3d.errors import ConfigError
 from t3d.prompts import build_prompt
-from t3d.rollout.fingerprint import model_digest, text_digest
 from t3d.sdar.checkpoint import default_stop_ids
 from t3d.sdar.opening import Checkpoint, open_checkpoint
+from t3d.storage.fingerprint import model_digest, text_digest
 from t3d.storage.paths import find_data
 
 

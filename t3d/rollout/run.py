@@ -19,13 +19,8 @@ from t3d.rollout.ranks import Ranks, join_ranks
 from t3d.rollout.records import records
 from t3d.rollout.shard import Shards
 from t3d.rollout.worker import Share, decode_share
-<<<<<<< HEAD
-from t3d.storage.files import read_json, remove_temporaries, write_json_atomic, write_json_list
-from t3d.storage.paths import dataset_name, model_name, user_path, workspace
-=======
 from t3d.storage.files import read_json, remove_temporaries, set_aside, write_json_atomic, write_json_list
-from t3d.storage.paths import dataset_name, workspace
->>>>>>> house
+from t3d.storage.paths import dataset_name, model_name, user_path, workspace
 
 log = logging.getLogger(__name__)
 

@@ -13,12 +13,13 @@ from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
 from t3d.errors import DataError
+from t3d.storage.paths import user_path
 
 EXPERIMENTS = Path("experiments")
 _TIMESTAMP = re.compile(r"\d{8}-\d{6}")
 
 
-def method_folder(model: str, data_type: str, method: str) -> Path:
+def method_folder(model: str, data_type: str, method: str | Path) -> Path:
     """The folder of a method's runs.
 
     Args:
@@ -45,7 +46,7 @@ def newest_checkpoint(name: str) -> str:
     Where there is no folder <method>/ckpt/<name>, it is that of the method's newest finished run; any other name is
     returned as it is.
     """
-    folder = Path(name)
+    folder = user_path(name)
     if folder.parent.name != "ckpt" or folder.is_dir():
         return name
     found = [run / "ckpt" / folder.name for run in runs(folder.parent.parent)[1:]]
@@ -59,7 +60,7 @@ def run_config(checkpoint: str) -> tuple[Path, dict[str, Any]] | None:
     Raises:
         DataError: the file is there and is no configuration.
     """
-    folder = Path(checkpoint).resolve()
+    folder = user_path(checkpoint).resolve()
     source = folder.parent.parent / "config.yaml"
     if folder.parent.name != "ckpt" or not source.is_file():
         return None

@@ -13,10 +13,10 @@ from t3d.data.benchmarks import DATASETS, load_benchmark
 from t3d.errors import CheckpointError, ConfigError, DataError
 from t3d.evaluation.results import Results, from_json, to_json
 from t3d.evaluation.run import evaluate
-from t3d.rollout.fingerprint import model_digest, text_digest
 from t3d.sdar.checkpoint import load_config, resolve_checkpoint
 from t3d.storage.experiments import newest_checkpoint
 from t3d.storage.files import read_json, write_json_atomic
+from t3d.storage.fingerprint import model_digest, text_digest
 from t3d.storage.paths import dataset_name, find_data
 from t3d.tables.origin import check_origin
 from t3d.tables.outcomes import Outcomes, load_outcomes

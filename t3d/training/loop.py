@@ -6,6 +6,7 @@ import time
 from collections import defaultdict
 from collections.abc import Mapping
 from contextlib import closing, nullcontext
+from functools import partial
 from pathlib import Path
 from typing import NoReturn
 
@@ -28,7 +29,7 @@ from t3d.training.launch import make_accelerator
 from t3d.training.metrics import MetricsLog
 from t3d.training.packing import Batch, collate
 from t3d.training.reference import frozen_copy, refresh
-from t3d.training.run_folder import open_run_folder
+from t3d.training.run_folder import open_run_folder, run_inputs
 from t3d.training.schedule import SampleOrder, Visit, learning_rate, micro_batches, token_packs
 from t3d.training.settings import loss_settings, state_settings
 from t3d.training.states import draw_state, sample_stream
@@ -76,7 +77,8 @@ class Trainer:
         epochs = math.ceil(len(self.samples) * training.num_train_epochs / self.global_batch)
         self.num_steps = training.max_steps or epochs
         self._prepare_models()
-        self.folder, resume_state = open_run_folder(config, accelerator)
+        inputs = partial(run_inputs, self.checkpoint.folder, self.samples.digest)
+        self.folder, resume_state = open_run_folder(config, accelerator, inputs)
         self.step = 0 if resume_state is None else load_state(accelerator, resume_state, self.reference)
 
     def run(self) -> Path:
@@ -228,8 +230,7 @@ class Trainer:
     def _update(self) -> float:
         """One step of the optimizer; returns the gradient's norm (under DeepSpeed, which has made the step already)."""
         accelerator = self.accelerator
-        limit = self.config.training.max_grad_norm if self.config.experiment.gradient_clipping else math.inf
-        norm = accelerator.clip_grad_norm_(self.student.parameters(), limit)
+        norm = accelerator.clip_grad_norm_(self.student.parameters(), self.config.gradient_limit or math.inf)
         grad_norm = math.nan if norm is None else float(norm)
         deepspeed = accelerator.distributed_type == DistributedType.DEEPSPEED
         if not deepspeed and accelerator.scaler is None and not math.isfinite(grad_norm):

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 from accelerate.state import AcceleratorState
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from t3d.config import TrainConfig, load_config
 from t3d.errors import CheckpointError, ConfigError, DataError, UserError
@@ -199,6 +199,78 @@ def test_resuming_with_other_settings_is_refused_by_name(checkpoint, trajectorie
     run(checkpoint, trajectories, tmp_path / "run")
     with pytest.raises(ConfigError, match=r"training\.beta"):
         run(checkpoint, trajectories, tmp_path / "run", "experiment.resume_from=latest", "training.beta=0.5")
+
+
+@pytest.fixture
+def stopped(checkpoint, trajectories, tmp_path):
+    """A run of 4 steps stopped after 2, whose weights and data may be changed in place; gives a way to resume it."""
+    source, data, folder = tmp_path / "teacher", tmp_path / "data.json", tmp_path / "run"
+    shutil.copytree(checkpoint, source)
+    shutil.copyfile(trajectories, data)
+    run(source, data, folder, "training.max_steps=4")
+    for step in ("000003", "000004"):
+        shutil.rmtree(folder / "state" / f"step-{step}")
+
+    def resume(*overrides: str) -> dict[str, torch.Tensor]:
+        return run(source, data, folder, "training.max_steps=4", "experiment.resume_from=latest", *overrides)
+
+    return resume
+
+
+def assert_unchanged(folder: Path) -> None:
+    assert sorted(path.name for path in (folder / "state").iterdir()) == ["step-000001", "step-000002"]
+    assert [line["step"] for line in metrics(folder)] == [1, 2, 3, 4]
+
+
+def test_other_records_under_the_same_path_are_refused(stopped, tmp_path):
+    data = tmp_path / "data.json"
+    data.write_text(json.dumps(json.loads(data.read_text())[::-1]))
+    with pytest.raises(ConfigError) as caught:
+        stopped()
+    assert str(caught.value) == (
+        f"dataset.optimization_data: expected the content that it had in the run to resume ({tmp_path / 'run'}),"
+        " found another under the same path"
+    )
+    assert_unchanged(tmp_path / "run")
+
+
+def test_other_weights_under_the_same_path_are_refused(stopped, tmp_path):
+    path = tmp_path / "teacher/model.safetensors"
+    weights = load_file(path)
+    weights["model.norm.weight"][0] += 1
+    save_file(weights, path, metadata={"format": "pt"})
+    with pytest.raises(ConfigError, match=r"model\.pretrained_model: expected the content that it had"):
+        stopped()
+    assert_unchanged(tmp_path / "run")
+
+
+@pytest.mark.parametrize("key", ["experiment.gradient_clipping=false", "training.max_grad_norm=0"])
+def test_so_is_clipping_turned_off(stopped, tmp_path, key):
+    with pytest.raises(ConfigError, match=key.partition("=")[0]):
+        stopped(key)
+    assert_unchanged(tmp_path / "run")
+
+
+def test_what_changes_no_weight_may_change(stopped, tmp_path):
+    stopped("experiment.save_every_steps=3", "experiment.project=other", "experiment.trackers=[]", "wandb.entity=me")
+    assert [line["step"] for line in metrics(tmp_path / "run")] == [1, 2, 3, 4]
+
+
+def test_a_run_from_before_inputs_were_recorded_resumes_with_a_warning(stopped, tmp_path, caplog):
+    recorded = tmp_path / "run/inputs.json"
+    content = recorded.read_text()
+    recorded.unlink()
+    stopped()
+    assert "its weights and data are taken to be unchanged" in caplog.text
+    assert recorded.read_text() == content
+
+
+@pytest.mark.parametrize("off", ["training.max_grad_norm=0", "experiment.gradient_clipping=false"])
+def test_clipping_that_is_off_leaves_gradients_as_they_are(checkpoint, trajectories, tmp_path, off):
+    loose = run(checkpoint, trajectories, tmp_path / "loose", "training.max_grad_norm=1e9")
+    assert_equal(loose, run(checkpoint, trajectories, tmp_path / "off", off))
+    before = load_file(checkpoint / "model.safetensors")
+    assert any(not torch.equal(loose[name], before[name]) for name in before)
 
 
 def test_resuming_from_nothing_is_an_error(checkpoint, trajectories, tmp_path):
