@@ -90,8 +90,13 @@ def plot_sets(
     return [PlotSet(sources[number][0], sources[number][1], _plots(together)) for number, together in chosen.items()]
 
 
-def page(tables: Sequence[tuple[list[Run], TableConfig]], singles: Sequence[Run], plots: Sequence[PlotSet]) -> str:
-    """The report as an HTML document."""
+def page(
+    tables: Sequence[tuple[list[Run], TableConfig]],
+    singles: Sequence[Run],
+    plots: Sequence[PlotSet],
+    trajectories: str | None = None,
+) -> str:
+    """The report as an HTML document, with a link to a page of `t3d.viewer` if there is one."""
     runs = distinct([run for mine, _ in tables for run in mine] + list(singles))
     common, varied = _settings(runs)
     environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined)
@@ -102,6 +107,7 @@ def page(tables: Sequence[tuple[list[Run], TableConfig]], singles: Sequence[Run]
         lead=f"Tables: {len(tables)}; runs: {len(runs)}. Everything here comes from the files of these runs.",
         tables=[_table(mine, table) for mine, table in tables],
         plot_sets=plots,
+        trajectories=trajectories,
         run_heads=RUN_HEADS,
         runs=[_run_row(number, run) for number, run in enumerate(runs, 1)],
         warnings=dict.fromkeys(run.results.leakage for run in runs if run.results and run.results.leakage),
@@ -214,11 +220,12 @@ def main(arguments: list[str]) -> None:
     )
     parser.add_argument("--out", type=user_path, default=Path("report.html"), help="file to write")
     parser.add_argument("--baseline", default=None, help="checkpoint that AUP refers to, for results without a table")
+    parser.add_argument("--trajectories", default=None, help="link to a page of t3d.viewer, as seen from the report")
     parser.add_argument("--plots", type=user_path, default=None, help="folder to write each plot to, as SVG")
     options = parser.parse_args(arguments)
     tables, singles = load(options.results, options.baseline)
     sets = plot_sets(tables, singles, options.baseline)
-    texts = {options.out: page(tables, singles, sets)}
+    texts = {options.out: page(tables, singles, sets, options.trajectories)}
     if options.plots is not None:
         texts |= {options.plots / f"{one.name}-{plot.kind}.svg": plot.svg for one in sets for plot in one.plots}
     for path, text in texts.items():
