@@ -17,7 +17,7 @@ from t3d.config.release import check_release_key, release_keys
 from t3d.config.values import as_declared, is_null, parse_argument, parse_yaml
 from t3d.errors import ConfigError
 from t3d.storage.files import atomic_writer
-from t3d.storage.paths import user_path
+from t3d.storage.paths import model_name, user_path
 
 Schema = TypeVar("Schema")
 
@@ -29,7 +29,7 @@ def _teacher_data(model: str, data_type: str) -> str:
     """What stage 2 calls a model's own answers to the paper's training problems."""
     if data_type not in TRAINING_SETS:
         raise ValueError(f"the paper has no training problems of the kind {data_type}")
-    return f"{Path(model).name}-{TRAINING_SETS[data_type]}_renamed"
+    return f"{model_name(model)}-{TRAINING_SETS[data_type]}_renamed"
 
 
 OmegaConf.register_resolver("teacher_data", _teacher_data, replace=True)

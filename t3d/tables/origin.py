@@ -7,6 +7,7 @@ from t3d.config import TableConfig
 from t3d.errors import CheckpointError
 from t3d.objectives.registry import OBJECTIVES
 from t3d.storage.experiments import recorded, run_config
+from t3d.storage.paths import model_name
 
 
 def check_origin(table: TableConfig, row: str, checkpoint: str, base: str | None, data_type: str) -> None:
@@ -32,7 +33,7 @@ def check_origin(table: TableConfig, row: str, checkpoint: str, base: str | None
     template = table.checkpoints[row]
     where = f"table.checkpoints.{row}, {source}"
     if base is not None and "{base}" in template:
-        _check(where, "model.pretrained_model", base, Path(str(recorded(values, "model.pretrained_model"))).name)
+        _check(where, "model.pretrained_model", base, model_name(str(recorded(values, "model.pretrained_model"))))
         data = Path(str(recorded(values, "dataset.optimization_data"))).name
         if any(data.startswith(f"{other}-") for other in table.bases if not f"{base}-".startswith(f"{other}-")):
             raise CheckpointError(

@@ -70,3 +70,12 @@ class TestRunConfig:
         (tmp_path / "run" / "config.yaml").write_text(text)
         with pytest.raises(DataError, match="expected the configuration of a training run, found "):
             run_config(str(checkpoint))
+
+
+def test_the_home_folder_is_found_by_its_sign(monkeypatch, tmp_path):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    run = tmp_path / "t3d" / "20260101-000000"
+    (run / "ckpt" / "optimized").mkdir(parents=True)
+    (run / "config.yaml").write_text("a: 1")
+    assert newest_checkpoint("~/t3d/ckpt/optimized") == str(run / "ckpt" / "optimized")
+    assert run_config("~/t3d/20260101-000000/ckpt/optimized") == (run / "config.yaml", {"a": 1})
