@@ -153,6 +153,7 @@ def test_plots_can_be_written_beside(table, tmp_path):
     main([str(table), "--out", str(tmp_path / "report.html"), "--plots", str(tmp_path / "plots")])
     assert {path.name for path in (tmp_path / "plots").iterdir()} == {
         "table-aup.svg",
+        "table-aup-d3llm.svg",
         "table-budget.svg",
         "table-pareto.svg",
     }
