@@ -94,7 +94,7 @@ def test_links_lead_to_places_of_the_page(page):
 
 def test_plots_are_svg_documents_inside_the_page(page):
     sources = [value for _, name, value in Page(page).attributes if name == "src"]
-    assert len(sources) == 3
+    assert len(sources) == 4
     for source in sources:
         head, _, data = source.partition(",")
         assert head == "data:image/svg+xml;base64"

@@ -107,7 +107,7 @@ def wandb_ids(folder: Path, *arguments: str) -> list[str]:
     environment = {**kept, "HOME": str(folder), "WANDB_MODE": "offline"}
     ended = subprocess.run(command, env=environment, cwd=folder, capture_output=True, text=True, check=False)
     assert "without wandb" not in ended.stderr, ended.stderr
-    files = sorted(folder.glob("wandb/*/run-*.wandb"), key=lambda path: path.stat().st_mtime)
+    files = sorted(folder.glob("wandb/offline-run-*/run-*.wandb"), key=lambda path: path.stat().st_mtime)
     return [path.stem.removeprefix("run-") for path in files]
 
 
