@@ -14,6 +14,8 @@ CACHES = {
     "TORCH_EXTENSIONS_DIR": "torch_extensions",
 }
 
+NOISY_LIBRARIES = ("accelerate", "DeepSpeed")
+
 
 def run_entry(main: Callable[[list[str]], None]) -> None:
     """Runs an entry point on the command line: status 0 on success, 2 with one line for a user's mistake.
@@ -24,6 +26,7 @@ def run_entry(main: Callable[[list[str]], None]) -> None:
     logging.basicConfig(format="%(message)s")
     for ours in ("t3d", "__main__"):  # the libraries' own news is not the user's
         logging.getLogger(ours).setLevel(logging.INFO)
+    quiet_libraries()
     use_cache_root()
     reproducible_products()
     try:
@@ -45,6 +48,21 @@ def use_cache_root() -> None:
     """Points the compilers' caches under $T3D_CACHE_ROOT (~/.cache/t3d), where they are not set one by one."""
     for variable, folder in CACHES.items():
         os.environ.setdefault(variable, str(cache_root() / folder))
+
+
+def quiet_libraries() -> None:
+    """Drops what libraries tell of themselves in a normal run ("Removed shared tensor", "Setting accelerator to CPU").
+
+    Their errors stay.  What matters of their warnings is checked and told by this project.
+    """
+    for name in NOISY_LIBRARIES:
+        logger = logging.getLogger(name)
+        logger.setLevel(logging.ERROR)
+        logger.addFilter(_is_error)  # DeepSpeed sets its level, and a handler of its own, when it is imported
+
+
+def _is_error(record: logging.LogRecord) -> bool:
+    return record.levelno >= logging.ERROR
 
 
 def reproducible_products() -> None:

@@ -2,6 +2,7 @@
 
 from t3d.config.loading import help_text, load_config, save_config
 from t3d.config.schema import (
+    DatasetConfig,
     DecodeConfig,
     ExecuteConfig,
     RolloutConfig,
@@ -13,6 +14,7 @@ from t3d.config.schema import (
 )
 
 __all__ = [
+    "DatasetConfig",
     "DecodeConfig",
     "ExecuteConfig",
     "RolloutConfig",

@@ -7,10 +7,11 @@ from omegaconf import MISSING
 
 from t3d.errors import ConfigError
 from t3d.objectives.registry import OBJECTIVES
-from t3d.prompts import DATA_TYPES
+from t3d.prompts import DATA_TYPES, PROMPT_STYLES
 from t3d.remasking import STRATEGIES
 
 MAX_SEED = 2**63 - 1
+PROMPT_STYLE = "how code and option prompts end; release: in a space; the same in rollouts, training and evaluation"
 TABLE_AXES = ("base", "model", "dataset", "strategy", "block_size", "denoising_steps", "tokps")
 TABLE_FIGURES = (
     *("acc", "tokens_per_second", "latency_s", "avg_steps", "avg_len"),
@@ -104,6 +105,7 @@ class EvaluationConfig:
     checkpoint_path: str | None = key(None, "model folder or hub id")
     eval_dataset: str = key("MATH500", "data set: a JSON file, or the name of one in data/")
     data_type: str = key("math", "kind of problem", one_of=DATA_TYPES)
+    prompt_style: str = key("plain", PROMPT_STYLE, one_of=PROMPT_STYLES)
     limit: int | None = key(None, "only the first N problems (null: all)", low=1)
     rollouts: str | None = key(None, "grade this rollout file; no model is needed")
     repair_known_bad: bool = key(True, "mend test programs that nothing can pass (MBPP has two); false: as published")
@@ -204,6 +206,7 @@ class DatasetConfig:
 
     optimization_data: str = key(MISSING, "training data: a JSON file or a folder of them, or its name in data/")
     data_type: str = key("math", "kind of problem", one_of=DATA_TYPES)
+    prompt_style: str = key("plain", PROMPT_STYLE, one_of=PROMPT_STYLES)
 
 
 @dataclass
@@ -318,7 +321,7 @@ class WandbConfig:
     entity: str | None = key(None, "user or team")
     project: str | None = key(None, "project; null: experiment.project")
     resume: bool = key(False, "continue the run run_id")
-    run_id: str | None = key(None, "run to continue; null: a new one")
+    run_id: str | None = key(None, "run to continue; null: a new one, or that of the run that is resumed")
 
 
 @dataclass

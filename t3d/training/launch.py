@@ -29,7 +29,7 @@ def make_accelerator(config: TrainConfig) -> Accelerator:
     if deepspeed_asked and not is_deepspeed_available():
         raise ConfigError("ACCELERATE_USE_DEEPSPEED", "false, or DeepSpeed installed (pip install deepspeed)", "none")
     handlers = [InitProcessGroupKwargs(backend="gloo")] if several_on_cpu else []
-    if several_on_cpu and deepspeed_asked:
+    if deepspeed_asked and not torch.cuda.is_available():
         import deepspeed.ops
 
         # Its shared-memory collectives are compiled on first use, for a minute, and compute what gloo computes.

@@ -64,7 +64,7 @@ class Trainer:
         self.samples = load_samples(
             find_data_files(config.dataset.optimization_data),
             self.checkpoint.tokenizer,
-            config.dataset.data_type,
+            config.dataset,
             training,
             self.checkpoint.config.vocab_size,
             needs_step_map=self.state_settings.strategy.startswith("trace"),

@@ -87,6 +87,28 @@ class TestFormat:
         assert details["dataset"] == "TinyMath"
         assert details["checkpoint"] == str(checkpoint)
         assert details["seconds"] > 0
+        assert details["fingerprint"]["prompt_style"] == "plain"
+
+    def test_the_style_of_prompts_is_the_configurations_and_told(self, settings, tmp_path):
+        data = tmp_path / "options.jsonl"
+        data.write_text(json.dumps({"question": "Which?", "ground_truth_answer": "B"}) + "\n")
+        ends = {}
+        for style in ("plain", "release"):
+            path = rollout(
+                settings(
+                    f"evaluation.eval_dataset={data}",
+                    "evaluation.data_type=option",
+                    "evaluation.limit=null",
+                    f"evaluation.prompt_style={style}",
+                )
+            )
+            details = json.loads(path.with_suffix(".meta.json").read_text())
+            assert details["fingerprint"]["prompt_style"] == style
+            ends[style] = json.loads(path.read_text())[0]["prompt"].partition("{}.")[2]
+        assert ends == {
+            "plain": "<|im_end|>\n<|im_start|>assistant\n",
+            "release": " <|im_end|>\n<|im_start|>assistant\n",
+        }
 
     def test_step_maps_are_left_out_on_request(self, settings):
         whole = decoded(settings())
