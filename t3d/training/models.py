@@ -156,4 +156,5 @@ def _inference_engine(reference: nn.Module, plugin: Any) -> Any:
     import deepspeed
 
     engine, *_ = deepspeed.initialize(model=reference, config=copy.deepcopy(plugin.deepspeed_config))
-    return engine.eval()
+    engine.eval()
+    return engine
