@@ -249,6 +249,14 @@ class TrainingConfig:
     post_num: int = key(2, "pad tokens trained after the stop token", low=0)
     seed: int = key(10086, "seed of data order, states and fakes", low=0, high=MAX_SEED)
     mixed_precision: str = key("bf16", "autocast of the forward passes", one_of=("no", "bf16", "fp16"))
+    grad_accum_dtype: str = key(
+        "auto",
+        "precision that DeepSpeed sums micro-batches in; auto: float32 where gradients are sharded (ZeRO-2 and 3)",
+        one_of=("auto", "float32", "bfloat16"),
+    )
+    shard_reference: bool | None = key(
+        None, "no GPU holds the whole reference (null: under ZeRO-3, which it needs; false: each one does)"
+    )
     enable_tf32: bool = key(True, "TF32 matrix products on CUDA")
     gradient_checkpointing_enable: bool = key(True, "recompute activations in the backward pass")
 
@@ -264,6 +272,9 @@ class TrainingConfig:
         sizes = self.block_size_choices
         if sizes is not None and (not sizes or min(sizes) < 1 or self.path_weight):
             raise ConfigError("training.block_size_choices", "sizes of at least 1, and no path loss", sizes)
+        if self.grad_accum_dtype == "bfloat16" and self.mixed_precision != "bf16":
+            expected = "auto or float32, unless mixed_precision is bf16"
+            raise ConfigError("training.grad_accum_dtype", expected, self.grad_accum_dtype)
         if (self.fake_expectation == "argmax") != (self.reference_temp == 0):
             raise ConfigError(
                 "training.reference_temp",
