@@ -239,7 +239,12 @@ class TrainingConfig:
     max_steps: int | None = key(None, "global steps (null: num_train_epochs decides)", low=1)
     num_train_epochs: int = key(30, "passes over the data", low=1)
     batch_size_lm: int = key(1, "samples per process and micro-batch", low=1)
-    gradient_accumulation_steps: int = key(32, "micro-batches per global step", low=1)
+    gradient_accumulation_steps: int = key(
+        32, "micro-batches per process and global step; not used where global_batch_size is given", low=1
+    )
+    global_batch_size: int | None = key(
+        None, "samples per global step (null: batch_size_lm x gradient_accumulation_steps x processes)", low=1
+    )
     tokens_per_batch: int | None = key(
         None, "most tokens per process and forward, whatever samples they are of (null: batch_size_lm samples)", low=1
     )

@@ -7,8 +7,10 @@ import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from accelerate import Accelerator
+from accelerate.utils import MODEL_NAME
 from safetensors import SafetensorError
 from torch import nn
 
@@ -45,7 +47,9 @@ def saving(target: Path) -> Iterator[None]:
         raise CheckpointError(target, "room to save (all that was saved before is intact)", found) from error
 
 
-def save_state(accelerator: Accelerator, parent: Path, step: int, reference: nn.Module | None) -> None:
+def save_state(
+    accelerator: Accelerator, parent: Path, step: int, samples_per_step: int, reference: nn.Module | None
+) -> None:
     """Saves model, optimizer and reference after global step `step`; all processes call it together.
 
     The folder is renamed into place only when every process has written its part.
@@ -61,13 +65,19 @@ def save_state(accelerator: Accelerator, parent: Path, step: int, reference: nn.
     accelerator.wait_for_everyone()
     try:
         with saving(target):
-            accelerator.save_state(str(temporary))
+            with _without_wrappers(accelerator):
+                accelerator.save_state(str(temporary))
             if reference is not None:
                 unwrapped = accelerator.unwrap_model(reference)
                 save_reference(unwrapped, temporary / REFERENCE, accelerator.is_main_process)
             accelerator.wait_for_everyone()
             if accelerator.is_main_process:
-                meta = {"step": step, "num_processes": accelerator.num_processes, "files": _sizes(temporary)}
+                meta = {
+                    "step": step,
+                    "samples_per_step": samples_per_step,
+                    "num_processes": accelerator.num_processes,
+                    "files": _sizes(temporary),
+                }
                 (temporary / META).write_text(json.dumps(meta), encoding="utf-8")
                 put_in_place(temporary, target)
     except CheckpointError as error:
@@ -83,23 +93,71 @@ def load_state(accelerator: Accelerator, folder: Path, reference: nn.Module | No
     """Restores what `save_state` wrote and returns its global step.
 
     Raises:
-        CheckpointError: an incomplete or unreadable state (the newest earlier one that is whole is named), or one
-            of another number of processes.
+        CheckpointError: an incomplete or unreadable state (the newest earlier one that is whole is named), one saved
+            with DeepSpeed and not loaded with it or the other way round, or one of DeepSpeed's of another number of
+            processes.
     """
     if problem := damage(folder):
         raise CheckpointError(folder, f"a whole training state{_advice(folder)}", problem)
     meta = json.loads((folder / META).read_text(encoding="utf-8"))
-    if meta["num_processes"] != accelerator.num_processes:
-        found = f"{accelerator.num_processes} now"
-        raise CheckpointError(folder, f"the {meta['num_processes']} processes that it was saved by", found)
+    _check_launch(accelerator, folder, meta["num_processes"])
     try:
-        accelerator.load_state(str(folder))
+        with _without_wrappers(accelerator):
+            accelerator.load_state(str(folder))
         if reference is not None:
             load_reference(accelerator.unwrap_model(reference), folder / REFERENCE)
     except Exception as error:  # whatever four file formats make of garbage
         expected = f"a whole training state{_advice(folder)}"
         raise CheckpointError(folder, expected, _reason(error)) from error
     return int(meta["step"])
+
+
+def _check_launch(accelerator: Accelerator, folder: Path, saved_by: int) -> None:
+    """Without DeepSpeed every process holds all of the state, so that any number of them can go on from it."""
+    sharded, now = (folder / MODEL_NAME).is_dir(), accelerator.state.deepspeed_plugin is not None
+    if sharded != now:
+        kinds = {True: "a launch with DeepSpeed", False: "a launch without DeepSpeed"}
+        raise CheckpointError(folder, f"{kinds[sharded]}, as the one that saved it", kinds[now])
+    if sharded and saved_by != accelerator.num_processes:
+        expected = (
+            f"the {saved_by} process(es) that it was saved by: DeepSpeed cuts the optimizer's state into a part per"
+            " process (without DeepSpeed any number goes on)"
+        )
+        raise CheckpointError(folder, expected, f"{accelerator.num_processes} now")
+
+
+@contextmanager
+def _without_wrappers(accelerator: Accelerator) -> Iterator[None]:
+    """Within it, accelerate's states name weights as one process does, however many there are.
+
+    DDP's module puts a prefix before each name.  (With DeepSpeed both lists are empty: its engine saves by itself.)
+    """
+
+    def save(models: list[Any], weights: list[Any], _: str) -> None:
+        weights[:] = [accelerator.unwrap_model(model).state_dict() for model in models[: len(weights)]]
+
+    def load(models: list[Any], _: str) -> None:
+        models[:] = [accelerator.unwrap_model(model) for model in models]
+
+    hooks = accelerator.register_save_state_pre_hook(save), accelerator.register_load_state_pre_hook(load)
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+def saved_samples(folder: Path, per_process: int) -> int | None:
+    """Samples per step of the run that saved a state; None if the state is damaged.
+
+    Args:
+        folder: the state's.
+        per_process: of an older state, which does not record them, each process had as many.
+    """
+    if damage(folder):
+        return None
+    meta = json.loads((folder / META).read_text(encoding="utf-8"))
+    return int(meta.get("samples_per_step", per_process * meta["num_processes"]))
 
 
 def damage(folder: Path) -> str | None:

@@ -10,6 +10,7 @@ from accelerate.utils import DistributedType, InitProcessGroupKwargs, is_deepspe
 
 from t3d.config import TrainConfig
 from t3d.errors import ConfigError
+from t3d.training.schedule import accumulation_steps
 
 TRUE = ("1", "true", "yes", "on", "y", "t")
 """What a launcher's variable says when it asks for something."""
@@ -25,7 +26,8 @@ def make_accelerator(config: TrainConfig) -> Accelerator:
     Raises:
         ConfigError: the launch made other numbers of machines or processes than `experiment.num_node` and
             `experiment.num_processes`, a launcher that was asked for several processes started one, DeepSpeed was
-            asked for and is not what runs, or `training.grad_accum_dtype` is not for this launch.
+            asked for and is not what runs, or `training.grad_accum_dtype` or `training.global_batch_size` is not for
+            this launch.
     """
     training = config.training
     _check_launch(config.experiment.num_node, config.experiment.num_processes)
@@ -41,13 +43,13 @@ def make_accelerator(config: TrainConfig) -> Accelerator:
         # Its shared-memory collectives are compiled on first use, for a minute, and compute what gloo computes.
         deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     accelerator = Accelerator(
-        gradient_accumulation_steps=training.gradient_accumulation_steps,
         mixed_precision=training.mixed_precision,
         kwargs_handlers=[InitProcessGroupKwargs(timeout=TIMEOUT, **backend)],
     )
+    accelerator.gradient_accumulation_steps = accumulation = accumulation_steps(training, accelerator.num_processes)
     if plugin := accelerator.state.deepspeed_plugin:
         plugin.deepspeed_config["train_micro_batch_size_per_gpu"] = training.batch_size_lm
-        plugin.deepspeed_config["gradient_accumulation_steps"] = training.gradient_accumulation_steps
+        plugin.deepspeed_config["gradient_accumulation_steps"] = accumulation
         plugin.deepspeed_config["gradient_clipping"] = config.gradient_limit or 0.0  # 0 is never, as it is here
         _set_accumulation(plugin, training.grad_accum_dtype)
     elif training.grad_accum_dtype == "bfloat16":

@@ -31,7 +31,15 @@ from t3d.training.packing import Batch, collate
 from t3d.training.reference import refresh
 from t3d.training.run_folder import open_run_folder, run_inputs
 from t3d.training.scaling import SkippedSteps
-from t3d.training.schedule import SampleOrder, Visit, learning_rate, micro_batches, token_packs
+from t3d.training.schedule import (
+    SampleOrder,
+    Visit,
+    accumulation_steps,
+    learning_rate,
+    micro_batches,
+    samples_per_step,
+    token_packs,
+)
 from t3d.training.settings import loss_settings, state_settings
 from t3d.training.states import draw_state, sample_stream
 
@@ -74,7 +82,8 @@ class Trainer:
         fill = 2 * max(self.state_settings.block_sizes)
         self.lengths = self.samples.lengths + fill
         self.order = SampleOrder(len(self.samples), training.seed)
-        self.global_batch = training.batch_size_lm * training.gradient_accumulation_steps * accelerator.num_processes
+        self.global_batch = samples_per_step(training, accelerator.num_processes)
+        self.accumulation = accumulation_steps(training, accelerator.num_processes)
         epochs = math.ceil(len(self.samples) * training.num_train_epochs / self.global_batch)
         self.num_steps = training.max_steps or epochs
         params = config.optimizer.params
@@ -93,14 +102,7 @@ class Trainer:
         main, first_step = self.accelerator.is_main_process, self.step
         if main:
             save_config(self.config, self.folder / "config.yaml")
-            log.info(
-                "%s: %d samples, %d steps, %d process(es) on %s",
-                self.folder,
-                len(self.samples),
-                self.num_steps,
-                self.accelerator.num_processes,
-                self.accelerator.device.type,
-            )
+            log.info("%s: %s", self.folder, self._plan())
             if leakage := leakage_warning(self.config.dataset.optimization_data):
                 log.warning("%s", leakage)
         with closing(MetricsLog(self.folder, self.config, self.step)) if main else nullcontext() as metrics_log:
@@ -108,6 +110,18 @@ class Trainer:
         if self.step > first_step or not final.is_dir():
             self.save(final)
         return final
+
+    def _plan(self) -> str:
+        """What the run will do, in a line."""
+        training, processes = self.config.training, self.accelerator.num_processes
+        shares = f"{self.accumulation} micro-batch(es) of {training.batch_size_lm}"
+        if training.tokens_per_batch is not None:
+            shares = f"packs of up to {training.tokens_per_batch} tokens"
+        epochs = self.num_steps * self.global_batch / len(self.samples)
+        return (
+            f"{len(self.samples)} samples, {self.global_batch} per step ({processes} process(es) on"
+            f" {self.accelerator.device.type}, {shares}), {self.num_steps} steps, {epochs:.2f} epochs"
+        )
 
     def _train(self, metrics_log: MetricsLog | None) -> None:
         """Steps up to the last one; only the main process has a `metrics_log`."""
@@ -140,7 +154,7 @@ class Trainer:
         totals: dict[str, torch.Tensor] = defaultdict(lambda: torch.zeros((), device=accelerator.device))
         # Sum over samples / global count: backward() divides by the configured micro-batches, and the gradients
         # are then averaged over processes.
-        scale = training.gradient_accumulation_steps * accelerator.num_processes / self.global_batch
+        scale = self.accumulation * accelerator.num_processes / self.global_batch
         done: list[tuple[list[Visit], torch.Tensor]] = []
         parts = self._parts()
         for part in parts:
@@ -171,7 +185,7 @@ class Trainer:
         if self.accelerator.is_main_process:
             with saving(target):
                 save_model(self.accelerator.unwrap_model(self.student), weights, self.checkpoint.folder, target)
-        save_state(self.accelerator, self.folder / "state", self.step, self.reference)
+        save_state(self.accelerator, self.folder / "state", self.step, self.global_batch, self.reference)
         if self.accelerator.is_main_process:
             for kept in ("ckpt", "state"):
                 prune(self.folder / kept, self.config.experiment.checkpoints_total_limit)

@@ -18,7 +18,8 @@ from t3d.storage.files import read_json, write_json_atomic
 from t3d.storage.fingerprint import model_digest
 from t3d.storage.folders import make_folder, remove_leftovers
 from t3d.storage.paths import model_name, user_path
-from t3d.training.checkpoint import saved_steps
+from t3d.training.checkpoint import saved_samples, saved_steps
+from t3d.training.schedule import samples_per_step
 
 log = logging.getLogger(__name__)
 
@@ -27,8 +28,10 @@ FREE_KEYS = (
     *("save_every_steps", "checkpoints_total_limit", "max_grad_norm", "trackers"),
 )
 """Keys of `experiment` that may change between a run and its continuation, as those of `wandb` may: the weights do
-not depend on them.  (`max_grad_norm` there is another name for training's, and the number of processes is checked
-against the state.)"""
+not depend on them.  (`max_grad_norm` there is another name for training's.)"""
+
+BATCH_KEYS = ("training.global_batch_size", "training.gradient_accumulation_steps")
+"""Keys that may change as long as a step has as many samples."""
 
 INPUTS = "inputs.json"
 """The file of a run that holds the digests of what the keys in it name."""
@@ -62,7 +65,7 @@ def open_run_folder(
     answer: list[Any] = [None]
     if accelerator.is_main_process:
         try:
-            answer = [_open(config, inputs())]
+            answer = [_open(config, inputs(), accelerator.num_processes)]
         except UserError as error:
             answer = [error]
     broadcast_object_list(answer)
@@ -71,7 +74,7 @@ def open_run_folder(
     return answer[0]
 
 
-def _open(config: TrainConfig, inputs: dict[str, str]) -> tuple[Path, Path | None]:
+def _open(config: TrainConfig, inputs: dict[str, str], num_processes: int) -> tuple[Path, Path | None]:
     experiment = config.experiment
     resume = experiment.resume_from or (None if experiment.start_from_scratch else "latest")
     if resume is None or (resume == "latest" and not _latest(config)):
@@ -92,6 +95,7 @@ def _open(config: TrainConfig, inputs: dict[str, str]) -> tuple[Path, Path | Non
     if not states or not states[-1].is_dir():
         raise CheckpointError(folder, "a run with a saved state (state/step-N)", "none")
     _check_same(config, folder)
+    _check_batch(config, states[-1], folder, num_processes)
     _check_inputs(inputs, folder)
     for part in ("ckpt", "state"):
         remove_leftovers(folder / part)
@@ -120,19 +124,39 @@ def _latest(config: TrainConfig) -> Path | None:
     return saved[-1] if saved else None
 
 
+def _check_batch(config: TrainConfig, state: Path, folder: Path, num_processes: int) -> None:
+    """Checks that a step has as many samples as it had: the data's order and the schedule are counted in steps."""
+    before, training = _recorded(folder), config.training
+    accumulated = before.get("training.gradient_accumulation_steps", training.gradient_accumulation_steps)
+    then, now = saved_samples(state, training.batch_size_lm * accumulated), samples_per_step(training, num_processes)
+    if then is not None and then != now:
+        expected = f"{then} samples per step, as in the run to resume ({folder})"
+        raise ConfigError("training.global_batch_size", expected, f"{now} with {num_processes} process(es)")
+
+
 def _check_same(config: TrainConfig, folder: Path) -> None:
+    before = _recorded(folder)
+    for name, now in _flat(asdict(config)).items():
+        then = before.get(name)
+        group, _, key = name.partition(".")
+        free = group == "wandb" or (group == "experiment" and key in FREE_KEYS) or name in BATCH_KEYS
+        if not free and then != now:
+            raise ConfigError(name, f"{then}, as in the run to resume ({folder})", now)
+
+
+def _recorded(folder: Path) -> dict[str, Any]:
+    """The configuration that a run began with, by dotted key.
+
+    Raises:
+        CheckpointError: it cannot be read.
+    """
     try:
         before = OmegaConf.to_container(OmegaConf.load(folder / "config.yaml"))
     except (OSError, YAMLError) as error:
         raise CheckpointError(folder / "config.yaml", "the run's configuration", error) from error
     if not isinstance(before, dict) or not before:
         raise CheckpointError(folder / "config.yaml", "the run's configuration", "none")
-    for name, now in _flat(asdict(config)).items():
-        then = _flat(before).get(name)
-        group, _, key = name.partition(".")
-        free = group == "wandb" or (group == "experiment" and key in FREE_KEYS)
-        if not free and then != now:
-            raise ConfigError(name, f"{then}, as in the run to resume ({folder})", now)
+    return _flat(before)
 
 
 def _check_inputs(inputs: dict[str, str], folder: Path) -> None:

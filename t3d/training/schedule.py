@@ -7,13 +7,35 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from t3d.config import SchedulerConfig
+from t3d.config import SchedulerConfig, TrainingConfig
+from t3d.errors import ConfigError
 
 Visit = tuple[int, int]
 """Epoch and sample."""
 
 Lengths = Sequence[int] | NDArray[np.int64]
 """Tokens of every sample of the data."""
+
+
+def samples_per_step(training: TrainingConfig, num_processes: int) -> int:
+    """Samples of one global step: a fact of the experiment, unless `training.global_batch_size` is null."""
+    product = training.batch_size_lm * training.gradient_accumulation_steps * num_processes
+    return training.global_batch_size or product
+
+
+def accumulation_steps(training: TrainingConfig, num_processes: int) -> int:
+    """Micro-batches of `batch_size_lm` samples that each process contributes to a global step.
+
+    Raises:
+        ConfigError: the processes cannot share the samples of a step evenly.
+    """
+    samples, together = samples_per_step(training, num_processes), training.batch_size_lm * num_processes
+    if samples % together:
+        expected = (
+            f"a multiple of {together} (training.batch_size_lm {training.batch_size_lm} x {num_processes} processes)"
+        )
+        raise ConfigError("training.global_batch_size", expected, samples)
+    return samples // together
 
 
 def learning_rate(step: int, num_steps: int, peak: float, config: SchedulerConfig) -> float:

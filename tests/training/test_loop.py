@@ -357,8 +357,13 @@ train(load_config(TrainConfig, sys.argv[1:], "", ""))
 
 def launch_two(arguments: list[str], script: Path = SCRIPT, **environment: str) -> str:
     """Runs a training script in two CPU processes, through torchrun and gloo; returns what went wrong."""
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
-    command += [str(script), *arguments, "experiment.num_processes=2"]
+    return launch(2, arguments, script, **environment)
+
+
+def launch(processes: int, arguments: list[str], script: Path = SCRIPT, **environment: str) -> str:
+    """Runs a training script in CPU processes, through torchrun and gloo; returns what went wrong."""
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)]
+    command += [str(script), *arguments, f"experiment.num_processes={processes}"]
     paths = {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     ended = subprocess.run(
         command, env={**os.environ, **paths, **environment}, capture_output=True, text=True, check=False
