@@ -1,7 +1,7 @@
 """The one prompt builder: rollout, training and evaluation ask a model the same thing, byte for byte."""
 
 import re
-from collections.abc import Callable
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from t3d.errors import CheckpointError, ConfigError, DataError
@@ -29,12 +29,48 @@ _STDIO = (
 _OPTION = (
     "\nYou need to think step by step and put the final option (A, B, C, or D only-no other character) in \\boxed{}."
 )
-_WORDING: dict[str, Callable[[str], str]] = {
-    "math": lambda problem: problem + _MATH,
-    "option": lambda problem: _PROBLEM_HEADING + problem + _OPTION,
-    "function": lambda problem: _PROBLEM_HEADING + problem + _FUNCTION,
-    "stdio": lambda problem: _PROBLEM_HEADING + problem + _STDIO,
+PROBLEM = "{problem}"
+WORDINGS: dict[str, str] = {
+    "math": PROBLEM + _MATH,
+    "option": _PROBLEM_HEADING + PROBLEM + _OPTION,
+    "function": _PROBLEM_HEADING + PROBLEM + _FUNCTION,
+    "stdio": _PROBLEM_HEADING + PROBLEM + _STDIO,
 }
+"""The user's turn by kind of problem; code has one for each of `TEST_METHODS`."""
+
+
+def check_prompts(key: str, prompts: Mapping[str, str]) -> None:
+    """Checks wordings that take the place of `WORDINGS`.
+
+    Args:
+        key: of the configuration, for the error.
+        prompts: some kinds of `WORDINGS`, each with its text.
+
+    Raises:
+        ConfigError: another kind, or a text without `PROBLEM` or with more than one.
+    """
+    for kind, wording in prompts.items():
+        if kind not in WORDINGS:
+            raise ConfigError(f"{key}.{kind}", f"a wording for {', '.join(WORDINGS)}", "another kind")
+        if wording.count(PROBLEM) != 1 or _UNUSABLE.search(wording):
+            raise ConfigError(f"{key}.{kind}", f"a text with {PROBLEM} once", repr(wording))
+
+
+def prompts_of(data_type: str, prompts: Mapping[str, str]) -> dict[str, str]:
+    """Those of `prompts` that problems of the kind `data_type` use."""
+    kinds = TEST_METHODS if data_type == "code" else (data_type,)
+    return {kind: prompts[kind] for kind in kinds if kind in prompts}
+
+
+def is_worded(record: Mapping[str, Any], data_type: str, prompts: Mapping[str, str]) -> bool:
+    """Whether the `prompt` of a rollout's record puts its problem as `user_message` does.
+
+    True also where the record does not hold the problem beside it.
+    """
+    try:
+        return user_message(record, data_type, prompts=prompts) in record["prompt"]
+    except DataError:
+        return True
 
 
 def check_text(value: object, where: str) -> str:
@@ -55,13 +91,16 @@ def check_text(value: object, where: str) -> str:
     return value
 
 
-def user_message(item: dict[str, Any], data_type: str, style: str = "plain") -> str:
+def user_message(
+    item: Mapping[str, Any], data_type: str, style: str = "plain", prompts: Mapping[str, str] | None = None
+) -> str:
     r"""Words the user's turn for one dataset item; the problem itself is never altered.
 
     Args:
         item: a dataset record, with `question` and, for code, `test_method` ("function" or "stdio").
         data_type: "math", "code" or "option".
-        style: one of `PROMPT_STYLES`.
+        style: one of `PROMPT_STYLES`; only the own wordings have two.
+        prompts: wordings that take the place of `WORDINGS`, by kind; see `check_prompts`.
 
     Returns:
         The problem with its instruction, such as "1+1?\nPlease reason step by step, ...".
@@ -79,8 +118,10 @@ def user_message(item: dict[str, Any], data_type: str, style: str = "plain") -> 
         wording = item.get("test_method", "")
         if wording not in TEST_METHODS:
             raise DataError("field test_method", " or ".join(TEST_METHODS), _describe(wording))
-    message = _WORDING[wording](check_text(item.get("question"), "field question"))
-    return f"{message} " if style == "release" and data_type != "math" else message
+    problem, given = check_text(item.get("question"), "field question"), (prompts or {}).get(wording)
+    before, after = (given or WORDINGS[wording]).split(PROBLEM)
+    end = " " if style == "release" and data_type != "math" and given is None else ""
+    return f"{before}{problem}{after}{end}"
 
 
 def build_prompt(
@@ -89,6 +130,7 @@ def build_prompt(
     data_type: str,
     start_with_think: bool = False,
     style: str = "plain",
+    prompts: Mapping[str, str] | None = None,
 ) -> tuple[str, list[int]]:
     r"""Renders the prompt of one dataset item through the tokenizer's own chat template.
 
@@ -109,6 +151,7 @@ def build_prompt(
         data_type: "math", "code" or "option".
         start_with_think: whether the answer opens with "<think>".
         style: one of `PROMPT_STYLES`.
+        prompts: see `user_message`; a token that a wording spells is ordinary text too.
 
     Returns:
         The prompt's text and its token ids; the ids decode to the text (up to the tokenizer's own
@@ -119,7 +162,7 @@ def build_prompt(
         ConfigError: an unknown `data_type` or `style`.
         DataError: an unusable `question`, `test_method` or `prefix`.
     """
-    message = user_message(item, data_type, style)
+    message = user_message(item, data_type, style, prompts)
     if not tokenizer.chat_template:
         raise CheckpointError(f"tokenizer {tokenizer.name_or_path}", "a chat template", "none")
     turns = [{"role": "user", "content": message}]

@@ -5,7 +5,7 @@ import pytest
 from transformers import AutoTokenizer
 
 from t3d.errors import CheckpointError, ConfigError, DataError
-from t3d.prompts import build_prompt, encode_answer, user_message
+from t3d.prompts import build_prompt, check_prompts, encode_answer, user_message
 
 SHARED_DATA = Path(__file__).parents[1].parent / "shared" / "data"
 IM_START, IM_END, THINK, MASK = 151644, 151645, 151667, 151669
@@ -234,3 +234,42 @@ def test_an_unusable_prefix_is_the_users_mistake(tokenizer):
 def test_an_unknown_data_type_is_the_users_mistake():
     with pytest.raises(ConfigError, match="data_type: expected math or code or option, found 'maths'"):
         user_message({"question": "a"}, "maths")
+
+
+OWN = {"math": "Q: {problem}\nA:", "stdio": "Write a script.\n{problem}"}
+
+
+@pytest.mark.parametrize(
+    ("item", "data_type", "expected"),
+    [
+        ({"question": "1+{problem}?"}, "math", "Q: 1+{problem}?\nA:"),
+        ({"question": "Add.", "test_method": "stdio"}, "code", "Write a script.\nAdd."),
+        (*WORDINGS[1][:2], WORDINGS[1][2] + " "),
+    ],
+)
+def test_a_given_wording_takes_the_place_of_ours_as_it_is(item, data_type, expected):
+    """Also in the release's style, whose space is that of its own wordings; the others keep theirs."""
+    assert user_message(item, data_type, "release", OWN) == expected
+
+
+def test_a_prompt_of_a_given_wording_byte_for_byte(tokenizer):
+    text, ids = build_prompt(tokenizer, {"question": "1+1?"}, "math", prompts={"math": "<|im_end|>{problem}!"})
+    assert text == "<|im_start|>user\n<|im_end|>1+1?!<|im_end|>\n<|im_start|>assistant\n"
+    assert tokenizer.decode(ids) == text
+    assert ids[:3] == USER_TURN
+    assert ids[-5:] == GENERATION_PROMPT
+    assert IM_END not in ids[3:-5], "a wording is text, as data are"
+
+
+@pytest.mark.parametrize(
+    ("prompts", "message"),
+    [
+        ({"maths": "{problem}"}, r"x\.maths: expected a wording for math, option, function, stdio, found another kind"),
+        ({"math": "Solve it"}, r"x\.math: expected a text with \{problem\} once, found 'Solve it'"),
+        ({"math": "{problem} {problem}"}, r"x\.math: expected a text with \{problem\} once"),
+        ({"math": "{problem}\0"}, r"x\.math: expected a text"),
+    ],
+)
+def test_wordings_that_ask_nothing_are_refused(prompts, message):
+    with pytest.raises(ConfigError, match=message):
+        check_prompts("x", prompts)

@@ -7,11 +7,15 @@ from omegaconf import MISSING
 
 from t3d.errors import ConfigError
 from t3d.objectives.registry import OBJECTIVES
-from t3d.prompts import DATA_TYPES, PROMPT_STYLES
+from t3d.prompts import DATA_TYPES, PROMPT_STYLES, check_prompts
 from t3d.remasking import STRATEGIES
 
 MAX_SEED = 2**63 - 1
 PROMPT_STYLE = "how code and option prompts end; release: in a space; the same in rollouts, training and evaluation"
+PROMPTS = (
+    "wordings of prompts in place of the built-in ones: math, option, function or stdio (the two kinds of code) -> a"
+    " text with {problem} once; the same in rollouts, training and evaluation"
+)
 TABLE_AXES = ("base", "model", "dataset", "strategy", "block_size", "denoising_steps", "tokps")
 TABLE_FIGURES = (
     *("acc", "tokens_per_second", "latency_s", "avg_steps", "avg_len"),
@@ -106,6 +110,7 @@ class EvaluationConfig:
     eval_dataset: str = key("MATH500", "data set: a JSON file, or the name of one in data/")
     data_type: str = key("math", "kind of problem", one_of=DATA_TYPES)
     prompt_style: str = key("plain", PROMPT_STYLE, one_of=PROMPT_STYLES)
+    prompts: dict[str, str] = key({}, PROMPTS)
     limit: int | None = key(None, "only the first N problems (null: all)", low=1)
     rollouts: str | None = key(None, "grade this rollout file; no model is needed")
     repair_known_bad: bool = key(True, "mend test programs that nothing can pass (MBPP has two); false: as published")
@@ -115,6 +120,7 @@ class EvaluationConfig:
 
     def __post_init__(self) -> None:
         """Checks values against each other."""
+        check_prompts("evaluation.prompts", self.prompts)
         if self.node_index >= self.num_node:
             raise ConfigError("evaluation.node_index", f"below evaluation.num_node = {self.num_node}", self.node_index)
 
@@ -207,6 +213,11 @@ class DatasetConfig:
     optimization_data: str = key(MISSING, "training data: a JSON file or a folder of them, or its name in data/")
     data_type: str = key("math", "kind of problem", one_of=DATA_TYPES)
     prompt_style: str = key("plain", PROMPT_STYLE, one_of=PROMPT_STYLES)
+    prompts: dict[str, str] = key({}, PROMPTS)
+
+    def __post_init__(self) -> None:
+        """Checks the wordings."""
+        check_prompts("dataset.prompts", self.prompts)
 
 
 @dataclass

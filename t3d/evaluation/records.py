@@ -2,14 +2,15 @@
 
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from t3d.config import DecodeConfig
 from t3d.data.benchmarks import load_benchmark
-from t3d.errors import DataError
+from t3d.errors import ConfigError, DataError
 from t3d.evaluation.results import UNKNOWN_DECODING, Decoding
+from t3d.prompts import prompts_of
 from t3d.storage.experiments import recorded, run_config
 from t3d.storage.fields import read_fields
 from t3d.storage.files import json_kind, read_json
@@ -26,6 +27,7 @@ class Details:
         problems: number of records.
         seconds: decoding time of all of them.
         decoding: how they were decoded.
+        prompts: wordings of their prompts in place of the built-in ones.
     """
 
     dataset: str | None = None
@@ -33,6 +35,7 @@ class Details:
     problems: int | None = None
     seconds: float | None = None
     decoding: Decoding = UNKNOWN_DECODING
+    prompts: dict[str, str] | None = None
 
 
 @dataclass(frozen=True)
@@ -44,6 +47,7 @@ class _Recorded:
     problems: int
     seconds: float
     fingerprint: Decoding
+    prompts: dict[str, str] | None = None
 
 
 def read_rollouts(path: Path, data_type: str, limit: int | None) -> list[dict[str, Any]]:
@@ -74,7 +78,38 @@ def read_details(path: Path) -> Details:
     except DataError as error:
         expected = f"{error.expected} (without the file, rollouts are graded too)"
         raise DataError(error.where, expected, error.found) from error
-    return Details(told.dataset, told.checkpoint, told.problems, told.seconds, told.fingerprint)
+    return Details(told.dataset, told.checkpoint, told.problems, told.seconds, told.fingerprint, told.prompts)
+
+
+def with_recorded_prompts(config: DecodeConfig, details: Details, path: Path) -> DecodeConfig:
+    """The configuration with the wordings that a given rollout file was decoded with, as results record them.
+
+    Raises:
+        ConfigError: it asks for others.
+    """
+    asked = prompts_of(config.evaluation.data_type, config.evaluation.prompts)
+    if details.prompts is None or asked == details.prompts:
+        return config
+    if asked:
+        raise ConfigError("evaluation.prompts", f"those that {path} was decoded with: {details.prompts}", asked)
+    return replace(config, evaluation=replace(config.evaluation, prompts=details.prompts))
+
+
+def other_wording(config: DecodeConfig) -> str | None:
+    """What the checkpoint was trained to be asked and is not, in a line; None if nothing tells.
+
+    Raises:
+        DataError: see `run_config`.
+    """
+    evaluation = config.evaluation
+    found = None if evaluation.checkpoint_path is None else run_config(evaluation.checkpoint_path)
+    then = None if found is None else recorded(found[1], "dataset.prompts")
+    if found is None or recorded(found[1], "dataset.data_type") != evaluation.data_type or not isinstance(then, dict):
+        return None
+    trained, asked = prompts_of(evaluation.data_type, then), prompts_of(evaluation.data_type, evaluation.prompts)
+    if trained == asked:
+        return None
+    return f"evaluation.prompts is {asked or 'empty'}, and {found[0]} says that it was trained with {trained or 'none'}"
 
 
 def check_same_problems(records: list[dict[str, Any]], path: Path, config: DecodeConfig) -> bool:

@@ -13,7 +13,15 @@ from t3d.evaluation.environment import environment
 from t3d.evaluation.grade import grade, left_out
 from t3d.evaluation.metrics import metrics
 from t3d.evaluation.names import decoded_name, given_name, graded_name
-from t3d.evaluation.records import Details, check_same_problems, read_details, read_rollouts, training_data
+from t3d.evaluation.records import (
+    Details,
+    check_same_problems,
+    other_wording,
+    read_details,
+    read_rollouts,
+    training_data,
+    with_recorded_prompts,
+)
 from t3d.evaluation.results import BadRecord, KnownBad, LeftOut, Results, read_results, write_results
 from t3d.rollout.job import make_job
 from t3d.rollout.ranks import join_ranks
@@ -52,6 +60,8 @@ def evaluate(config: DecodeConfig) -> Evaluation:
     if given is not None:
         return join_ranks().on_first(lambda: _evaluate_given(config, user_path(given)))
     config = _at_newest_run(config)
+    if warning := other_wording(config):
+        log.warning("%s", warning)
     job = make_job(config)
     name = decoded_name(config, job.fingerprint)
     rollouts = project_folder(config) / "temp_data" / f"outputs-{name}.json"
@@ -72,6 +82,7 @@ def _evaluate_given(config: DecodeConfig, path: Path) -> Evaluation:
     """Grades a rollout file that the configuration names, of any origin."""
     evaluation = config.evaluation
     source = _source(config, path)
+    config = with_recorded_prompts(config, source.details, path)
     records = read_rollouts(path, evaluation.data_type, evaluation.limit)
     if not check_same_problems(records, path, config):
         log.info("not compared with %s, which is not here: the problems of %s", evaluation.eval_dataset, path)

@@ -125,7 +125,12 @@ def _requests(
     responses, evaluation = config.rollout.num_response_per_task, config.evaluation
     for place, item in enumerate(items):
         prompt, ids = build_prompt(
-            tokenizer, item, evaluation.data_type, config.rollout.start_with_think, evaluation.prompt_style
+            tokenizer,
+            item,
+            evaluation.data_type,
+            config.rollout.start_with_think,
+            evaluation.prompt_style,
+            evaluation.prompts,
         )
         for number in range(place * responses, (place + 1) * responses):
             yield Request(number, place, first * responses + number, prompt, ids)

@@ -12,6 +12,7 @@ from tqdm.contrib.logging import logging_redirect_tqdm
 
 from t3d.config import DecodeConfig, RolloutConfig, save_config
 from t3d.errors import ConfigError, DataError
+from t3d.prompts import prompts_of
 from t3d.rollout.job import Job, Request, make_job
 from t3d.rollout.pool import run_workers
 from t3d.rollout.progress import Progress
@@ -165,6 +166,7 @@ def _finish(job: Job, shards: Shards) -> None:
     details = {
         "dataset": dataset_name(config.evaluation.eval_dataset),
         "checkpoint": config.evaluation.checkpoint_path,
+        "prompts": prompts_of(config.evaluation.data_type, config.evaluation.prompts),
         "problems": len(job.items),
         "fingerprint": job.fingerprint,
         "seconds": shards.seconds,

@@ -1,5 +1,6 @@
 """Training samples from data files: trajectories of a teacher, or real answers for the SFT baseline."""
 
+import logging
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -8,13 +9,15 @@ from transformers import PreTrainedTokenizerBase
 
 from t3d.config import DatasetConfig, TrainingConfig
 from t3d.errors import DataError
-from t3d.prompts import build_prompt, check_text, encode_answer
+from t3d.prompts import build_prompt, check_text, encode_answer, is_worded, prompts_of
 from t3d.sdar.checkpoint import WEIGHTS, chat_end_id
 from t3d.storage.files import iter_json_list
 from t3d.storage.paths import cache_root
 from t3d.training.samples import Samples, build_once
 from t3d.training.states import TrainingSample
 from t3d.trajectory import record_trajectories
+
+log = logging.getLogger(__name__)
 
 FORMAT = 2
 """Part of the cache's key: raised whenever the same records give other samples."""
@@ -46,7 +49,8 @@ def load_samples(
     Raises:
         DataError: an invalid record (file and index are named), or no sample within the limits.
     """
-    settings = [FORMAT, dataset.data_type, dataset.prompt_style, vocab_size]
+    prompts = prompts_of(dataset.data_type, dataset.prompts)
+    settings = [FORMAT, dataset.data_type, dataset.prompt_style, *([prompts] if prompts else []), vocab_size]
     cache = build_once(
         cache_root() / "datasets",
         [*paths, *_tokenizer_files(tokenizer)],
@@ -76,6 +80,7 @@ def _all_samples(
     for path in paths:
         for index, record in enumerate(iter_json_list(path)):
             where = f"{path}, record {index}"
+            _check_wording(record, where, dataset, warn=index == 0)
             for sample in _record_samples(record, where, tokenizer, dataset):
                 highest = max([*sample.prompt_ids, *sample.response_ids])
                 if highest >= vocab_size:
@@ -101,10 +106,29 @@ def _record_samples(
     if not answer.strip():
         raise DataError(f"{where}, field answer", "an answer to learn", f"{answer!r}")
     try:
-        _, prompt_ids = build_prompt(tokenizer, record, dataset.data_type, style=dataset.prompt_style)
+        _, prompt_ids = build_prompt(
+            tokenizer, record, dataset.data_type, style=dataset.prompt_style, prompts=dataset.prompts
+        )
     except DataError as error:
         raise DataError(f"{where}, {error.where}", error.expected, error.found) from error
     yield TrainingSample(prompt_ids, [*encode_answer(tokenizer, answer), chat_end_id(tokenizer)], None, ended=True)
+
+
+def _check_wording(record: Any, where: str, dataset: DatasetConfig, warn: bool) -> None:
+    """Checks that a trajectory's prompt is worded as the configuration says, where it does, or warns.
+
+    The student learns from the prompt of the rollout, whatever the wording; but evaluations compare theirs with what
+    the run's configuration records.
+    """
+    if not isinstance(record, dict) or "step_map" not in record or not isinstance(record.get("prompt"), str):
+        return
+    if is_worded(record, dataset.data_type, dataset.prompts):
+        return
+    if prompts_of(dataset.data_type, dataset.prompts):
+        expected = "a prompt worded as dataset.prompts says (evaluation.prompts of the rollout)"
+        raise DataError(f"{where}, field prompt", expected, repr(record["prompt"][:200]))
+    if warn:
+        log.warning("%s: its prompt has another wording than ours: give it as dataset.prompts to record it", where)
 
 
 def _shape(record: Any) -> str:

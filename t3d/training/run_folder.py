@@ -135,9 +135,9 @@ def _check_batch(config: TrainConfig, state: Path, folder: Path, num_processes: 
 
 
 def _check_same(config: TrainConfig, folder: Path) -> None:
-    before = _recorded(folder)
-    for name, now in _flat(asdict(config)).items():
-        then = before.get(name)
+    before, given = _recorded(folder), _flat(asdict(config))
+    for name in {**given, **{name: None for name in before if name.startswith("dataset.prompts.")}}:
+        then, now = before.get(name), given.get(name)
         group, _, key = name.partition(".")
         free = group == "wandb" or (group == "experiment" and key in FREE_KEYS) or name in BATCH_KEYS
         if not free and then != now:
