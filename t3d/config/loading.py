@@ -17,7 +17,7 @@ from t3d.config.release import check_release_key, release_keys
 from t3d.config.values import as_declared, is_null, parse_argument, parse_yaml
 from t3d.errors import ConfigError
 from t3d.storage.files import atomic_writer
-from t3d.storage.paths import model_name, user_path
+from t3d.storage.paths import existing_path, model_name, start_of, user_path
 
 Schema = TypeVar("Schema")
 
@@ -106,7 +106,7 @@ def _sources(arguments: list[str], types: Mapping[str, Any]) -> list[tuple[str, 
         if not equals or not name or name.startswith("-"):
             raise ConfigError("command line", "config=FILE or key=value", argument)
         if name == "config":
-            files += _read_files(user_path(value))
+            files += _read_files(existing_path(value))
         else:
             try:
                 overrides.append(("command line", _override(name, value, types)))
@@ -144,7 +144,7 @@ def _read_yaml(path: Path) -> dict[str, Any]:
     try:
         loaded = parse_yaml(path.read_text(encoding="utf-8-sig"))
     except FileNotFoundError as error:
-        raise ConfigError(path, "a YAML file", "none there") from error
+        raise ConfigError(path, "a YAML file", f"none there{start_of(path)}") from error
     except (OSError, YAMLError, UnicodeDecodeError) as error:
         raise ConfigError(path, "a readable YAML file", " ".join(str(error).split())) from error
     if not isinstance(loaded, dict | None):

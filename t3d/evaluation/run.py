@@ -29,7 +29,7 @@ from t3d.rollout.run import decode_job, project_folder
 from t3d.storage.experiments import newest_checkpoint
 from t3d.storage.files import atomic_writer, set_aside, write_json_list
 from t3d.storage.folders import make_folder
-from t3d.storage.paths import dataset_name, user_path
+from t3d.storage.paths import dataset_name, existing_path
 
 log = logging.getLogger(__name__)
 
@@ -58,7 +58,7 @@ def evaluate(config: DecodeConfig) -> Evaluation:
     """
     given = config.evaluation.rollouts
     if given is not None:
-        return join_ranks().on_first(lambda: _evaluate_given(config, user_path(given)))
+        return join_ranks().on_first(lambda: _evaluate_given(config, existing_path(given)))
     config = _at_newest_run(config)
     if warning := other_wording(config):
         log.warning("%s", warning)

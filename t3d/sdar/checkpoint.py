@@ -27,6 +27,7 @@ from t3d.sdar.configuration import SDARConfig
 from t3d.sdar.decoding_layers import compile_layers, pack_layers
 from t3d.sdar.modeling import SDARForCausalLM
 from t3d.storage.folders import atomic_folder
+from t3d.storage.paths import existing_path, start_of
 
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 WEIGHTS = re.compile(r".*\.(safetensors|bin|pt|pth|gguf)|.*\.(safetensors|bin)\.index\.json")
@@ -45,16 +46,19 @@ def resolve_checkpoint(name: str, only: str | None = None) -> Path:
     Raises:
         CheckpointError: neither a folder nor a model that the hub gives out.
     """
-    folder = Path(name).expanduser()
+    folder = existing_path(name)
     if folder.is_dir():
         return folder
     if not HUB_ID.fullmatch(name):
-        raise CheckpointError(name, "a model folder or a hub id (organisation/name)", "no such folder")
+        found = f"no such folder{start_of(name)}"
+        raise CheckpointError(name, "a model folder or a hub id (organisation/name)", found)
     try:
         return Path(snapshot_download(name, allow_patterns=only))
     except (HfHubHTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled, OSError) as error:
         reason = " ".join(str(error).split())[:200]
-        raise CheckpointError(name, "a model folder or a model on the hub", f"neither ({reason})") from error
+        raise CheckpointError(
+            name, "a model folder or a model on the hub", f"neither ({reason}){start_of(name)}"
+        ) from error
 
 
 def load_config(folder: Path) -> SDARConfig:

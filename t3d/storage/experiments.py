@@ -13,7 +13,7 @@ from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
 from t3d.errors import DataError
-from t3d.storage.paths import user_path
+from t3d.storage.paths import existing_path
 
 EXPERIMENTS = Path("experiments")
 _TIMESTAMP = re.compile(r"\d{8}-\d{6}")
@@ -46,7 +46,7 @@ def newest_checkpoint(name: str) -> str:
     Where there is no folder <method>/ckpt/<name>, it is that of the method's newest finished run; any other name is
     returned as it is.
     """
-    folder = user_path(name)
+    folder = existing_path(name)
     if folder.parent.name != "ckpt" or folder.is_dir():
         return name
     found = [run / "ckpt" / folder.name for run in runs(folder.parent.parent)[1:]]
@@ -60,7 +60,7 @@ def run_config(checkpoint: str) -> tuple[Path, dict[str, Any]] | None:
     Raises:
         DataError: the file is there and is no configuration.
     """
-    folder = user_path(checkpoint).resolve()
+    folder = existing_path(checkpoint).resolve()
     source = folder.parent.parent / "config.yaml"
     if folder.parent.name != "ckpt" or not source.is_file():
         return None

@@ -11,6 +11,7 @@ from typing import Any, TextIO
 
 from t3d.errors import DataError
 from t3d.storage.folders import sync
+from t3d.storage.paths import start_of
 
 _CHUNK_CHARS = 1 << 20
 _WHITESPACE = " \t\r\n"
@@ -162,7 +163,7 @@ def _reading(path: Path) -> Iterator[TextIO]:
     except UnicodeDecodeError as error:
         raise DataError(path, "UTF-8 text", f"{error.reason} at byte {error.start} of a read") from error
     except OSError as error:
-        raise DataError(path, "a readable file", error.strerror or error) from error
+        raise DataError(path, "a readable file", f"{error.strerror or error}{start_of(path)}") from error
 
 
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

@@ -21,6 +21,21 @@ def user_path(name: str) -> Path:
     return Path(os.path.expanduser(name))  # unlike Path.expanduser, no error for the home of nobody
 
 
+def existing_path(name: str) -> Path:
+    """The file or folder that is read under `name`: a relative path starts at the folder that the command runs in.
+
+    In a script folder it may start at the one above too, so that a configuration holds for both.
+    """
+    path = user_path(name)
+    above = workspace() / path
+    return above if above.exists() and not path.exists() else path
+
+
+def start_of(name: str | Path) -> str:
+    """For errors: where the relative path `name` starts; nothing for an absolute one."""
+    return "" if user_path(str(name)).is_absolute() else f" (relative paths start at the working folder, {Path.cwd()})"
+
+
 def workspace() -> Path:
     """The folder that holds data/ and receives results: the current one, or its parent in a script folder."""
     here = Path.cwd()
@@ -43,11 +58,12 @@ def find_data(name: str) -> Path:
     Raises:
         DataError: no such file; both places are named.
     """
-    candidates = [user_path(name), *(workspace() / "data" / f"{name}{suffix}" for suffix in (".json", ".jsonl"))]
+    candidates = [existing_path(name), *(workspace() / "data" / f"{name}{suffix}" for suffix in (".json", ".jsonl"))]
     for candidate in candidates:
         if candidate.is_file():
             return candidate
-    raise DataError(name, f"a data file, {candidates[0]} or {candidates[1]} (or .jsonl)", "none there")
+    where = start_of(name) if Path(name).parent != Path() else ""  # a bare one is a name rather than a path
+    raise DataError(name, f"a data file, {candidates[0]} or {candidates[1]} (or .jsonl)", f"none there{where}")
 
 
 def find_data_files(name: str) -> list[Path]:
@@ -56,7 +72,7 @@ def find_data_files(name: str) -> list[Path]:
     Raises:
         DataError: no such file or folder, or a folder without one.
     """
-    for folder in (user_path(name), workspace() / "data" / name):
+    for folder in (existing_path(name), workspace() / "data" / name):
         if folder.is_dir():
             files = sorted(path for path in folder.iterdir() if path.suffix in (".json", ".jsonl"))
             if not files:

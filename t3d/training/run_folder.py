@@ -17,7 +17,7 @@ from t3d.storage.experiments import method_folder, new_run, runs
 from t3d.storage.files import read_json, write_json_atomic
 from t3d.storage.fingerprint import model_digest
 from t3d.storage.folders import make_folder, remove_leftovers
-from t3d.storage.paths import model_name, user_path
+from t3d.storage.paths import model_name, start_of, user_path
 from t3d.training.checkpoint import saved_samples, saved_steps
 from t3d.training.schedule import samples_per_step
 
@@ -93,7 +93,7 @@ def _open(config: TrainConfig, inputs: dict[str, str], num_processes: int) -> tu
     else:
         states = list(saved_steps(folder / "state").values())
     if not states or not states[-1].is_dir():
-        raise CheckpointError(folder, "a run with a saved state (state/step-N)", "none")
+        raise CheckpointError(folder, "a run with a saved state (state/step-N)", f"none{start_of(folder)}")
     _check_same(config, folder)
     _check_batch(config, states[-1], folder, num_processes)
     _check_inputs(inputs, folder)

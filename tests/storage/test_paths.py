@@ -2,8 +2,11 @@ from pathlib import Path
 
 import pytest
 
-from t3d.errors import DataError
-from t3d.storage.paths import dataset_name, find_data, find_data_files, model_name, user_path, workspace
+from t3d.config import DecodeConfig, TrainConfig, load_config
+from t3d.errors import CheckpointError, ConfigError, DataError
+from t3d.sdar.checkpoint import resolve_checkpoint
+from t3d.storage.files import read_json
+from t3d.storage.paths import dataset_name, existing_path, find_data, find_data_files, model_name, user_path, workspace
 
 
 @pytest.mark.parametrize("folder", ["sample", "data"])
@@ -90,3 +93,46 @@ def test_a_model_is_called_as_its_folder_is(tmp_path, monkeypatch):
         model_name(name) for name in (".", "./", "..", "../ckpt/", str(folder), "JetLM/SDAR-4B-Chat", "../../link")
     ]
     assert names == ["ckpt", "ckpt", "SDAR-1.7B", "ckpt", "ckpt", "SDAR-4B-Chat", "link"]
+
+
+def test_a_relative_path_starts_at_the_working_folder_and_in_a_script_folder_at_the_one_above_too(
+    tmp_path, monkeypatch
+):
+    for folder in ("sample", "models", "sample/here"):
+        (tmp_path / folder).mkdir()
+    monkeypatch.chdir(tmp_path)
+    assert existing_path("models") == Path("models")
+    monkeypatch.chdir(tmp_path / "sample")
+    assert existing_path("models") == tmp_path / "models"
+    assert existing_path("../models").samefile(tmp_path / "models")
+    (tmp_path / "here").mkdir()
+    assert existing_path("here") == Path("here"), "what is beside is not passed over"
+    assert existing_path("none") == Path("none")
+    monkeypatch.chdir(tmp_path / "models")
+    assert existing_path("sample") == Path("sample"), "no other folder has a second start"
+
+
+def test_errors_say_where_relative_paths_start(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    start = rf"\(relative paths start at the working folder, {tmp_path}\)$"
+    for path in ("../none/x", "x"):
+        with pytest.raises(CheckpointError, match=start):
+            resolve_checkpoint(path)
+    with pytest.raises(DataError, match=start):
+        find_data("../none/x.json")
+    with pytest.raises(DataError, match=start):
+        read_json(Path("none/x.json"))
+    with pytest.raises(ConfigError, match=start):
+        load_config(TrainConfig, ["config=none.yaml"], "", "")
+    with pytest.raises(DataError) as caught:
+        read_json(tmp_path / "x.json")
+    assert "relative paths" not in str(caught.value)
+
+
+@pytest.mark.parametrize("folder", [".", "sample"])
+def test_the_toy_rollout_finds_its_model_from_the_root_and_from_sample(tmp_path, monkeypatch, folder):
+    root = Path(__file__).parents[2]
+    monkeypatch.chdir(root / folder)
+    path = root / "configs/toy/sdar_sample.yaml"
+    config = load_config(DecodeConfig, [f"config={path}"], "", "")
+    assert resolve_checkpoint(str(config.evaluation.checkpoint_path)).samefile(root / "t3d/toy/teacher")
