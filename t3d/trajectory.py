@@ -1,6 +1,6 @@
 """The record that every stage shares: a decoded response and the step that revealed each token."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -161,7 +161,10 @@ def response_fields(record: dict[str, Any]) -> list[str]:
 
 
 def record_trajectories(
-    record: dict[str, Any], where: str, tokenizer: "PreTrainedTokenizerBase | None" = None
+    record: dict[str, Any],
+    where: str,
+    tokenizer: "PreTrainedTokenizerBase | None" = None,
+    without: Collection[int] = (),
 ) -> list[Trajectory]:
     """Returns one checked trajectory per response of a rollout record.
 
@@ -174,6 +177,7 @@ def record_trajectories(
         record: one record of `read_rollouts`.
         where: file and record, for the errors.
         tokenizer: needed for records without ids.
+        without: places of responses to leave out, such as those of `failures`.
 
     Raises:
         DataError: an invalid response (named by its index), or ids missing and no tokenizer.
@@ -186,7 +190,14 @@ def record_trajectories(
     return [
         response_trajectory(record, index, prompt_ids, f"{where}, response {index}", tokenizer)
         for index in range(len(record["step_map"]))
+        if index not in without
     ]
+
+
+def failures(record: Any) -> list[int]:
+    """Places of the responses that failed to decode, in a record that need not be a rollout's."""
+    errors = record.get("error") if isinstance(record, dict) else None
+    return [index for index, error in enumerate(errors) if error is not None] if isinstance(errors, list) else []
 
 
 def response_trajectory(

@@ -122,7 +122,22 @@ def _open(job: Job, shards: Shards) -> list[int] | None:
     if not resume:
         shards.remove()
     shards.read()
-    return [request.number for request in job.requests if request.number not in shards]
+    waiting = [request.number for request in job.requests if request.number not in shards]
+    if resume and len(waiting) == len(job.requests) and not path.exists():
+        _refuse_moved(path, job.fingerprint)
+    return waiting
+
+
+def _refuse_moved(path: Path, fingerprint: dict[str, Any]) -> None:
+    """A rollout that its meta file says is finished is not decoded again because its file is elsewhere.
+
+    Raises:
+        DataError: that is so.
+    """
+    details = path.with_suffix(".meta.json")
+    if _same(details, fingerprint):
+        expected = f"the finished rollout that {details.name} tells of: copy it elsewhere instead of moving it"
+        raise DataError(path, f"{expected} (rollout.resume=false decodes it again)", "none there")
 
 
 def _decode(

@@ -15,7 +15,7 @@ from t3d.storage.files import iter_json_list
 from t3d.storage.paths import cache_root
 from t3d.training.samples import Samples, build_once
 from t3d.training.states import TrainingSample
-from t3d.trajectory import record_trajectories
+from t3d.trajectory import failures, record_trajectories
 
 log = logging.getLogger(__name__)
 
@@ -33,7 +33,8 @@ def load_samples(
 ) -> Samples:
     """Opens the samples of the data files, which lie on disk: memory does not grow with their number.
 
-    A record with a `step_map` is a trajectory (stage 2's output) and gives one sample per response.  A record
+    A record with a `step_map` is a trajectory (stage 1's or 2's output) and gives one sample per response that was
+    decoded.  A record
     with `question` and `answer` alone is real data: its prompt is built as the decoder's would be, and the stop
     token is put after the answer.  The first run over the same content checks every record and keeps the samples
     under $T3D_CACHE_ROOT/datasets; the length limits apply when they are read.
@@ -92,7 +93,9 @@ def _record_samples(
     record: Any, where: str, tokenizer: PreTrainedTokenizerBase, dataset: DatasetConfig
 ) -> Iterator[TrainingSample]:
     if isinstance(record, dict) and "step_map" in record:
-        for trajectory in record_trajectories(record, where, tokenizer):
+        if failed := failures(record):
+            log.warning("%s: %d response(s) that failed to decode are left out", where, len(failed))
+        for trajectory in record_trajectories(record, where, tokenizer, without=failed):
             yield TrainingSample(
                 trajectory.prompt_ids,
                 trajectory.response_ids,

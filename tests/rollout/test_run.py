@@ -237,6 +237,20 @@ class TestResume:
         assert rollout(settings("rollout.max_active=1")) == path
         assert path.stat().st_mtime_ns == before
 
+    def test_a_finished_file_that_was_moved_away_is_not_decoded_again(self, settings, tmp_path):
+        path = rollout(settings())
+        content = path.read_bytes()
+        path.rename(tmp_path / "moved.json")
+        with pytest.raises(DataError) as caught:
+            rollout(settings())
+        assert str(caught.value) == (
+            f"{path}: expected the finished rollout that {path.stem}.meta.json tells of: copy it elsewhere instead of"
+            " moving it (rollout.resume=false decodes it again), found none there"
+        )
+        assert rollout(settings("rollout.resume=false")).read_bytes() == content
+        path.unlink()
+        rollout(settings("rollout.seed=1"))  # another rollout's meta file is in nobody's way
+
     def test_a_finished_file_of_other_settings_is_renamed(self, settings):
         path = rollout(settings())
         first = path.read_bytes()

@@ -268,3 +268,16 @@ except DataError as error:
 
 def test_lengths_are_an_array(trajectories, tokenizer):
     assert load(trajectories, tokenizer).lengths.dtype == np.int64
+
+
+def test_a_rollout_file_is_read_as_stage_1_wrote_it_without_its_failures(trajectories, tokenizer, tmp_path, caplog):
+    raw = records(trajectories)
+    for record in raw:
+        record["full_output"] = record.pop("answer")
+    raw[3] |= {"error": ["too long"], "step_map": [[]], "response_ids": [[]], "finish_reason": ["error"]}
+    path = tmp_path / "outputs-eval-x.json"
+    path.write_text(json.dumps(raw))
+    whole, found = load(trajectories, tokenizer), load(path, tokenizer)
+    kept = [index for index in range(20) if index != 3]
+    assert [found[place] for place in range(19)] == [whole[index] for index in kept]
+    assert f"{path}, record 3: 1 response(s) that failed to decode are left out" in caplog.text
