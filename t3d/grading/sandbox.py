@@ -1,11 +1,11 @@
-"""Runs code that nobody trusts: one isolated, limited process per run.
+"""Runs code that nobody trusts: one isolated, limited process per run, or two that are joined by a channel.
 
 Backends, best first: `bwrap` (bubblewrap: no network, a read-only system without /proc, a private /tmp, no
 environment, an unprivileged user, no new processes), `sandlock` (PyPI, Landlock and seccomp, needs no root;
 weaker: it keeps the caller's user, and files in memory are not counted), and `none` (limits and a process
-group only), which is never chosen unless it is asked for by name. The sandbox offers Python's standard
-library and nothing else: that is what the benchmarks need. What no limit bounds, only the timeout: the number
-of (empty) files in bubblewrap's /tmp.
+group only), which is never chosen unless it is asked for by name. The sandbox offers the standard library of the
+base interpreter and nothing else, no installed packages: that is what the benchmarks need. What no limit bounds, only
+the timeout: the number of (empty) files in bubblewrap's /tmp.
 """
 
 import functools
@@ -13,17 +13,19 @@ import importlib.resources
 import importlib.util
 import json
 import os
+import re
 import secrets
 import selectors
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import sysconfig
 import tempfile
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Iterator, Sequence
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -34,6 +36,7 @@ from t3d.grading.seccomp import denied_system_calls
 
 NOBODY = 65534
 STARTUP_S = 60.0
+NONCE_BYTES = 64  # as in t3d.grading.inside
 STDERR_TAIL = 4096
 # What a sandbox sets for itself; bubblewrap adds PWD, the C library LC_CTYPE.
 INSIDE = {"PATH", "HOME", "LANG", "PWD", "TMPDIR", "LC_CTYPE"}
@@ -69,7 +72,7 @@ class Limits:
 class Run:
     """How a run ended: what it wrote, its exit status, and whether it was stopped.
 
-    `not_started` means that the sandbox or the harness failed before foreign code ran: nothing was learnt
+    `not_started` means that the sandbox or what runs inside it failed before foreign code ran: nothing was learnt
     about that code.
     """
 
@@ -83,8 +86,9 @@ class Run:
 class Sandbox:
     """A way to isolate a Python process: `prefix` goes before the interpreter's command line.
 
-    `drop_inside` leaves it to the harness to give up root (it must bind an interpreter that only root can
-    read); `drop_outside` starts the prefix itself as nobody.
+    `drop_inside` leaves it to what runs inside to give up root (the sandbox must bind an interpreter that only root can
+    read); `drop_outside` starts the prefix itself as nobody; `joins` means that two runs can share a channel;
+    `stdin_file` that /dev/stdin can be had.
     """
 
     name: str
@@ -94,47 +98,94 @@ class Sandbox:
     drop_outside: bool = False
     filters_calls: bool = False
     counts_processes: bool = False
+    joins: bool = True
+    stdin_file: tuple[str, ...] = ()
     environment: dict[str, str] = field(default_factory=dict)
 
-    def run(self, request: dict[str, Any], timeout_s: float, limits: Limits | None = None) -> Run:
-        """Serves one harness request; `timeout_s` starts when the foreign code does."""
+    def run(self, request: dict[str, Any], timeout_s: float, limits: Limits | None = None, nonce: str = "") -> Run:
+        """Serves one request of `t3d.grading.inside`; `timeout_s` starts when the foreign code does."""
         limits = limits or Limits()
-        rlimits = limits.rlimits(timeout_s)
-        if self.counts_processes:
-            rlimits["RLIMIT_NPROC"] = limits.num_threads
-        request = {**request, "limits": rlimits, "uid": None, "gid": NOBODY}
-        if self.drop_inside:
-            request["uid"] = _private_uid()
         try:
-            with (
-                tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as tmp,
-                _memory_file(json.dumps(request).encode()) as stdin,
-                self._start(stdin, tmp, limits) as process,
-            ):
-                try:
-                    return _watch(process, timeout_s, limits.output_mb << 20)
-                finally:
-                    _kill_group(process)
+            with self._started(request, timeout_s, limits, nonce) as process:
+                return _watch(process, timeout_s, limits.output_mb << 20)
         except OSError as error:  # no process or descriptor to be had: that is not the fault of foreign code
             return Run("not_started", 0, b"", str(error))
 
-    def _start(self, stdin: int, tmp: str, limits: Limits) -> "subprocess.Popen[bytes]":
-        python = [self.python, "-I", "-S", "-X", "utf8", "-c", _harness_source()]
+    def run_apart(self, code: str, test: str, timeout_s: float, limits: Limits, nonce: str) -> Run:
+        """Runs a test in one sandbox and the solution that it calls in another, see `t3d.grading.inside_apart`.
+
+        Returns:
+            How the test's run ended; nothing that the solution writes is looked at.
+        """
+        try:
+            ours, theirs = socket.socketpair()
+            with (
+                closing(ours),
+                closing(theirs),
+                self._started(
+                    {"mode": "solution", "code": code, "channel": theirs.fileno()}, timeout_s, limits, shared=theirs
+                ),
+                self._started(
+                    {"mode": "test", "test": test, "channel": ours.fileno()}, timeout_s, limits, nonce, shared=ours
+                ) as process,
+            ):
+                ours.close()
+                theirs.close()  # so that either process notices the other's end
+                return _watch(process, timeout_s, limits.output_mb << 20)
+        except OSError as error:
+            return Run("not_started", 0, b"", str(error))
+
+    @contextmanager
+    def _started(
+        self,
+        request: dict[str, Any],
+        timeout_s: float,
+        limits: Limits,
+        nonce: str = "",
+        shared: socket.socket | None = None,
+    ) -> Iterator["subprocess.Popen[bytes]"]:
+        """A running sandbox; whatever is left of it is killed in the end."""
+        rlimits = limits.rlimits(timeout_s)
+        if self.counts_processes:
+            rlimits["RLIMIT_NPROC"] = limits.num_threads
+        request = {**request, "limits": rlimits, "uid": _private_uid() if self.drop_inside else None, "gid": NOBODY}
+        written = json.dumps(request).encode()
+        content = len(written).to_bytes(8, "little") + written + nonce.encode().ljust(NONCE_BYTES)
+        with (
+            tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as tmp,
+            _memory_file(content) as stdin,
+            _stdin_file(request.get("stdin"), bool(self.stdin_file)) as given,
+            self._start(stdin, tmp, limits, given, shared, quiet=request["mode"] == "solution") as process,
+        ):
+            try:
+                yield process
+            finally:
+                _kill_group(process)
+
+    def _start(
+        self, stdin: int, tmp: str, limits: Limits, given: int | None, shared: socket.socket | None, quiet: bool
+    ) -> "subprocess.Popen[bytes]":
+        python = [self.python, "-I", "-S", "-X", "utf8", "-c", _inside_source()]
         values = {"{file_bytes}": limits.file_mb << 20, "{num_threads}": limits.num_threads, "{tmp}": tmp}
         prefix = [str(values.get(part, part)) for part in self.prefix]
-        pass_fds: tuple[int, ...] = ()
+        passed = [] if shared is None else [shared.fileno()]
+        if given is not None:
+            prefix += [part.format(fd=given) for part in self.stdin_file]
+            passed.append(given)
         calls = denied_system_calls() if self.filters_calls else b""
+        output = subprocess.DEVNULL if quiet else subprocess.PIPE
         with _pipe_holding(calls) as calls_fd:
             if calls:
-                prefix[1:1], pass_fds = ["--seccomp", str(calls_fd)], (calls_fd,)
+                prefix[1:1] = ["--seccomp", str(calls_fd)]
+                passed.append(calls_fd)
             return subprocess.Popen(
                 prefix + python,
                 stdin=stdin,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.PIPE,
+                stdout=output,
+                stderr=output,
                 env=self.environment,
                 cwd="/" if prefix else tempfile.gettempdir(),
-                pass_fds=pass_fds,
+                pass_fds=passed,
                 start_new_session=True,
                 user=NOBODY if self.drop_outside else None,
                 group=NOBODY if self.drop_outside else None,
@@ -205,12 +256,12 @@ def _flaw(sandbox: Sandbox) -> str | None:
     Returns:
         What is wrong, in its own words where it has any; None if nothing is.
     """
-    nonce = secrets.token_hex(16)
+    nonce = secrets.token_hex(NONCE_BYTES // 2)
     with tempfile.NamedTemporaryFile() as own:
         os.chmod(own.name, 0o666)
         code = _PROBE.format(path=own.name, environment=INSIDE)
-        request = {"mode": "function", "code": code, "test": "assert sealed()", "nonce": nonce}
-        run = sandbox.run(request, timeout_s=10)
+        request = {"mode": "shared", "code": code, "test": "assert sealed()"}
+        run = sandbox.run(request, timeout_s=10, nonce=nonce)
         untouched = os.stat(own.name).st_size == 0
     if untouched and run.stdout == b"\n" + nonce.encode():
         return None
@@ -236,12 +287,19 @@ def _bubblewraps() -> Iterator[Sandbox]:
         common += ["--dir", parent]
     for path in libraries:
         common += ["--ro-bind-try", path, path]
+    for path in _package_folders(libraries):
+        common += ["--tmpfs", path, "--remount-ro", path]
+    for path in _memory_modules():
+        common += ["--ro-bind", "/dev/null", path]
     for device in ("null", "zero", "random", "urandom"):
         common += ["--dev-bind", f"/dev/{device}", f"/dev/{device}"]
     common += [*tmp, "--chdir", "/tmp", "--remount-ro", "/"]
     spaces = ["--unshare-ipc", "--unshare-pid", "--unshare-net", "--unshare-uts", "--unshare-cgroup-try"]
     user = ["--unshare-all", "--unshare-user", "--uid", str(NOBODY), "--gid", str(NOBODY)]
-    bubblewrap = partial(Sandbox, "bwrap", python=python, filters_calls=True, counts_processes=True)
+    stdin_file = ("--ro-bind-data", "{fd}", "/dev/stdin")
+    bubblewrap = partial(
+        Sandbox, "bwrap", python=python, filters_calls=True, counts_processes=True, stdin_file=stdin_file
+    )
     is_root = os.geteuid() == 0
     if is_root:
         keep = ["--cap-add", "CAP_SETUID", "--cap-add", "CAP_SETGID"]
@@ -253,7 +311,7 @@ def _sandlocks() -> Iterator[Sandbox]:
     if importlib.util.find_spec("sandlock") is None:
         return
     libraries, python = _runtime()
-    readable = [path for path in libraries if os.path.exists(path)] + ["/dev/null", "/dev/urandom"]
+    readable = [*_without_packages(libraries), "/dev/null", "/dev/urandom"]
     launch = (
         "import sys, sandlock\n"
         "tmp, max_processes, *command = sys.argv[1:]\n"
@@ -263,7 +321,7 @@ def _sandlocks() -> Iterator[Sandbox]:
         "    max_processes=int(max_processes), no_coredump=True)\n"
         "sys.exit(box.run_interactive(command))\n"
     )
-    yield Sandbox("sandlock", (sys.executable, "-I", "-c", launch, "{tmp}", "{num_threads}"), python=python)
+    yield Sandbox("sandlock", (sys.executable, "-I", "-c", launch, "{tmp}", "{num_threads}"), python=python, joins=False)
 
 
 @functools.lru_cache(maxsize=1)
@@ -288,9 +346,39 @@ def _runtime() -> tuple[list[str], str]:
     return [*shown, python], python
 
 
+def _package_folders(libraries: Sequence[str]) -> list[str]:
+    """Folders of installed packages among what is shown."""
+    patterns = ("site-packages", "dist-packages", "*/site-packages", "*/dist-packages")
+    found = {str(path) for library in libraries for pattern in patterns for path in Path(library).glob(pattern)}
+    return sorted(path for path in found if os.path.isdir(path) and not os.path.islink(path))
+
+
+def _without_packages(libraries: Sequence[str]) -> list[str]:
+    """What is shown, entry by entry where packages lie in it."""
+    hidden, shown = _package_folders(libraries), []
+    pending = [path for path in libraries if os.path.exists(path)]
+    while pending:
+        path = pending.pop()
+        if any(Path(folder).is_relative_to(path) for folder in hidden):
+            pending += [] if path in hidden else [entry.path for entry in os.scandir(path)]
+        else:
+            shown.append(path)
+    return shown
+
+
+def _memory_modules() -> list[str]:
+    """Extension modules that no honest solution needs, and that read and write any memory."""
+    folder = sysconfig.get_config_var("DESTSHARED") or ""
+    return sorted(str(path) for name in ("_ctypes*", "_test*") for path in Path(folder).glob(f"{name}.so"))
+
+
 @functools.lru_cache(maxsize=1)
-def _harness_source() -> str:
-    return importlib.resources.files("t3d.grading").joinpath("inside.py").read_text(encoding="utf-8")
+def _inside_source() -> str:
+    """What runs inside as one source: `inside` with what it imports from here in place of the imports."""
+    folder = importlib.resources.files("t3d.grading")
+    names = ("wire", "inside_shared", "inside_apart", "inside")
+    sources = [folder.joinpath(f"{name}.py").read_text(encoding="utf-8") for name in names]
+    return re.sub(r"^from t3d\.grading.*\n", "", "\n".join(sources), flags=re.MULTILINE)
 
 
 def _private_uid() -> int:
@@ -312,6 +400,16 @@ def _memory_file(data: bytes) -> Iterator[int]:
 
 
 @contextmanager
+def _stdin_file(text: str | None, wanted: bool) -> Iterator[int | None]:
+    """What /dev/stdin is made from: opened by its name, it is read from its start."""
+    if text is None or not wanted:
+        yield None
+    else:
+        with _memory_file(text.encode("utf-8", "surrogatepass")) as descriptor:
+            yield descriptor
+
+
+@contextmanager
 def _pipe_holding(data: bytes) -> Iterator[int]:
     reading, writing = os.pipe()
     try:
@@ -325,7 +423,7 @@ def _pipe_holding(data: bytes) -> Iterator[int]:
 def _watch(process: "subprocess.Popen[bytes]", timeout_s: float, output_limit: int) -> Run:
     """Collects output until the process ends, the time is up or the output is too long.
 
-    The harness writes one byte when foreign code starts: until then the start-up allowance runs, not the
+    What runs inside writes one byte when foreign code starts: until then the start-up allowance runs, not the
     timeout.
     """
     assert process.stdout is not None
@@ -368,7 +466,21 @@ def _read_into(sink: bytearray, source: Any, selector: selectors.BaseSelector) -
 
 
 def _kill_group(process: "subprocess.Popen[bytes]") -> None:
-    """Kills whatever is left; bubblewrap takes its whole process namespace with it."""
+    """Kills whatever is left; bubblewrap takes its whole process namespace with it.
+
+    Where this is process 1 nobody else waits for what bubblewrap started.
+    """
+    started = _children(process.pid) if os.getpid() == 1 else []
     with suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGKILL)
     process.wait()
+    for child in started:
+        with suppress(ChildProcessError):
+            os.waitpid(child, 0)
+
+
+def _children(pid: int) -> list[int]:
+    try:
+        return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+    except OSError:
+        return []
