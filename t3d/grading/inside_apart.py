@@ -8,6 +8,7 @@ interpreter with the solution (`inside_shared`).
 
 import ast
 import builtins
+import functools
 import json
 import os
 import sys
@@ -16,15 +17,21 @@ import types
 from t3d.grading.wire import NotPlainError, decode, encode, update
 
 NOT_PLAIN = b"not plain data"
+FUNCTIONS = (types.FunctionType, types.BuiltinFunctionType, types.MethodType, functools.partial, type(functools.cache(len)))
 
 
 class Channel:
-    """Lines of JSON to and from the other sandbox."""
+    """Lines of JSON to and from the other sandbox.
 
-    def __init__(self, descriptor):
+    Attributes:
+        bound: names that the test binds, which a solution in the same interpreter would see.
+        give_up: ends this process, so that test and solution are run in one interpreter.
+    """
+
+    def __init__(self, descriptor, bound=frozenset(), give_up=None):
         """Opens both directions of a connected socket."""
         self.reading = open(descriptor, encoding="ascii", newline="\n")  # noqa: SIM115 - as long as the process
-        self.descriptor = descriptor
+        self.descriptor, self.bound, self.give_up = descriptor, bound, give_up
 
     def send(self, *message):
         """Writes a message."""
@@ -46,6 +53,21 @@ class Channel:
         if type(message) is not list or not message or type(message[0]) is not str:
             raise ValueError("no message")
         return message
+
+
+    def exception(self, classes, arguments):
+        """What the solution raised: the nearest of Python's own exceptions."""
+        arguments = decode(arguments)
+        if "NameError" in classes and any(f"'{name}'" in str(said) for said in arguments for name in self.bound):
+            self.give_up()
+        for name in classes:
+            found = vars(builtins).get(name)
+            if isinstance(found, type) and issubclass(found, BaseException):
+                try:
+                    return found(*arguments)
+                except TypeError:
+                    return found()
+        return Exception()
 
 
 # ---- the solution's side ----
@@ -73,7 +95,7 @@ def kind(value):
     """What the test's side has to know of a global: a module's name, a function, or a plain value."""
     if isinstance(value, types.ModuleType):
         return ["module", value.__name__]
-    if isinstance(value, (types.FunctionType, types.BuiltinFunctionType)) or type(value).__name__ == "_lru_cache_wrapper":
+    if isinstance(value, FUNCTIONS):
         return ["function", None]
     try:
         return ["value", encode(value)]
@@ -119,9 +141,9 @@ def told(error):
 class StandIn:
     """A function of the solution's."""
 
-    def __init__(self, name, channel, give_up):
+    def __init__(self, name, channel):
         """Takes the name that the solution knows it by."""
-        self.__dict__.update(_name=name, _channel=channel, _give_up=give_up)
+        self.__dict__.update(_name=name, _channel=channel)
 
     def __call__(self, *arguments, **named):
         """Calls it there; arguments that it changes are changed here."""
@@ -129,34 +151,35 @@ class StandIn:
         try:
             given = encode((arguments, named))
         except NotPlainError:
-            self._give_up()
+            self._channel.give_up()
         self._channel.send("call", self._name, given)
         word, *said = self._channel.receive()
         if word == "not plain":
-            self._give_up()
+            self._channel.give_up()
         if said[-1] is not None:
             now, now_named = decode(said[-1])
             update(arguments, now)
             update(named, now_named)
         if word == "raised":
-            raise exception(said[0], said[1])
+            raise self._channel.exception(said[0], said[1])
         return decode(said[0])
 
     def __getattr__(self, name):
         """Whatever else a function has, this one has not."""
-        self._give_up()
+        self._channel.give_up()
 
 
-def exception(classes, arguments):
-    """The nearest of Python's own exceptions."""
-    for name in classes:
-        found = vars(builtins).get(name)
-        if isinstance(found, type) and issubclass(found, BaseException):
-            try:
-                return found(*decode(arguments))
-            except TypeError:
-                return found()
-    return Exception()
+def bound_names(tree):
+    """Names that a program binds at its top: by imports, definitions and assignments."""
+    found = set()
+    for statement in tree.body:
+        if isinstance(statement, (ast.Import, ast.ImportFrom)):
+            found |= {(alias.asname or alias.name).partition(".")[0] for alias in statement.names}
+        elif isinstance(statement, (ast.FunctionDef, ast.ClassDef)):
+            found.add(statement.name)
+        elif isinstance(statement, ast.Assign):
+            found |= {node.id for node in ast.walk(statement) if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store)}
+    return found
 
 
 def run_test(request, namespace, nonce):
@@ -171,20 +194,20 @@ def run_test(request, namespace, nonce):
             os.write(verdict, word)
         os._exit(0)
 
-    channel = Channel(request["channel"])
-    channel.receive()
-    os.write(verdict, b"\n")
     tree = ast.parse(request["test"], "<test>")
     used = {node.id for node in ast.walk(tree) if isinstance(node, ast.Name)}
+    channel = Channel(request["channel"], bound_names(tree), lambda: end(NOT_PLAIN))
+    channel.receive()
+    os.write(verdict, b"\n")
     word, *said = channel.receive()
     if word == "raised":
-        raise exception(*said)
-    namespace.update(stand_ins(said[0], used, channel, lambda: end(NOT_PLAIN)))
+        raise channel.exception(*said)
+    namespace.update(stand_ins(said[0], used, channel))
     exec(compile(tree, "<test>", "exec", dont_inherit=True), namespace)
     end(nonce)
 
 
-def stand_ins(defined, used, channel, give_up):
+def stand_ins(defined, used, channel):
     """What the test sees of the solution: of the names that it uses, stand-ins, values and the library's modules.
 
     A test whose entry point is no builtin gets the genuine builtins, not the solution's namesakes.
@@ -197,12 +220,12 @@ def stand_ins(defined, used, channel, give_up):
     for name in names:
         kind, what = defined[name]
         if kind == "function":
-            found[name] = StandIn(name, channel, give_up)
+            found[name] = StandIn(name, channel)
         elif kind == "value":
             found[name] = decode(what)
         elif kind == "module" and what.partition(".")[0] in sys.stdlib_module_names:
             __import__(what)
             found[name] = sys.modules[what]
         else:
-            give_up()
+            channel.give_up()
     return found

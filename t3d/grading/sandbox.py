@@ -37,6 +37,7 @@ from t3d.grading.seccomp import denied_system_calls
 NOBODY = 65534
 STARTUP_S = 60.0
 NONCE_BYTES = 64  # as in t3d.grading.inside
+STDIN_FILE = ("--perms", "0444", "--ro-bind-data", "{fd}", "/dev/stdin")
 STDERR_TAIL = 4096
 # What a sandbox sets for itself; bubblewrap adds PWD, the C library LC_CTYPE.
 INSIDE = {"PATH", "HOME", "LANG", "PWD", "TMPDIR", "LC_CTYPE"}
@@ -87,8 +88,7 @@ class Sandbox:
     """A way to isolate a Python process: `prefix` goes before the interpreter's command line.
 
     `drop_inside` leaves it to what runs inside to give up root (the sandbox must bind an interpreter that only root can
-    read); `drop_outside` starts the prefix itself as nobody; `joins` means that two runs can share a channel;
-    `stdin_file` that /dev/stdin can be had.
+    read); `drop_outside` starts the prefix itself as nobody; `joins` means that two runs can share a channel.
     """
 
     name: str
@@ -99,7 +99,6 @@ class Sandbox:
     filters_calls: bool = False
     counts_processes: bool = False
     joins: bool = True
-    stdin_file: tuple[str, ...] = ()
     environment: dict[str, str] = field(default_factory=dict)
 
     def run(self, request: dict[str, Any], timeout_s: float, limits: Limits | None = None, nonce: str = "") -> Run:
@@ -154,7 +153,7 @@ class Sandbox:
         with (
             tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as tmp,
             _memory_file(content) as stdin,
-            _stdin_file(request.get("stdin"), bool(self.stdin_file)) as given,
+            _stdin_file(request.get("stdin"), "{stdin}" in self.prefix) as given,
             self._start(stdin, tmp, limits, given, shared, quiet=request["mode"] == "solution") as process,
         ):
             try:
@@ -167,11 +166,14 @@ class Sandbox:
     ) -> "subprocess.Popen[bytes]":
         python = [self.python, "-I", "-S", "-X", "utf8", "-c", _inside_source()]
         values = {"{file_bytes}": limits.file_mb << 20, "{num_threads}": limits.num_threads, "{tmp}": tmp}
-        prefix = [str(values.get(part, part)) for part in self.prefix]
         passed = [] if shared is None else [shared.fileno()]
+        stdin_file: list[str] = []
         if given is not None:
-            prefix += [part.format(fd=given) for part in self.stdin_file]
+            stdin_file = [part.format(fd=given) for part in STDIN_FILE]
             passed.append(given)
+        prefix: list[str] = []
+        for part in self.prefix:
+            prefix += stdin_file if part == "{stdin}" else [str(values.get(part, part))]
         calls = denied_system_calls() if self.filters_calls else b""
         output = subprocess.DEVNULL if quiet else subprocess.PIPE
         with _pipe_holding(calls) as calls_fd:
@@ -293,13 +295,10 @@ def _bubblewraps() -> Iterator[Sandbox]:
         common += ["--ro-bind", "/dev/null", path]
     for device in ("null", "zero", "random", "urandom"):
         common += ["--dev-bind", f"/dev/{device}", f"/dev/{device}"]
-    common += [*tmp, "--chdir", "/tmp", "--remount-ro", "/"]
+    common += ["{stdin}", *tmp, "--chdir", "/tmp", "--remount-ro", "/"]
     spaces = ["--unshare-ipc", "--unshare-pid", "--unshare-net", "--unshare-uts", "--unshare-cgroup-try"]
     user = ["--unshare-all", "--unshare-user", "--uid", str(NOBODY), "--gid", str(NOBODY)]
-    stdin_file = ("--ro-bind-data", "{fd}", "/dev/stdin")
-    bubblewrap = partial(
-        Sandbox, "bwrap", python=python, filters_calls=True, counts_processes=True, stdin_file=stdin_file
-    )
+    bubblewrap = partial(Sandbox, "bwrap", python=python, filters_calls=True, counts_processes=True)
     is_root = os.geteuid() == 0
     if is_root:
         keep = ["--cap-add", "CAP_SETUID", "--cap-add", "CAP_SETGID"]
