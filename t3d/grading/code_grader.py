@@ -30,7 +30,8 @@ from typing import Literal
 
 from t3d.errors import DataError
 from t3d.grading.inside_apart import NOT_PLAIN
-from t3d.grading.sandbox import NONCE_BYTES, Limits, Run, Sandbox, find_sandbox
+from t3d.grading.isolation import find_sandbox
+from t3d.grading.sandbox import NONCE_BYTES, Limits, Run, Sandbox
 
 Status = Literal["passed", "failed", "timeout", "output_limit", "error"]
 

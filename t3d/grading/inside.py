@@ -1,4 +1,4 @@
-"""What runs inside a sandbox; never imported, its source is handed to `python -c` together with what it imports here."""
+"""What runs inside a sandbox; its source is handed to `python -c`, together with what it imports from here."""
 
 import json
 import os

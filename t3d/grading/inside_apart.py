@@ -17,7 +17,13 @@ import types
 from t3d.grading.wire import NotPlainError, decode, encode, update
 
 NOT_PLAIN = b"not plain data"
-FUNCTIONS = (types.FunctionType, types.BuiltinFunctionType, types.MethodType, functools.partial, type(functools.cache(len)))
+FUNCTIONS = (
+    types.FunctionType,
+    types.BuiltinFunctionType,
+    types.MethodType,
+    functools.partial,
+    type(functools.cache(len)),
+)
 
 
 class Channel:
@@ -54,7 +60,6 @@ class Channel:
             raise ValueError("no message")
         return message
 
-
     def exception(self, classes, arguments):
         """What the solution raised: the nearest of Python's own exceptions."""
         arguments = decode(arguments)
@@ -80,7 +85,7 @@ def serve_solution(request, namespace):
     try:
         exec(compile(request["code"], namespace["__file__"], "exec", dont_inherit=True), namespace)
         channel.send("defined", {name: kind(value) for name, value in list(namespace.items()) if type(name) is str})
-    except BaseException as error:
+    except BaseException as error:  # noqa: BLE001 - foreign code raises what it likes
         channel.send("raised", *told(error))
         return
     while True:
@@ -108,7 +113,7 @@ def answer(channel, function, given):
     arguments, named = decode(given)
     try:
         result = function(*arguments, **named)
-    except BaseException as error:
+    except BaseException as error:  # noqa: BLE001 - likewise
         return channel.send("raised", *told(error), changed(given, arguments, named))
     try:
         channel.send("returned", encode(result), changed(given, arguments, named))
@@ -147,9 +152,9 @@ class StandIn:
 
     def __call__(self, *arguments, **named):
         """Calls it there; arguments that it changes are changed here."""
-        arguments = [*arguments]
+        changeable = [*arguments]
         try:
-            given = encode((arguments, named))
+            given = encode((changeable, named))
         except NotPlainError:
             self._channel.give_up()
         self._channel.send("call", self._name, given)
@@ -158,7 +163,7 @@ class StandIn:
             self._channel.give_up()
         if said[-1] is not None:
             now, now_named = decode(said[-1])
-            update(arguments, now)
+            update(changeable, now)
             update(named, now_named)
         if word == "raised":
             raise self._channel.exception(said[0], said[1])
@@ -178,7 +183,11 @@ def bound_names(tree):
         elif isinstance(statement, (ast.FunctionDef, ast.ClassDef)):
             found.add(statement.name)
         elif isinstance(statement, ast.Assign):
-            found |= {node.id for node in ast.walk(statement) if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store)}
+            found |= {
+                node.id
+                for node in ast.walk(statement)
+                if isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store)
+            }
     return found
 
 
@@ -216,7 +225,7 @@ def stand_ins(defined, used, channel):
     shadows = names & vars(builtins).keys()
     if shadows != names:
         names -= shadows
-    found = {}
+    found: dict[str, object] = {}
     for name in names:
         kind, what = defined[name]
         if kind == "function":

@@ -36,7 +36,9 @@ def forbid_introspection(guarded):
         if name.endswith(".so") and not name.startswith(FORBIDDEN_MODULES)
     )
 
-    def hook(event, args, extensions=extensions, guarded=guarded, id=id, frame=sys._getframe, own=types.coroutine.__code__):
+    def hook(
+        event, args, extensions=extensions, guarded=guarded, id=id, frame=sys._getframe, own=types.coroutine.__code__
+    ):
         assert event not in {
             "gc.get_objects",
             "gc.get_referrers",
@@ -77,7 +79,8 @@ def remember(tree):
                 __import__(name)
             except ImportError:
                 continue
-    spaces = [vars(module) for name, module in sys.modules.items() if name != "__main__"]
+    modules = [module for name, module in sys.modules.items() if name != "__main__"]
+    spaces = [vars(module) for module in modules if isinstance(module, types.ModuleType)]  # typing.io is a class
     return [(sys.modules, dict(sys.modules)), *((space, dict(space)) for space in spaces)]
 
 

@@ -96,9 +96,9 @@ def _parts(value):
         return None
     if kind in SCALARS:
         letter, write = SCALARS[kind]
-        return [letter, write(value)]
+        return [letter, write(value)]  # type: ignore[operator]
     if kind in CONTAINERS:
-        return [CONTAINERS[kind], [_parts(entry) for entry in value]]
+        return [CONTAINERS[kind], [_parts(entry) for entry in value]]  # type: ignore[index]
     if kind is dict:
         return ["d", [[_parts(key), _parts(entry)] for key, entry in value.items()]]
     raise NotPlainError(kind.__name__)

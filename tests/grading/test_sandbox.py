@@ -8,9 +8,11 @@ import time
 import pytest
 
 from t3d.errors import UserError
+from t3d.grading import isolation
 from t3d.grading import sandbox as module
 from t3d.grading.code_grader import Program, grade_code_many, run_stdio, run_tests
-from t3d.grading.sandbox import Limits, find_sandbox
+from t3d.grading.isolation import find_sandbox
+from t3d.grading.sandbox import Limits
 from t3d.grading.seccomp import denied_system_calls
 
 needs_bwrap = pytest.mark.skipif(shutil.which("bwrap") is None, reason="needs bubblewrap: apt-get install bubblewrap")
@@ -244,7 +246,7 @@ def test_a_sandbox_works_whatever_our_own_environment_holds(monkeypatch):
         if name != "PATH":
             monkeypatch.delenv(name)
     monkeypatch.setenv("PWD", "/")  # bubblewrap sets it inside, too
-    module._probe.cache_clear()
+    isolation._probe.cache_clear()
     assert find_sandbox("bwrap").name == "bwrap"
 
 
@@ -316,7 +318,9 @@ def test_what_an_assert_cannot_see():
     """Known limits, where an answer is no plain data: such solutions pass by persuading the test."""
     equal_to_all = "class A:\n    __eq__ = lambda *_: True\ndef f(x): return A()"
     assert run_tests(equal_to_all, ["assert f(3) == 3"], 5.0, "none") == [True]
-    patching = "import builtins\nclass A: pass\ndef f(x):\n    builtins.abs = lambda _: 0\n    return 3 if x == 3 else 0"
+    patching = (
+        "import builtins\nclass A: pass\ndef f(x):\n    builtins.abs = lambda _: 0\n    return 3 if x == 3 else 0"
+    )
     assert run_tests(patching, ["assert f(3) == 3 and A\nassert abs(f(4) - 4) < 1e-6"], 5.0, "none") == [True]
 
 
@@ -376,12 +380,12 @@ def candidates(monkeypatch):
     """Puts other sandboxes in the place of those of this machine."""
 
     def put(bubblewraps=(), sandlocks=()):
-        monkeypatch.setattr(module, "_bubblewraps", lambda: iter(bubblewraps))
-        monkeypatch.setattr(module, "_sandlocks", lambda: iter(sandlocks))
-        module._probe.cache_clear()
+        monkeypatch.setattr(isolation, "_bubblewraps", lambda: iter(bubblewraps))
+        monkeypatch.setattr(isolation, "_sandlocks", lambda: iter(sandlocks))
+        isolation._probe.cache_clear()
 
     yield put
-    module._probe.cache_clear()
+    isolation._probe.cache_clear()
 
 
 def test_refuses_with_instructions_where_nothing_is_installed(candidates):
@@ -411,7 +415,7 @@ def test_the_refusal_repeats_what_each_candidate_said(candidates):
 
 
 def test_a_sandbox_that_does_not_isolate_is_not_used():
-    assert module._flaw(module.Sandbox("open", python=sys.executable)) is not None
+    assert isolation._flaw(module.Sandbox("open", python=sys.executable)) is not None
 
 
 def test_a_sandbox_that_cannot_be_started_learns_nothing(monkeypatch):
