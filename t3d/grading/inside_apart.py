@@ -144,7 +144,9 @@ def told(error):
 
 
 class StandIn:
-    """A function of the solution's."""
+    """A function of the solution's, which can be called and nothing else."""
+
+    __doc__ = property(lambda self: self._channel.give_up())
 
     def __init__(self, name, channel):
         """Takes the name that the solution knows it by."""

@@ -159,10 +159,7 @@ def _runtime() -> tuple[list[str], str]:
     """Returns what the sandbox must show for the base interpreter to run, and its real path."""
     python = os.path.realpath(getattr(sys, "_base_executable", None) or sys.executable)
     wanted = [
-        "/usr/lib",
-        "/usr/lib64",
-        "/lib",
-        "/lib64",
+        *_system_libraries(),
         "/etc/ld.so.cache",
         sysconfig.get_config_var("LIBDIR") or f"{sys.base_prefix}/lib",
         sysconfig.get_path("stdlib"),
@@ -174,6 +171,14 @@ def _runtime() -> tuple[list[str], str]:
         if not any(Path(path).is_relative_to(parent) for parent in shown):
             shown.append(path)
     return [*shown, python], python
+
+
+def _system_libraries() -> list[str]:
+    """Where the C library and its like lie; where they have a folder of their own, not what lies beside it."""
+    machine = sysconfig.get_config_var("MULTIARCH") or ""
+    own = [f"{folder}/{machine}" for folder in ("/usr/lib", "/lib")]
+    apart = bool(machine) and any(next(Path(folder).glob("libc.so*"), None) for folder in own)
+    return [*(own if apart else ("/usr/lib", "/lib")), "/usr/lib64", "/lib64"]
 
 
 def _package_folders(libraries: Sequence[str]) -> list[str]:
