@@ -25,12 +25,14 @@ class Grade:
             "error" if grading itself failed and "failed" if decoding had, which both count as nothing.
         detail: the reason, where there is one to tell.
         execution_result: the outcome of each test of a program.
+        shared_interpreter: tests of a program that had to share an interpreter with it.
     """
 
     correct: bool | None
     status: str = "graded"
     detail: str = ""
     execution_result: Sequence[str] | None = None
+    shared_interpreter: int = 0
 
 
 Answer = tuple[str, dict[str, Any]]
@@ -47,7 +49,7 @@ def grade(records: Sequence[dict[str, Any]], data_type: str, execute: ExecuteCon
 
     Returns:
         The records with `extracted_output`, `correctness`, `grading`, `grading_detail` and, for code,
-        `execution_result`, one entry per response: see `Grade`.
+        `execution_result` and `shared_interpreter`, one entry per response: see `Grade`.
 
     Raises:
         UserError: no sandbox works on this machine.
@@ -79,14 +81,14 @@ def left_out(graded: Sequence[dict[str, Any]]) -> list[LeftOut]:
 
 
 def _graded(record: dict[str, Any], answers: list[str], grades: list[Grade], data_type: str) -> dict[str, Any]:
-    extra = {"execution_result": [grade.execution_result for grade in grades]} if data_type == "code" else {}
+    of_code = ("execution_result", "shared_interpreter") if data_type == "code" else ()
     return {
         **record,
         "extracted_output": answers,
         "correctness": [grade.correct for grade in grades],
         "grading": [grade.status for grade in grades],
         "grading_detail": [grade.detail for grade in grades],
-        **extra,
+        **{name: [getattr(grade, name) for grade in grades] for name in of_code},
     }
 
 
@@ -123,7 +125,8 @@ def _grade_code(answers: Sequence[Answer], execute: ExecuteConfig) -> list[Grade
         unknown = bool(bad) and all(verdict.status == "error" for verdict in bad)
         detail = f"{bad[0].status}: {bad[0].detail}".removesuffix(": ") if bad else ""
         statuses = [verdict.status for verdict in verdicts]
-        grades.append(Grade(None if unknown else not bad, "error" if unknown else "graded", detail, statuses))
+        shared = sum(verdict.shared for verdict in verdicts)
+        grades.append(Grade(None if unknown else not bad, "error" if unknown else "graded", detail, statuses, shared))
     return grades
 
 

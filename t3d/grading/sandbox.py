@@ -21,6 +21,7 @@ import socket
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import closing, contextmanager, suppress
@@ -32,6 +33,8 @@ from t3d.errors import UserError
 from t3d.grading.seccomp import denied_system_calls
 
 NOBODY = 65534
+_running: set[int] = set()  # sandboxes that somebody waits for
+_starting = threading.Lock()
 STARTUP_S = 60.0
 NONCE_BYTES = 64  # as in t3d.grading.inside
 STDIN_FILE = ("--perms", "0444", "--ro-bind-data", "{fd}", "/dev/stdin")
@@ -170,11 +173,11 @@ class Sandbox:
             prefix += stdin_file if part == "{stdin}" else [str(values.get(part, part))]
         calls = denied_system_calls() if self.filters_calls else b""
         output = subprocess.DEVNULL if quiet else subprocess.PIPE
-        with _pipe_holding(calls) as calls_fd:
+        with _pipe_holding(calls) as calls_fd, _starting:
             if calls:
                 prefix[1:1] = ["--seccomp", str(calls_fd)]
                 passed.append(calls_fd)
-            return subprocess.Popen(
+            process = subprocess.Popen(
                 prefix + python,
                 stdin=stdin,
                 stdout=output,
@@ -187,6 +190,8 @@ class Sandbox:
                 group=NOBODY if self.drop_outside else None,
                 extra_groups=[] if self.drop_outside else None,
             )
+            _running.add(process.pid)
+            return process
 
 
 @functools.lru_cache(maxsize=1)
@@ -283,21 +288,26 @@ def _read_into(sink: bytearray, source: Any, selector: selectors.BaseSelector) -
 
 
 def _kill_group(process: "subprocess.Popen[bytes]") -> None:
-    """Kills whatever is left; bubblewrap takes its whole process namespace with it.
-
-    Where this is process 1 nobody else waits for what bubblewrap started.
-    """
-    started = _children(process.pid) if os.getpid() == 1 else []
+    """Kills whatever is left; bubblewrap takes its whole process namespace with it."""
     with suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGKILL)
     process.wait()
-    for child in started:
-        with suppress(ChildProcessError):
-            os.waitpid(child, 0)
+    _running.discard(process.pid)
+    if os.getpid() == 1:
+        _reap_orphans()
 
 
-def _children(pid: int) -> list[int]:
-    try:
-        return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
-    except OSError:
-        return []
+def _reap_orphans() -> None:
+    """Waits for what bubblewrap left behind, as nobody else does where this is process 1 of a container.
+
+    Only bubblewrap's are: other parts of the program may wait for children of their own.
+    """
+    with _starting:
+        children = {
+            int(child) for path in Path("/proc/1/task").glob("*/children") for child in path.read_text().split()
+        }
+        orphans = children - _running
+    for child in orphans:
+        with suppress(OSError):  # another thread was faster
+            if Path(f"/proc/{child}/comm").read_text() == "bwrap\n":
+                os.waitpid(child, 0)  # its end came with its parent's
