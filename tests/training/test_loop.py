@@ -273,6 +273,14 @@ def test_clipping_that_is_off_leaves_gradients_as_they_are(checkpoint, trajector
     assert any(not torch.equal(loose[name], before[name]) for name in before)
 
 
+def test_a_run_in_the_home_folder_is_found_again(checkpoint, trajectories, tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    run(checkpoint, trajectories, Path("~/run"), "training.max_steps=2")
+    shutil.rmtree(tmp_path / "run/state/step-000002")
+    run(checkpoint, trajectories, Path("~/run"), "training.max_steps=2", "experiment.resume_from=~/run")
+    assert [line["step"] for line in metrics(tmp_path / "run")] == [1, 2]
+
+
 def test_resuming_from_nothing_is_an_error(checkpoint, trajectories, tmp_path):
     with pytest.raises(CheckpointError, match="state"):
         run(checkpoint, trajectories, tmp_path / "run", f"experiment.resume_from={tmp_path}")
