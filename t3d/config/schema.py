@@ -68,7 +68,7 @@ class RolloutConfig:
     num_response_per_task: int = key(1, "responses per problem, each with its own random stream", low=1)
     seed: int = key(0, "seed of every random stream", low=0, high=MAX_SEED)
     resume: bool = key(True, "continue a rollout that was interrupted; false: start over")
-    max_active: int = key(64, "sequences decoded together; does not change results", low=1)
+    max_active: int = key(64, "most sequences decoded together, as memory allows; does not change results", low=1)
     num_workers: int = key(0, "decoding processes on this machine (0: one per visible GPU, or one)", low=0)
     confidence: str = key("scaled", "confidence of remasking", one_of=("scaled", "raw"))
     record: list[str] = key([], "figures per token kept in the rollout file, of logprob, entropy")

@@ -15,7 +15,7 @@ from accelerate.state import AcceleratorState
 from safetensors.torch import load_file, save_file
 
 from t3d.config import TrainConfig, load_config
-from t3d.errors import CheckpointError, ConfigError, DataError, UserError
+from t3d.errors import CheckpointError, ConfigError, DataError, DeviceFullError, UserError
 from t3d.objectives.registry import OBJECTIVES
 from t3d.sdar import SDARForCausalLM
 from t3d.storage.experiments import newest_checkpoint
@@ -330,6 +330,37 @@ def test_gradient_that_is_no_number_stops_before_the_update(checkpoint, trajecto
         run(checkpoint, trajectories, tmp_path / "run", "optimizer.params.learning_rate=1e30")
     assert [path.name for path in (tmp_path / "run/state").iterdir()] == ["step-000001"]
     assert len(metrics(tmp_path / "run")) == 1
+
+
+@pytest.mark.parametrize(
+    ("overrides", "levers"),
+    [
+        ([], "training.batch_size_lm (now 4) or training.gradient_checkpointing_enable (now false) or "),
+        (["training.batch_size_lm=1", "training.gradient_checkpointing_enable=true"], ""),
+        (
+            ["training.tokens_per_batch=2000"],
+            "training.tokens_per_batch (now 2000) or training.gradient_checkpointing_enable (now false) or ",
+        ),
+    ],
+)
+def test_a_full_device_is_one_line_that_names_what_to_lower(
+    checkpoint, trajectories, tmp_path, monkeypatch, overrides, levers
+):
+    calls = []
+
+    def full(*inputs: Any) -> dict[str, torch.Tensor]:
+        calls.append(None)
+        if len(calls) > 2:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.\nMore.")
+        return batch_losses(*inputs)
+
+    monkeypatch.setattr("t3d.training.loop.batch_losses", full)
+    with pytest.raises(DeviceFullError) as caught:
+        run(checkpoint, trajectories, tmp_path / "run", *overrides)
+    assert str(caught.value) == (
+        f"{levers}the ZeRO stage (accelerate_configs/): expected a step that fits into the device's memory "
+        "(python -m t3d.training.memory tells what does), found CUDA out of memory. Tried to allocate 2.00 GiB."
+    )
 
 
 def test_long_prompts_are_left_out_with_their_step_maps(checkpoint, trajectories, tmp_path):
