@@ -267,7 +267,11 @@ def test_plain_data_survives_the_wire(value):
     assert repr(decode(text)) == repr(value)
 
 
-@pytest.mark.parametrize("value", [object(), type("S", (str,), {})("a"), range(3), len, [{1: iter([])}]], ids=repr)
+@pytest.mark.parametrize(
+    "value",
+    [object(), type("S", (str,), {})("a"), range(3), len, [{1: iter([])}]],
+    ids=["object", "subclass", "range", "function", "inside"],
+)
 def test_what_is_not_plain_is_no_data(value):
     with pytest.raises(NotPlainError):
         encode(value)

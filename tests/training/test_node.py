@@ -96,7 +96,7 @@ import json, math, sys
 import torch
 from deepspeed.accelerator import get_accelerator
 get_accelerator().is_fp16_supported = lambda: True  # slowly
-from t3d.config import TrainConfig, load_config
+from t3d.config import TrainConfig, load_config, save_config
 from t3d.errors import UserError
 from t3d.training.launch import make_accelerator
 from t3d.training.loop import Trainer
@@ -113,6 +113,8 @@ for spoil in (False, True, False):
     same = all(torch.equal(old, new) for old, new in zip(before, engine.parameters()))
     found.append([metrics["step"], metrics["skipped_steps"], same])
 trainer.save(trainer.folder / "ckpt/step-000003")
+if rank == 0:
+    save_config(config, trainer.folder / "config.yaml")
 found.append(Trainer.__init__(trainer, config, trainer.accelerator) or trainer.skipped.count)
 spoil = True
 try:
@@ -216,7 +218,8 @@ def test_micro_batches_summed_in_single_precision_equal_one_large_batch_more_clo
     }
     begun = load_file(checkpoint / "model.safetensors")
     size = sum((weight - begun[name]).square().sum() for name, weight in large.items()).sqrt()
-    assert errors["auto"] < 0.6 * errors["bfloat16"], errors
+    # Not by more: every micro-batch's own gradient is rounded in either case.
+    assert errors["auto"] < 0.8 * errors["bfloat16"], errors
     assert errors["bfloat16"] < 0.1 * size, "else rounding is not what is compared"
 
 
