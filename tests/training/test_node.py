@@ -115,7 +115,6 @@ for spoil in (False, True, False):
 trainer.save(trainer.folder / "ckpt/step-000003")
 if rank == 0:
     save_config(config, trainer.folder / "config.yaml")
-found.append(Trainer.__init__(trainer, config, trainer.accelerator) or trainer.skipped.count)
 spoil = True
 try:
     for _ in range(40):
@@ -123,6 +122,21 @@ try:
 except UserError as error:
     found.append(str(error))
 trainer.folder.joinpath(f"rank-{rank}.json").write_text(json.dumps(found))
+"""
+
+
+RESUMED = """
+import sys
+from deepspeed.accelerator import get_accelerator
+get_accelerator().is_fp16_supported = lambda: True
+from t3d.config import TrainConfig, load_config
+from t3d.training.launch import make_accelerator
+from t3d.training.loop import Trainer
+
+config = load_config(TrainConfig, sys.argv[1:], "", "")
+trainer = Trainer(config, make_accelerator(config))
+rank = trainer.accelerator.process_index
+trainer.folder.joinpath(f"resumed-{rank}.txt").write_text(f"{trainer.step} {trainer.skipped.count}")
 """
 
 
@@ -232,8 +246,12 @@ def test_in_fp16_updates_that_overflow_are_left_out_and_counted(checkpoint, traj
     settings = eight_samples(checkpoint, trajectories, folder, *overrides)
     told = launch_two(settings, script, ACCELERATE_DEEPSPEED_ZERO_STAGE="2", **SHARDED)
     assert not told, told[-3000:]
+    resumed = tmp_path / "resumed.py"
+    resumed.write_text(RESUMED)
+    told = launch_two(settings, resumed, ACCELERATE_DEEPSPEED_ZERO_STAGE="2", **SHARDED)
+    assert not told, told[-3000:]
     for rank in (0, 1):
-        *steps, resumed, error = json.loads((folder / f"rank-{rank}.json").read_text())
+        *steps, error = json.loads((folder / f"rank-{rank}.json").read_text())
         assert steps == [[1, 0, False], [2, 1, True], [3, 1, False]]
-        assert resumed == 1
+        assert (folder / f"resumed-{rank}.txt").read_text() == "3 1"
         assert "expected a finite gradient" in error
