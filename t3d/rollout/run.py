@@ -125,7 +125,8 @@ def _decode(
         Share(
             worker=ranks.local_rank + worker,
             requests=list(requests[worker::num_workers]),
-            model=job.model,
+            model=job.checkpoint.folder,
+            model_config=job.checkpoint.config,
             settings=settings,
             decoding=job.decoding,
             shard=shards.path(ranks.rank + worker) if writes else None,

@@ -384,3 +384,58 @@ def test_two_deepspeed_processes_equal_one(checkpoint, trajectories, tmp_path, s
     ratios = [line["ratio/real"] for line in metrics(folder)]
     assert ratios[0] == ratios[2] == 0
     assert ratios[1] != 0
+
+
+ROW_BY_ROW = """
+import json, sys
+from pathlib import Path
+import t3d.training.loop as loop
+from t3d.config import TrainConfig, load_config
+from t3d.objectives import rows
+import t3d.training.forward as forward
+from t3d.training.launch import make_accelerator
+
+config = load_config(TrainConfig, sys.argv[1:], "", "")
+trainer = loop.Trainer(config, make_accelerator(config))
+true_values, largest = forward.row_values, []
+
+def noted(*inputs):
+    values = true_values(*inputs)
+    largest.append(max(values[name].abs().max().item() for name in ("real_ratio", "fake_ratio")))
+    return values
+
+forward.row_values = noted
+found = []
+for _ in range(trainer.num_steps):
+    trainer.train_step()
+    found.append(max(largest))
+    largest.clear()
+networks = trainer.student, trainer.reference
+weights = [str(next(network.parameters()).dtype) for network in networks]
+frequencies = [str(buffer.dtype) for network in networks for buffer in network.buffers()]
+name = f"rank-{trainer.accelerator.process_index}.json"
+noted = {"largest": found, "weights": weights, "frequencies": frequencies}
+trainer.folder.joinpath(name).write_text(json.dumps(noted))
+trainer.accelerator.end_training()
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("stage", [0, 1, 2, 3])
+def test_in_bf16_every_rows_log_ratio_is_exactly_zero_where_reference_and_student_are_equal(
+    checkpoint, trajectories, tmp_path, stage
+):
+    """Before the first update and after each refresh, in both processes: DDP's autocast, then DeepSpeed's stages."""
+    script, folder = tmp_path / "row_by_row.py", tmp_path / "run"
+    script.write_text(ROW_BY_ROW)
+    environment = {"ACCELERATE_USE_CPU": "true"}
+    if stage:
+        environment = {"ACCELERATE_USE_DEEPSPEED": "true", "ACCELERATE_DEEPSPEED_ZERO_STAGE": str(stage)}
+    overrides = ["training.mixed_precision=bf16", "training.max_steps=5", "training.fake_expectation=argmax"]
+    told = launch_two(eight_samples(checkpoint, trajectories, folder, *overrides), script, **environment)
+    assert not told, told[-3000:]
+    for rank in (0, 1):
+        noted = json.loads((folder / f"rank-{rank}.json").read_text())
+        assert noted["weights"] == ["torch.bfloat16" if stage else "torch.float32"] * 2
+        assert set(noted["frequencies"]) == {"torch.float32"}
+        assert [largest == 0 for largest in noted["largest"]] == [True, False, True, False, True], noted
