@@ -26,13 +26,13 @@ bitsandbytes is here because transformers and accelerate load it where they find
 """
 
 
-def python() -> Iterator[Finding]:
-    """The interpreter; pip has checked its version."""
+def packages(trains: bool) -> Iterator[Finding]:
+    """Python and what t3d needs: installed, of a release that it knows, and loadable.
+
+    Args:
+        trains: deepspeed is of use, which takes seconds to load.
+    """
     yield Finding("ok", "python", f"{platform.python_version()}, {sys.prefix}")
-
-
-def packages() -> Iterator[Finding]:
-    """What t3d needs: installed, of a release that it knows, and loadable."""
     try:
         asked = [Requirement(line) for line in requires("t3d") or []]
     except PackageNotFoundError:
@@ -40,7 +40,9 @@ def packages() -> Iterator[Finding]:
         asked = [Requirement(name) for name in NAMED]
     asked = [one for one in asked if one.marker is None or one.marker.evaluate({"extra": ""})]
     others = [one for one in asked if one.name not in NAMED]
-    yield from (_named(one) for one in asked if one.name in NAMED)
+    for one in asked:
+        if one.name in NAMED:
+            yield _named(one) if trains or one.name != "deepspeed" else release(one)
     bad = [finding for one in others if (finding := release(one)).level != "ok"]
     yield from bad
     if others and not bad:

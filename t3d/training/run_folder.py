@@ -39,6 +39,21 @@ def open_run_folder(config: TrainConfig, accelerator: Accelerator) -> tuple[Path
 
 
 def _open(config: TrainConfig) -> tuple[Path, Path | None]:
+    folder, state = find_run(config)
+    if state is None:
+        return make_folder(folder), None
+    for part in ("ckpt", "state"):
+        remove_leftovers(folder / part)
+    return folder, state
+
+
+def find_run(config: TrainConfig) -> tuple[Path, Path | None]:
+    """The run's folder and the state to resume from (None: a new run); nothing is made or removed.
+
+    Raises:
+        CheckpointError: see `open_run_folder`.
+        ConfigError: likewise.
+    """
     experiment = config.experiment
     resume = experiment.resume_from or (None if experiment.start_from_scratch else "latest")
     if resume is None or (resume == "latest" and not _latest(config)):
@@ -49,7 +64,7 @@ def _open(config: TrainConfig) -> tuple[Path, Path | None]:
                 "a new folder, or experiment.resume_from=latest",
                 f"the run in {folder}",
             )
-        return make_folder(folder), None
+        return folder, None
     folder = (_latest(config) if resume == "latest" else None) or Path(resume)
     if folder.parent.name == "state":
         folder, states = folder.parent.parent, [folder]
@@ -58,8 +73,6 @@ def _open(config: TrainConfig) -> tuple[Path, Path | None]:
     if not states or not states[-1].is_dir():
         raise CheckpointError(folder, "a run with a saved state (state/step-N)", "none")
     _check_same(config, folder)
-    for part in ("ckpt", "state"):
-        remove_leftovers(folder / part)
     return folder, states[-1]
 
 

@@ -1,0 +1,174 @@
+"""The machine: its devices, its kernels, memory, disk and sandbox."""
+
+import os
+import shutil
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import psutil
+import torch
+
+from t3d.decoding.kernel import find_kernel
+from t3d.devices import AMPERE, capability, usable_memory
+from t3d.doctor.finding import Finding
+from t3d.errors import UserError
+from t3d.grading.sandbox import find_sandbox
+from t3d.sdar.backend import Heads
+from t3d.storage.paths import cache_root
+from t3d.training.attention import plan_of
+
+GIB = 2**30
+USUAL_HEADS = Heads(queries=16, keys=8, dim=128)
+"""Of SDAR-1.7B: what kernels are tried with where no model is asked about."""
+
+FREE_SHARE = 0.9
+"""A device of which less is free is shared with another program."""
+
+SHARED_MEMORY = GIB
+"""What processes that train together may need of /dev/shm; Docker gives 64 MiB."""
+
+
+@dataclass(frozen=True)
+class Device:
+    """A device that can decode and train.
+
+    Attributes:
+        name: torch's, such as "cuda:0".
+        model: its maker's.
+        capability: of a CUDA device.
+        free: bytes that its driver says are free, or the host.
+        usable: bytes of them that may be planned with.
+        total: bytes.
+    """
+
+    name: str
+    model: str
+    capability: tuple[int, int] | None
+    free: int
+    usable: int
+    total: int
+
+
+def find_devices() -> list[Device]:
+    """The machine's GPUs, or else its processor."""
+    found = []
+    for index in range(torch.cuda.device_count()):
+        device = torch.device("cuda", index)
+        free, total = torch.cuda.mem_get_info(device)
+        model = torch.cuda.get_device_name(device)
+        found.append(Device(f"cuda:{index}", model, capability(device), free, usable_memory(device), total))
+    if found:
+        return found
+    memory, device = psutil.virtual_memory(), torch.device("cpu")
+    return [Device("cpu", "CPU", None, memory.available, usable_memory(device), memory.total)]
+
+
+def processor() -> Iterator[Finding]:
+    """The cores, and how many of them torch uses."""
+    cores, threads = len(os.sched_getaffinity(0)), torch.get_num_threads()
+    text = f"{cores} core{'s' if cores > 1 else ''}, {threads} thread{'s' if threads > 1 else ''}"
+    if threads > cores:
+        cure = f"OMP_NUM_THREADS={cores}: threads that wait for a core slow all of them down"
+        yield Finding("warning", "processor", text, cure)
+    else:
+        yield Finding("ok", "processor", text)
+
+
+def devices(found: Sequence[Device], has_driver: bool) -> Iterator[Finding]:
+    """The devices, alike ones together.
+
+    Args:
+        found: see `find_devices`.
+        has_driver: there is an NVIDIA driver.
+    """
+    for model in dict.fromkeys(device.model for device in found):
+        alike = [device for device in found if device.model == model]
+        yield from _alike(alike)
+    if found[0].capability is None and has_driver:
+        text = f"a driver is here, and torch {torch.__version__} sees no GPU"
+        yield Finding(
+            "error", "NVIDIA", text, "a CUDA build of torch that fits the driver (see README), or a visible GPU"
+        )
+
+
+def _alike(alike: Sequence[Device]) -> Iterator[Finding]:
+    first, free = alike[0], min(device.free for device in alike)
+    size = f"{free / GIB:.1f} of {first.total / GIB:.1f} GiB free"
+    if first.capability is None:
+        yield Finding("ok", "device", f"no GPU; {size} on the host")
+        return
+    count = f"{len(alike)} x " if len(alike) > 1 else ""
+    level = "{}.{}".format(*first.capability)
+    if first.capability < AMPERE:
+        text = f"{count}{first.model}, compute capability {level}, no bfloat16 units; {size}"
+        cure = "rollout.dtype=float16, training.mixed_precision=fp16; flash-attn needs {}.{}".format(*AMPERE)
+        yield Finding("warning", "device", text, cure)
+    else:
+        yield Finding("ok", "device", f"{count}{first.model}, compute capability {level}, bfloat16; {size}")
+    for device in alike:
+        if device.free < FREE_SHARE * device.total:
+            text = f"{device.name} is in use: {(device.total - device.free) / GIB:.1f} GiB"
+            yield Finding(
+                "warning", "device", text, "nvidia-smi names the programs; CUDA_VISIBLE_DEVICES leaves it out"
+            )
+
+
+def usual_kernels(device: Device) -> Iterator[Finding]:
+    """What would decode and train a usual model there."""
+    return kernels(torch.device(device.name), torch.float32 if device.capability is None else torch.bfloat16)
+
+
+def kernels(device: torch.device, dtype: torch.dtype, heads: Heads = USUAL_HEADS) -> Iterator[Finding]:
+    """Which attention would decode and which would train there; the former is tried."""
+    found = find_kernel(device, dtype, heads)
+    short = str(dtype).removeprefix("torch.")
+    level, cure = "warning" if found.is_fallback else "ok", "pip install flash-attn --no-build-isolation"
+    text = f"decoding in {short} with {found.name}" + (f" ({found.why})" if found.why else "")
+    yield Finding(level, "kernels", text, cure if found.is_fallback else "")  # type: ignore[arg-type]
+    yield Finding("ok", "kernels", f"training with {plan_of(device).__name__}")
+    if device.type == "cuda" and not any(shutil.which(name) for name in (os.environ.get("CC", "cc"), "gcc", "clang")):
+        text = "no C compiler, which Triton compiles flex_attention and rollout.compile with"
+        yield Finding("error", "kernels", text, "apt-get install gcc")
+
+
+def sandbox(name: str, is_needed: bool) -> Iterator[Finding]:
+    """Whether model-written code can be graded.
+
+    Args:
+        name: as `execute.sandbox`.
+        is_needed: by the command.
+    """
+    try:
+        found = find_sandbox(name)
+    except UserError as error:
+        yield Finding("error" if is_needed else "warning", "sandbox", error.found, error.expected)
+        return
+    if found.name == "none":
+        text = "none: model-written code would run with all of your rights"
+        yield Finding("warning", "sandbox", text, "execute.sandbox=auto, with bubblewrap installed")
+    else:
+        yield Finding("ok", "sandbox", f"{found.name} isolates model-written code")
+
+
+def storage(folder: Path, num_devices: int) -> Iterator[Finding]:
+    """Host memory and disk."""
+    memory = psutil.virtual_memory()
+    places = {"here": folder, f"in {cache_root()}": nearest_folder(cache_root())}
+    disk = ", ".join(f"{shutil.disk_usage(place).free / GIB:.0f} GiB {name}" for name, place in places.items())
+    text = f"memory {memory.available / GIB:.1f} of {memory.total / GIB:.1f} GiB free; disk {disk}"
+    yield Finding("ok", "host", text)
+    shared = Path("/dev/shm")
+    if num_devices > 1 and shared.is_dir() and shutil.disk_usage(shared).total < SHARED_MEMORY:
+        text = f"/dev/shm has {shutil.disk_usage(shared).total >> 20} MiB: GPUs that train together may need more"
+        yield Finding("warning", "host", text, "docker run --ipc=host, or --shm-size=8g")
+
+
+def nearest_folder(path: Path) -> Path:
+    """The folder itself, or the nearest above it that exists."""
+    return next(place for place in (path.absolute(), *path.absolute().parents) if place.is_dir())
+
+
+def has_driver() -> bool:
+    """Whether an NVIDIA driver is loaded."""
+    return Path("/proc/driver/nvidia/version").exists()
