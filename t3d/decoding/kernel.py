@@ -6,7 +6,7 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import cache, partial
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -14,34 +14,16 @@ from torch import Tensor
 from t3d.decoding.cache import SlotCache
 from t3d.decoding.plan import FlashPlan, SdpaPlan, Spans
 from t3d.devices import AMPERE, capability
-from t3d.sdar.backend import AttentionPlan, masked_kernels
-from t3d.sdar.configuration import SDARConfig
+from t3d.sdar.backend import TOLERANCE, AttentionPlan, Heads, masked_kernels, relative_error
 from t3d.sdar.modeling import SDARForCausalLM
 
 log = logging.getLogger(__name__)
 
 HALF = (torch.bfloat16, torch.float16)
-TOLERANCE = 0.02
-"""Of attention in half precision over values of size 1."""
 LOADING = (ImportError, OSError, RuntimeError, AttributeError)
 """What an extension raises that was built for another torch, CUDA or Python, or is another release."""
 CALLING = (RuntimeError, NotImplementedError, TypeError, ValueError, AssertionError)
 """What one raises that was not built for the card, or does not know an argument."""
-
-
-class Heads(NamedTuple):
-    """The shape of a network's attention: query heads, key heads, and their width."""
-
-    queries: int
-    keys: int
-    dim: int
-
-    @classmethod
-    def of(cls, config: SDARConfig) -> "Heads":
-        """A network's."""
-        return cls(
-            config.num_attention_heads, config.num_key_value_heads or config.num_attention_heads, config.head_dim
-        )
 
 
 @dataclass(frozen=True)
@@ -143,8 +125,8 @@ def _try(flash: Callable[..., Tensor], device: torch.device, dtype: torch.dtype,
             query, keys, values, cache_seqlens=ends, cache_batch_idx=slots, softmax_scale=heads.dim**-0.5, causal=False
         )
         ended = found.float().cpu()
-    except CALLING as error:
-        raise _UnusableError(f"flash-attn does not run here: {_first_line(error)}", is_fallback=True) from error
+    except CALLING as failure:
+        raise _UnusableError(f"flash-attn does not run here: {_first_line(failure)}", is_fallback=True) from failure
     for row, (slot, end) in enumerate(((1, 4), (0, 37))):
         seen = [
             states[slot, :end].float().cpu().transpose(0, 1).repeat_interleave(heads.queries // heads.keys, 0)
@@ -152,9 +134,8 @@ def _try(flash: Callable[..., Tensor], device: torch.device, dtype: torch.dtype,
         ]
         scores = query[row].float().cpu().transpose(0, 1) @ seen[0].mT * heads.dim**-0.5
         expected = (scores.softmax(-1) @ seen[1]).transpose(0, 1)
-        if not torch.allclose(ended[row], expected, atol=TOLERANCE, rtol=TOLERANCE):
-            off = (ended[row] - expected).abs().max()
-            raise _UnusableError(f"flash-attn computes something else here, off by {off:.2g}", is_fallback=True)
+        if not (error := relative_error(ended[row], expected)) <= TOLERANCE:
+            raise _UnusableError(f"flash-attn computes something else here, off by {error:.0%}", is_fallback=True)
 
 
 def _first_line(error: Exception) -> str:

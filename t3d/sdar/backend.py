@@ -8,7 +8,7 @@ documents) each bring their own.
 
 from abc import ABC, abstractmethod
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Bool, Float
@@ -18,8 +18,34 @@ from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface
 from transformers.cache_utils import Cache
 
+from t3d.sdar.configuration import SDARConfig
+
 ATTENTION = "sdar"
 """Name under which transformers finds `attention`; it stands wherever "sdpa" would."""
+
+
+class Heads(NamedTuple):
+    """The shape of a network's attention: query heads, key heads, and their width."""
+
+    queries: int
+    keys: int
+    dim: int
+
+    @classmethod
+    def of(cls, config: SDARConfig) -> "Heads":
+        """A network's."""
+        return cls(
+            config.num_attention_heads, config.num_key_value_heads or config.num_attention_heads, config.head_dim
+        )
+
+
+TOLERANCE = 0.05
+"""Relative error that a kernel on trial may have: half precision lies well below, a mistake far above."""
+
+
+def relative_error(found: Tensor, expected: Tensor) -> float:
+    """Size of the difference as a share of the expected values'; not a number where `found` is not."""
+    return float((found.float() - expected.float()).norm() / expected.float().norm())
 
 
 class AttentionPlan(ABC):

@@ -18,13 +18,16 @@ from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 from t3d.config import TrainConfig, save_config
 from t3d.data.benchmarks import leakage_warning
 from t3d.errors import UserError
+from t3d.sdar.backend import Heads
 from t3d.sdar.checkpoint import load_model, save_model
 from t3d.sdar.opening import open_checkpoint
 from t3d.storage.paths import find_data_files
 from t3d.training.checkpoint import load_state, prune, save_state, saved_steps, saving, step_folder
 from t3d.training.data import load_samples
 from t3d.training.forward import batch_losses
+from t3d.training.kernel import COMPUTED_IN, choose_plan
 from t3d.training.launch import make_accelerator
+from t3d.training.limits import room_to_train
 from t3d.training.metrics import MetricsLog
 from t3d.training.packing import Batch, collate
 from t3d.training.reference import frozen_copy, refresh
@@ -43,11 +46,12 @@ def train(config: TrainConfig) -> Path:
         UserError: a mistake in configuration, data or checkpoint, or a loss that is no number.
     """
     accelerator = make_accelerator(config)
-    trainer = Trainer(config, accelerator)
-    try:
-        return trainer.run()
-    finally:
-        accelerator.end_training()
+    with room_to_train(config):
+        trainer = Trainer(config, accelerator)
+        try:
+            return trainer.run()
+        finally:
+            accelerator.end_training()
 
 
 class Trainer:
@@ -76,6 +80,8 @@ class Trainer:
         epochs = math.ceil(len(self.samples) * training.num_train_epochs / self.global_batch)
         self.num_steps = training.max_steps or epochs
         self._prepare_models()
+        heads = Heads.of(accelerator.unwrap_model(self.student).config)
+        self.plan = choose_plan(accelerator.device, COMPUTED_IN[accelerator.mixed_precision], heads)
         self.folder, resume_state = open_run_folder(config, accelerator)
         self.step = 0 if resume_state is None else load_state(accelerator, resume_state, self.reference)
 
@@ -214,6 +220,7 @@ class Trainer:
             self.state_settings.pad_id,
             self.accelerator.device,
             visible_rows=self.loss_settings.needs_visible_rows,
+            plan=self.plan,
         )
 
     def _check_finite(self, done: list[tuple[list[Visit], torch.Tensor]]) -> None:
