@@ -82,8 +82,11 @@ def examine_decoding(examination: Examination, arguments: list[str], grades: boo
         launched: the command itself asks, from inside its launch if it has one.
     """
     config = examination.obtain("settings", lambda: load_config(DecodeConfig, arguments, "", ""))
-    if config is None:
-        return
+    if config is not None:
+        _examine(examination, config, grades, launched)
+
+
+def _examine(examination: Examination, config: DecodeConfig, grades: bool, launched: bool) -> None:
     if grades:
         is_needed = "code" in _data_types(config)
         examination.examine("sandbox", lambda: machine.sandbox(config.execute.sandbox, is_needed))
@@ -120,7 +123,7 @@ def examine_model(examination: Examination, config: DecodeConfig, launched: bool
     if patient is None or device is None or decoding is None:
         return
     dtype = patient.dtype if settings.dtype == "auto" else getattr(torch, settings.dtype)
-    examination.examine("kernels", lambda: machine.kernels(device, dtype, Heads.of(patient.config)))
+    examination.examine("kernel", lambda: machine.decoding_kernel(device, dtype, Heads.of(patient.config)))
     if asked is not None:
         ranks = Ranks(size=int(os.environ.get("WORLD_SIZE", "1"))) if launched else Ranks()
         needed = Needed(

@@ -16,7 +16,7 @@ from t3d.errors import UserError
 from t3d.grading.sandbox import find_sandbox
 from t3d.sdar.backend import Heads
 from t3d.storage.paths import cache_root
-from t3d.training.attention import plan_of
+from t3d.training.kernel import NAMES, find_plan
 
 GIB = 2**30
 USUAL_HEADS = Heads(queries=16, keys=8, dim=128)
@@ -116,20 +116,34 @@ def _alike(alike: Sequence[Device]) -> Iterator[Finding]:
 
 def usual_kernels(device: Device) -> Iterator[Finding]:
     """What would decode and train a usual model there."""
-    return kernels(torch.device(device.name), torch.float32 if device.capability is None else torch.bfloat16)
+    where, dtype = torch.device(device.name), torch.float32 if device.capability is None else torch.bfloat16
+    yield from decoding_kernel(where, dtype, USUAL_HEADS)
+    yield from training_kernel(where, dtype, USUAL_HEADS)
 
 
-def kernels(device: torch.device, dtype: torch.dtype, heads: Heads = USUAL_HEADS) -> Iterator[Finding]:
-    """Which attention would decode and which would train there; the former is tried."""
+def decoding_kernel(device: torch.device, dtype: torch.dtype, heads: Heads) -> Iterator[Finding]:
+    """Which attention decodes there; it is tried."""
     found = find_kernel(device, dtype, heads)
-    short = str(dtype).removeprefix("torch.")
-    level, cure = "warning" if found.is_fallback else "ok", "pip install flash-attn --no-build-isolation"
-    text = f"decoding in {short} with {found.name}" + (f" ({found.why})" if found.why else "")
-    yield Finding(level, "kernels", text, cure if found.is_fallback else "")  # type: ignore[arg-type]
-    yield Finding("ok", "kernels", f"training with {plan_of(device).__name__}")
-    if device.type == "cuda" and not any(shutil.which(name) for name in (os.environ.get("CC", "cc"), "gcc", "clang")):
-        text = "no C compiler, which Triton compiles flex_attention and rollout.compile with"
-        yield Finding("error", "kernels", text, "apt-get install gcc")
+    text = f"decoding in {short_name(dtype)} with {found.name}" + (f" ({found.why})" if found.why else "")
+    if found.is_fallback:
+        yield Finding("warning", "kernel", text, "pip install --force-reinstall flash-attn --no-build-isolation")
+    else:
+        yield Finding("ok", "kernel", text)
+
+
+def training_kernel(device: torch.device, dtype: torch.dtype, heads: Heads) -> Iterator[Finding]:
+    """Which attention trains there; it is tried, and compiled where it must be."""
+    plan, why = find_plan(device, dtype, heads)
+    text = f"training in {short_name(dtype)} with {NAMES.get(plan, plan.__name__)}" + (f" ({why})" if why else "")
+    if why:
+        yield Finding("warning", "kernel", text, "a C compiler (apt-get install gcc), or a newer torch (see README)")
+    else:
+        yield Finding("ok", "kernel", text)
+
+
+def short_name(dtype: torch.dtype) -> str:
+    """A type's name: "bfloat16"."""
+    return str(dtype).removeprefix("torch.")
 
 
 def sandbox(name: str, is_needed: bool) -> Iterator[Finding]:

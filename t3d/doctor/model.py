@@ -1,4 +1,4 @@
-"""The checkpoint: where it is, its weights against its configuration, its tokenizer, and a forward through a small one."""
+"""The checkpoint: where it is, its weights, its tokenizer, and a decode with a small copy of it."""
 
 import json
 import time
@@ -14,6 +14,7 @@ from transformers import PreTrainedTokenizerBase
 
 from t3d.decoding import DecodingConfig, decode
 from t3d.doctor.finding import Finding, reason
+from t3d.doctor.machine import short_name
 from t3d.errors import CheckpointError
 from t3d.sdar.checkpoint import HUB_ID, load_config, resolve_checkpoint
 from t3d.sdar.configuration import SDARConfig
@@ -107,7 +108,7 @@ def checkpoint(patient: Patient, needs_weights: bool) -> Iterator[Finding]:
     stored = sum(path.stat().st_size for path in files) / GIB
     problem = _weights_problem(patient.folder, files, config)
     if problem is None:
-        short = str(patient.dtype).removeprefix("torch.")
+        short = short_name(patient.dtype)
         yield Finding(
             "ok", "checkpoint", f"{patient.folder}: {size}, {stored:.2f} GiB in {len(files)} file(s), {short}"
         )
@@ -168,7 +169,7 @@ def small_network(config: SDARConfig, device: torch.device, dtype: torch.dtype) 
     """A shrunk network with random weights; the random stream of others is left alone."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        return SDARForCausalLM(shrunk(config)).to(device, dtype).eval()  # type: ignore[call-arg, arg-type]
+        return SDARForCausalLM(shrunk(config)).to(device, dtype).eval()  # type: ignore[arg-type]
 
 
 def decoding_rehearsal(
@@ -179,7 +180,7 @@ def decoding_rehearsal(
     network = small_network(config, device, dtype)
     pack_layers(network)
     (ended,) = decode(network, [[1, 2, 3, 4, 5]], decoding, max_active=1)
-    where = f"a shrunk copy on {device} in {str(dtype).removeprefix('torch.')}"
+    where = f"a shrunk copy on {device} in {short_name(dtype)}"
     if ended.error is not None:
         yield Finding("error", "rehearsal", f"{where}: {ended.error}", "another rollout.dtype or rollout.device")
         return

@@ -25,6 +25,7 @@ from t3d.sdar.opening import Checkpoint
 from t3d.storage.paths import cache_root, find_data_files
 from t3d.training.data import iter_samples
 from t3d.training.forward import batch_losses
+from t3d.training.kernel import COMPUTED_IN, find_plan
 from t3d.training.memory import RESERVE, estimate, num_parameters
 from t3d.training.packing import collate
 from t3d.training.run_folder import find_run
@@ -122,17 +123,11 @@ def examine_training(examination: Examination, arguments: list[str], launched: b
     examination.examine("trackers", lambda: trackers(config, os.environ))
     if patient is None:
         return
-    device, dtype = torch.device(found[0].name), computed_dtype(config)
+    device, dtype = torch.device(found[0].name), COMPUTED_IN[training.mixed_precision]
     examination.examine("memory", lambda: memory(config, patient.config, around, found))
-    examination.examine("kernels", lambda: machine.kernels(device, dtype, Heads.of(patient.config)))
+    examination.examine("kernel", lambda: machine.training_kernel(device, dtype, Heads.of(patient.config)))
     if patient.tokenizer is not None:
         examination.examine("rehearsal", lambda: rehearsal(config, patient, device))
-
-
-def computed_dtype(config: TrainConfig) -> torch.dtype:
-    """The type that the products are computed in."""
-    named = {"no": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
-    return named[config.training.mixed_precision]
 
 
 def launch(config: TrainConfig, around: Launch, num_gpus: int) -> Iterator[Finding]:
@@ -256,7 +251,7 @@ def memory(config: TrainConfig, shape: SDARConfig, around: Launch, found: Sequen
         advice = f": ZeRO-{max(1, fitting[0])} fits" if around.stage is None else ""
         yield Finding("ok", "memory", text + advice)
         return
-    cure = "another ZeRO stage or more GPUs (python -m t3d.training.memory), training.tokens_per_batch or max_gen_length lower"
+    cure = "another ZeRO stage or more GPUs (python -m t3d.training.memory), or training.max_gen_length lower"
     yield Finding("error", "memory", text, cure)
 
 
@@ -287,10 +282,11 @@ def rehearsal(config: TrainConfig, patient: Patient, device: torch.device) -> It
     stop = chat_end_id(tokenizer)
     sample = TrainingSample([stop] * 5, [stop] * 16, list(range(1, 17)), ended=True)
     state = draw_state(sample, settings, sample_stream(0, 0, 0))
-    batch = collate([state], settings.pad_id, device, visible_rows=losses.needs_visible_rows)
     student = model.small_network(patient.config, device, torch.float32)
     reference = model.small_network(patient.config, device, torch.float32) if losses.needs_reference else None
-    dtype = computed_dtype(config)
+    dtype = COMPUTED_IN[config.training.mixed_precision]
+    plan, _ = find_plan(device, dtype, Heads.of(student.config))
+    batch = collate([state], settings.pad_id, device, losses.needs_visible_rows, plan)
     with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
         total = batch_losses(student.train(), reference, batch, losses)["loss/total"].sum()
     total.backward()
