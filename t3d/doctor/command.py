@@ -1,6 +1,7 @@
 """A whole examination: the machine and, where a command is named, everything that it would meet."""
 
 import importlib
+import logging
 import os
 import sys
 from pathlib import Path
@@ -44,6 +45,7 @@ def report(kind: str | None, arguments: list[str], launched: bool = False) -> No
     Raises:
         UserError: there are errors on the page.
     """
+    logging.getLogger("t3d").setLevel(logging.WARNING)  # the page says it all
     examination = examine(kind, arguments, launched)
     title = "t3d doctor" + (f": {kind} {' '.join(arguments)}" if kind else "")
     sys.stdout.write(render(title, examination.sections))

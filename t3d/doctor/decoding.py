@@ -14,8 +14,8 @@ from t3d.decoding import DecodingConfig
 from t3d.decoding.limits import prompt_error
 from t3d.decoding.memory import DecodingMemory, decoding_memory
 from t3d.doctor import machine, model, output
-from t3d.doctor.finding import Examination, Finding
-from t3d.doctor.machine import GIB, Device
+from t3d.doctor.finding import Examination, Finding, counted
+from t3d.doctor.machine import Device, size_of
 from t3d.doctor.model import Patient
 from t3d.errors import CheckpointError, ConfigError, DataError
 from t3d.evaluation.records import read_rollouts
@@ -95,7 +95,7 @@ def _examine(examination: Examination, config: DecodeConfig, grades: bool, launc
         return
     if config.table.checkpoints:
         examination.examine("table", lambda: table(config))
-        there = [cell for cell in every_cell(config) if not _is_missing(cell)]
+        there = [cell for cell in every_cell(config) if not _is_missing(cell) and _problem_with_data(cell) is None]
         if not there:
             return
         config = replace(config, evaluation=there[0].config.evaluation, rollout=there[0].config.rollout)
@@ -213,10 +213,10 @@ def memory(
     least = min(mine, key=lambda one: one.usable)
     fit = needed.decoding.slots(least.usable // sharing - needed.weights)
     text = (
-        f"{workers} process(es), each weights of {output.size(needed.weights)} "
-        f"and {output.size(needed.decoding.per_slot)} per sequence"
+        f"{counted(workers, 'process', 'processes')}, each weights of {size_of(needed.weights)} "
+        f"and {size_of(needed.decoding.per_slot)} per sequence"
     )
-    free = f"{least.usable / sharing / GIB:.1f} GiB usable on {least.name}" + (" by each" if sharing > 1 else "")
+    free = f"{size_of(least.usable / sharing)} usable on {least.name}" + (" by each" if sharing > 1 else "")
     if fit < 1:
         cure = "a free device, a smaller model, rollout.max_token or num_workers lower, or rollout.tensor_parallel_size"
         yield Finding("error", "memory", f"{text}: not one fits into {free}", cure)
@@ -233,7 +233,7 @@ def room(config: DecodeConfig, num_problems: int) -> Iterator[Finding]:
     count = num_problems * config.rollout.num_response_per_task
     cells = sum(1 for _ in every_cell(config)) if config.table.checkpoints else 1
     needed = TOKEN_BYTES * config.rollout.max_token * count * cells
-    what = f"{count} responses" + (f" in each of {cells} cells" if cells > 1 else "")
+    what = counted(count, "response") + (f" in each of {cells} cells" if cells > 1 else "")
     if path.is_file():
         what += ", of which a file is there: kept if nothing differs, else renamed"
     yield from output.folder(path, needed, what, "another experiment.output_dir, or rollout.max_token lower")
@@ -257,7 +257,7 @@ def table(config: DecodeConfig) -> Iterator[Finding]:
     cells = list(every_cell(config))
     by_name = {str(cell.config.evaluation.checkpoint_path): cell for cell in cells}
     missing = [name for name, cell in by_name.items() if _is_missing(cell)]
-    text = f"{len(cells)} cells, {len(by_name)} checkpoints"
+    text = f"{counted(len(cells), 'cell')}, {counted(len(by_name), 'checkpoint')}"
     level = "warning" if config.table.skip_missing else "error"
     if missing:
         cure = "train or copy them, or table.skip_missing=true leaves their cells empty"
@@ -265,11 +265,18 @@ def table(config: DecodeConfig) -> Iterator[Finding]:
         yield Finding(level, "table", text, "" if config.table.skip_missing else cure)  # type: ignore[arg-type]
     else:
         yield Finding("ok", "table", text)
-    for asked in {cell.place["dataset"]: cell.config.evaluation for cell in cells}.values():
-        try:
-            load_benchmark(find_data(asked.eval_dataset), asked.data_type, asked.limit)
-        except DataError as error:
+    for cell in {cell.place["dataset"]: cell for cell in cells}.values():
+        if (error := _problem_with_data(cell)) is not None:
             yield Finding("error", "table", f"{error.where}: {error.found}", f"expected {error.expected}")
+
+
+def _problem_with_data(cell: Cell) -> DataError | None:
+    asked = cell.config.evaluation
+    try:
+        load_benchmark(find_data(asked.eval_dataset), asked.data_type, asked.limit)
+    except DataError as error:
+        return error
+    return None
 
 
 def _is_missing(cell: Cell) -> bool:

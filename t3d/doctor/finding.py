@@ -71,3 +71,8 @@ def reason(error: Exception, limit: int = 160) -> str:
     """An exception in a few words, on one line."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return f"{type(error).__name__}{': ' if lines else ''}{' '.join(lines)}"[:limit]
+
+
+def counted(number: int, noun: str, plural: str = "") -> str:
+    """A number with its noun: "1 process", "2 processes"."""
+    return f"{number:,} {noun if number == 1 else plural or f'{noun}s'}"

@@ -11,7 +11,7 @@ import torch
 
 from t3d.decoding.kernel import find_kernel
 from t3d.devices import AMPERE, capability, usable_memory
-from t3d.doctor.finding import Finding
+from t3d.doctor.finding import Finding, counted
 from t3d.errors import UserError
 from t3d.grading.sandbox import find_sandbox
 from t3d.sdar.backend import Heads
@@ -67,7 +67,7 @@ def find_devices() -> list[Device]:
 def processor() -> Iterator[Finding]:
     """The cores, and how many of them torch uses."""
     cores, threads = len(os.sched_getaffinity(0)), torch.get_num_threads()
-    text = f"{cores} core{'s' if cores > 1 else ''}, {threads} thread{'s' if threads > 1 else ''}"
+    text = f"{counted(cores, 'core')}, {counted(threads, 'thread')}"
     if threads > cores:
         cure = f"OMP_NUM_THREADS={cores}: threads that wait for a core slow all of them down"
         yield Finding("warning", "processor", text, cure)
@@ -94,7 +94,7 @@ def devices(found: Sequence[Device], has_driver: bool) -> Iterator[Finding]:
 
 def _alike(alike: Sequence[Device]) -> Iterator[Finding]:
     first, free = alike[0], min(device.free for device in alike)
-    size = f"{free / GIB:.1f} of {first.total / GIB:.1f} GiB free"
+    size = f"{size_of(free)} of {size_of(first.total)} free"
     if first.capability is None:
         yield Finding("ok", "device", f"no GPU; {size} on the host")
         return
@@ -108,7 +108,7 @@ def _alike(alike: Sequence[Device]) -> Iterator[Finding]:
         yield Finding("ok", "device", f"{count}{first.model}, compute capability {level}, bfloat16; {size}")
     for device in alike:
         if device.free < FREE_SHARE * device.total:
-            text = f"{device.name} is in use: {(device.total - device.free) / GIB:.1f} GiB"
+            text = f"{device.name} is in use: {size_of(device.total - device.free)}"
             yield Finding(
                 "warning", "device", text, "nvidia-smi names the programs; CUDA_VISIBLE_DEVICES leaves it out"
             )
@@ -170,12 +170,17 @@ def storage(folder: Path, num_devices: int) -> Iterator[Finding]:
     memory = psutil.virtual_memory()
     places = {"here": folder, f"in {cache_root()}": nearest_folder(cache_root())}
     disk = ", ".join(f"{shutil.disk_usage(place).free / GIB:.0f} GiB {name}" for name, place in places.items())
-    text = f"memory {memory.available / GIB:.1f} of {memory.total / GIB:.1f} GiB free; disk {disk}"
+    text = f"memory {size_of(memory.available)} of {size_of(memory.total)} free; disk {disk}"
     yield Finding("ok", "host", text)
     shared = Path("/dev/shm")
     if num_devices > 1 and shared.is_dir() and shutil.disk_usage(shared).total < SHARED_MEMORY:
         text = f"/dev/shm has {shutil.disk_usage(shared).total >> 20} MiB: GPUs that train together may need more"
         yield Finding("warning", "host", text, "docker run --ipc=host, or --shm-size=8g")
+
+
+def size_of(number: float) -> str:
+    """Bytes, for people."""
+    return f"{number / GIB:.1f} GiB" if number >= GIB else f"{number / 2**20:.1f} MiB"
 
 
 def nearest_folder(path: Path) -> Path:

@@ -13,8 +13,8 @@ from safetensors import SafetensorError, safe_open
 from transformers import PreTrainedTokenizerBase
 
 from t3d.decoding import DecodingConfig, decode
-from t3d.doctor.finding import Finding, reason
-from t3d.doctor.machine import short_name
+from t3d.doctor.finding import Finding, counted, reason
+from t3d.doctor.machine import short_name, size_of
 from t3d.errors import CheckpointError
 from t3d.sdar.checkpoint import HUB_ID, load_config, resolve_checkpoint
 from t3d.sdar.configuration import SDARConfig
@@ -23,9 +23,11 @@ from t3d.sdar.modeling import SDARForCausalLM
 from t3d.sdar.opening import open_checkpoint
 from t3d.training.memory import SHAPES, num_parameters
 
-GIB = 2**30
 SMALL = {"num_hidden_layers": 2, "hidden_size": 64, "intermediate_size": 128, "layer_types": None}
 """What is shrunk; heads keep their width, which kernels are chosen by."""
+
+PAPERS_MASK = 151_669
+"""Id of the mask token of the paper's models, where their files are still on the hub."""
 
 
 @dataclass(frozen=True)
@@ -74,7 +76,8 @@ def find_patient(name: str | None, key: str, block_size: int) -> Patient:
         if shape is None:
             expected = "a model on this machine, to look at"
             raise CheckpointError(name, f"{expected} (`hf download {name}` fetches it)", "a hub id, not downloaded yet")
-        return Patient(name, None, SDARConfig(**shape), None)
+        config = SDARConfig(**shape, block_size=block_size, mask_token_id=PAPERS_MASK)
+        return Patient(name, None, config, None)
     found = open_checkpoint(str(folder), block_size)
     return Patient(name, folder, found.config, found.tokenizer, found.assumed)
 
@@ -96,7 +99,7 @@ def local_folder(name: str) -> Path | None:
 def checkpoint(patient: Patient, needs_weights: bool) -> Iterator[Finding]:
     """The model's size and, on this machine, whether its weights are the configuration's."""
     config = patient.config
-    size = f"{num_parameters(config) / 1e9:.3g}e9 parameters, {config.num_hidden_layers} layers"
+    size = f"{num_parameters(config):,} parameters, {counted(config.num_hidden_layers, 'layer')}"
     if patient.folder is None:
         text = f"{patient.name}: {size}; not on this machine, the command downloads it"
         yield Finding("warning", "checkpoint", text, f"hf download {patient.name}, to be sure of it")
@@ -105,12 +108,12 @@ def checkpoint(patient: Patient, needs_weights: bool) -> Iterator[Finding]:
         yield Finding("ok", "checkpoint", f"{patient.folder}: {size}, random weights")
         return
     files = sorted(patient.folder.glob("*.safetensors"))
-    stored = sum(path.stat().st_size for path in files) / GIB
+    stored = size_of(sum(path.stat().st_size for path in files))
     problem = _weights_problem(patient.folder, files, config)
     if problem is None:
         short = short_name(patient.dtype)
         yield Finding(
-            "ok", "checkpoint", f"{patient.folder}: {size}, {stored:.2f} GiB in {len(files)} file(s), {short}"
+            "ok", "checkpoint", f"{patient.folder}: {size}, {stored} in {counted(len(files), 'file')}, {short}"
         )
     else:
         yield Finding("error", "checkpoint", f"{patient.folder}: {problem}", "download or copy the model's files again")

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from t3d.doctor.finding import Finding
-from t3d.doctor.machine import GIB, nearest_folder
+from t3d.doctor.machine import nearest_folder, size_of
 
 
 def folder(path: Path, needed: int, what: str, cure: str, at_once: int = 0) -> Iterator[Finding]:
@@ -30,15 +30,10 @@ def folder(path: Path, needed: int, what: str, cure: str, at_once: int = 0) -> I
         )
         return
     free = shutil.disk_usage(above).free
-    text = f"{path}: {what}, about {size(needed)}; {size(free)} free"
+    text = f"{path}: {what}, about {size_of(needed)}; {size_of(free)} free"
     if free < at_once:
         yield Finding("error", "output", text, cure)
     elif free < needed:
         yield Finding("warning", "output", text, cure)
     else:
         yield Finding("ok", "output", text)
-
-
-def size(number: float) -> str:
-    """Bytes, for people."""
-    return f"{number / GIB:.1f} GiB" if number >= GIB else f"{number / 2**20:.1f} MiB"

@@ -80,7 +80,7 @@ def _named(requirement: Requirement) -> Finding:
 
 def release(requirement: Requirement) -> Finding:
     """Whether the installed release is one that `requirement` accepts."""
-    name, asked = requirement.name, str(requirement.specifier)
+    name, asked = requirement.name, ",".join(sorted(map(str, requirement.specifier), reverse=True))
     try:
         found = version(name)
     except PackageNotFoundError:

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 
-from t3d.doctor.finding import Finding
+from t3d.doctor.finding import Finding, counted
 
 SUBJECT_WIDTH = 14
 LEVEL_WIDTH = len("warning")
@@ -16,7 +16,7 @@ def render(title: str, sections: Mapping[str, Sequence[Finding]]) -> str:
 def count(findings: Sequence[Finding], level: str) -> str:
     """How many findings of a level there are, in words: "no errors", "1 warning"."""
     number = sum(finding.level == level for finding in findings)
-    return f"{number or 'no'} {level}{'' if number == 1 else 's'}"
+    return counted(number, level) if number else f"no {level}s"
 
 
 def _lines(title: str, sections: Mapping[str, Sequence[Finding]]) -> Iterator[str]:

@@ -14,8 +14,8 @@ import torch
 
 from t3d.config import TrainConfig, load_config
 from t3d.doctor import machine, model, output
-from t3d.doctor.finding import Examination, Finding
-from t3d.doctor.machine import GIB, Device
+from t3d.doctor.finding import Examination, Finding, counted
+from t3d.doctor.machine import Device, size_of
 from t3d.doctor.model import Patient
 from t3d.errors import DataError
 from t3d.sdar.backend import Heads
@@ -115,7 +115,9 @@ def examine_training(examination: Examination, arguments: list[str], launched: b
     if patient is not None:
         examination.examine("checkpoint", lambda: model.checkpoint(patient, not config.model.random_init))
         examination.examine("tokenizer", lambda: model.tokenizer(patient))
-        if patient.tokenizer is not None:
+        if patient.tokenizer is None:
+            examination.examine("data", lambda: unread_data(config))
+        else:
             data = examination.obtain("data", lambda: read_data(config, patient))
             if data is not None:
                 examination.examine("data", lambda: samples(config, data, around))
@@ -135,8 +137,9 @@ def launch(config: TrainConfig, around: Launch, num_gpus: int) -> Iterator[Findi
     experiment, training = config.experiment, config.training
     batch = training.batch_size_lm * training.gradient_accumulation_steps * around.processes
     deepspeed = {None: "", 0: ", no DeepSpeed"}.get(around.stage, f", ZeRO-{around.stage}")
+    where = f"{counted(around.processes, 'process', 'processes')} on {counted(around.machines, 'machine')}"
     text = (
-        f"{around.processes} process(es) on {around.machines} machine(s){deepspeed}; {batch} samples per update "
+        f"{where}{deepspeed}; {counted(batch, 'sample')} per update "
         f"({training.batch_size_lm} x {training.gradient_accumulation_steps} x {around.processes})"
     )
     for key, asked, there in (
@@ -182,6 +185,16 @@ def read_data(config: TrainConfig, patient: Patient) -> Data:
     return Data(files, len(records), kept, left_out, longest, tokens)
 
 
+def unread_data(config: TrainConfig) -> Iterator[Finding]:
+    """Whether there is data at all, where no tokenizer is there to read it with.
+
+    Raises:
+        DataError: there is none.
+    """
+    files = find_data_files(config.dataset.optimization_data)
+    yield Finding("ok", "data", f"{counted(len(files), 'file')}, such as {files[0]}; unread, for want of a tokenizer")
+
+
 def settings_of(config: TrainConfig, patient: Patient) -> StateSettings:
     """The states' settings, which name what the objective needs."""
     assert patient.folder is not None
@@ -193,16 +206,17 @@ def samples(config: TrainConfig, data: Data, around: Launch) -> Iterator[Finding
     """How many samples there are, how many steps that makes, and whether the cache has room for them."""
     training = config.training
     where = str(data.files[0]) if len(data.files) == 1 else f"{len(data.files)} files in {data.files[0].parent}"
-    text = f"{where}: {data.records} records, {data.samples} samples, longest prompt {data.longest} tokens"
+    found = f"{counted(data.records, 'record')}, {counted(data.samples, 'sample')}"
+    text = f"{where}: {found}, longest prompt {data.longest} tokens"
     if data.left_out:
         text += f"; {data.left_out} left out (over training.max_prompt_len = {training.max_prompt_len})"
     if not data.samples:
         yield Finding("error", "data", text, "training.max_prompt_len higher, or other data")
         return
-    yield Finding("ok", "data", f"{text}; {num_steps(config, data, around)} global steps")
+    yield Finding("ok", "data", f"{text}; {counted(num_steps(config, data, around), 'global step')}")
     free, needed = shutil.disk_usage(machine.nearest_folder(cache_root())).free, SAMPLE_BYTES * data.tokens
     if free < needed:
-        text = f"{output.size(needed)} in {cache_root()}, {output.size(free)} free"
+        text = f"{size_of(needed)} in {cache_root()}, {size_of(free)} free"
         yield Finding("error", "data", text, "T3D_CACHE_ROOT on a larger disk")
 
 
@@ -229,7 +243,7 @@ def folder(config: TrainConfig, patient: Patient | None, data: Data | None, arou
         saves = 1 if data is None else -(-num_steps(config, data, around) // experiment.save_every_steps)
         most = saves if experiment.checkpoints_total_limit is None else experiment.checkpoints_total_limit + 1
         kept = once * max(1, min(saves, most))
-        what += f", {saves} save(s) of {output.size(once)}"
+        what += f", {counted(saves, 'save')} of {size_of(once)}"
     cure = "experiment.checkpoints_total_limit=1, save_every_steps higher, or an experiment.output_dir on a larger disk"
     yield from output.folder(path, kept, what, cure, at_once=once)
 
@@ -239,12 +253,10 @@ def memory(config: TrainConfig, shape: SDARConfig, around: Launch, found: Sequen
     gpus = [device for device in found if device.capability is not None]
     least = min(gpus or found, key=lambda device: device.free)
     share = least.free if gpus else least.free // max(1, around.processes // around.machines)
-    free = f"{share / GIB:.1f} GiB free" + (f" on {least.name}" if gpus else " per process")
+    free = f"{size_of(share)} free" + (f" on {least.name}" if gpus else " per process")
     stages = (0, 1, 2, 3) if around.stage is None else (around.stage,)
     needed = {stage: needed_bytes(config, shape, stage, around.processes, bool(gpus)) for stage in stages}
-    words = {
-        stage: f"{'no DeepSpeed' if stage == 0 else f'ZeRO-{stage}'} {output.size(needed[stage])}" for stage in stages
-    }
+    words = {stage: f"{'no DeepSpeed' if stage == 0 else f'ZeRO-{stage}'} {size_of(needed[stage])}" for stage in stages}
     fitting = [stage for stage in stages if needed[stage] <= share]
     text = f"an estimate: {', '.join(words.values())} per {'GPU' if gpus else 'process'}; {free}"
     if fitting:
