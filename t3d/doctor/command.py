@@ -4,6 +4,8 @@ import importlib
 import logging
 import os
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -45,8 +47,8 @@ def report(kind: str | None, arguments: list[str], launched: bool = False) -> No
     Raises:
         UserError: there are errors on the page.
     """
-    logging.getLogger("t3d").setLevel(logging.WARNING)  # the page says it all
-    examination = examine(kind, arguments, launched)
+    with _page_alone():
+        examination = examine(kind, arguments, launched)
     title = "t3d doctor" + (f": {kind} {' '.join(arguments)}" if kind else "")
     sys.stdout.write(render(title, examination.sections))
     sys.stdout.flush()
@@ -64,6 +66,18 @@ def examine(kind: str | None, arguments: list[str], launched: bool = False) -> E
         examination.open(kind)
         _command(examination, kind, arguments, launched)
     return examination
+
+
+@contextmanager
+def _page_alone() -> Iterator[None]:
+    """Keeps the news of what is tried out from the console: the page says it all."""
+    news = logging.getLogger("t3d")
+    level = news.level
+    news.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        news.setLevel(level)
 
 
 def kind_of(groups: set[str]) -> str:

@@ -124,14 +124,14 @@ def examine_model(examination: Examination, config: DecodeConfig, launched: bool
         return
     dtype = patient.dtype if settings.dtype == "auto" else getattr(torch, settings.dtype)
     examination.examine("kernel", lambda: machine.decoding_kernel(device, dtype, Heads.of(patient.config)))
-    if asked is not None:
-        ranks = Ranks(size=int(os.environ.get("WORLD_SIZE", "1"))) if launched else Ranks()
-        needed = Needed(
-            weights=num_parameters(patient.config) * dtype.itemsize // settings.tensor_parallel_size,
-            decoding=decoding_memory(patient.config, dtype, decoding, asked.longest),
-            wanted=min(settings.max_active, len(asked.items) * settings.num_response_per_task),
-        )
-        examination.examine("memory", lambda: memory(machine.find_devices(), device, needed, settings, ranks))
+    count = settings.max_active if asked is None else len(asked.items) * settings.num_response_per_task
+    needed = Needed(
+        weights=num_parameters(patient.config) * dtype.itemsize // settings.tensor_parallel_size,
+        decoding=decoding_memory(patient.config, dtype, decoding, 0 if asked is None else asked.longest),
+        wanted=min(settings.max_active, count),
+    )
+    ranks = Ranks(size=int(os.environ.get("WORLD_SIZE", "1"))) if launched else Ranks()
+    examination.examine("memory", lambda: memory(machine.find_devices(), device, needed, settings, ranks))
     examination.examine("rehearsal", lambda: model.decoding_rehearsal(patient.config, decoding, device, dtype))
 
 

@@ -3,7 +3,7 @@
 import json
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -182,13 +182,14 @@ def decoding_rehearsal(
     started = time.perf_counter()
     network = small_network(config, device, dtype)
     pack_layers(network)
+    decoding = replace(decoding, max_new_tokens=2 * decoding.block_size)
     (ended,) = decode(network, [[1, 2, 3, 4, 5]], decoding, max_active=1)
     where = f"a shrunk copy on {device} in {short_name(dtype)}"
     if ended.error is not None:
         yield Finding("error", "rehearsal", f"{where}: {ended.error}", "another rollout.dtype or rollout.device")
         return
     seconds = time.perf_counter() - started
-    yield Finding("ok", "rehearsal", f"{where} decodes {len(ended.response_ids)} tokens ({seconds:.1f} s)")
+    yield Finding("ok", "rehearsal", f"{where} decodes {counted(len(ended.response_ids), 'token')} ({seconds:.1f} s)")
 
 
 def check_config(name: str) -> None:
