@@ -72,7 +72,7 @@ def save_config(config: object, path: Path) -> None:
 def help_text(schema: type, purpose: str, example: str) -> str:
     """The `--help` page of an entry point."""
     lines = [
-        purpose,
+        purpose.strip(),
         "",
         "config=FILE reads a YAML file (and, first, the one that its key `base` names); key=value wins over it.",
         "",

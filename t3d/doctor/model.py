@@ -163,6 +163,7 @@ def _weights_problem(folder: Path, files: list[Path], config: SDARConfig) -> str
 def shrunk(config: SDARConfig) -> SDARConfig:
     """The same kind of network, small enough to run at once: vocabulary and shape of the heads stay."""
     fields = json.loads(config.to_json_string(use_diff=False))
+    fields.pop("torch_dtype", None)  # the old name of a field that is there, too
     keys = config.num_key_value_heads or config.num_attention_heads
     heads = {"num_attention_heads": config.num_attention_heads // keys, "num_key_value_heads": 1}
     return SDARConfig(**{**fields, **SMALL, **heads, "head_dim": config.head_dim})
