@@ -228,15 +228,17 @@ def memory(
 
 
 def room(config: DecodeConfig, num_problems: int) -> Iterator[Finding]:
-    """Whether the rollout file can be written."""
-    path = project_folder(config) if config.table.checkpoints else rollout_path(config)
-    count = num_problems * config.rollout.num_response_per_task
-    cells = sum(1 for _ in every_cell(config)) if config.table.checkpoints else 1
-    needed = TOKEN_BYTES * config.rollout.max_token * count * cells
-    what = counted(count, "response") + (f" in each of {cells} cells" if cells > 1 else "")
-    if path.is_file():
-        what += ", of which a file is there: kept if nothing differs, else renamed"
-    yield from output.folder(path, needed, what, "another experiment.output_dir, or rollout.max_token lower")
+    """Whether the rollout file, or the folder of a table, can be written."""
+    settings, path = config.rollout, rollout_path(config)
+    what, cells = counted(num_problems * settings.num_response_per_task, "response"), 1
+    if config.table.checkpoints:
+        cells = sum(1 for _ in every_cell(config))
+        what += f" in each of {counted(cells, 'cell')}"
+    elif path.is_file():
+        what += f"; {path.name} is there: kept if nothing differs, else renamed"
+    needed = TOKEN_BYTES * settings.max_token * num_problems * settings.num_response_per_task * cells
+    folder = project_folder(config) if config.table.checkpoints else path.parent
+    yield from output.folder(folder, needed, what, "another experiment.output_dir, or rollout.max_token lower")
 
 
 def rollouts(config: DecodeConfig) -> Iterator[Finding]:

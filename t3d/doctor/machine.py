@@ -88,7 +88,7 @@ def devices(found: Sequence[Device], has_driver: bool) -> Iterator[Finding]:
     if found[0].capability is None and has_driver:
         text = f"a driver is here, and torch {torch.__version__} sees no GPU"
         yield Finding(
-            "error", "NVIDIA", text, "a CUDA build of torch that fits the driver (see README), or a visible GPU"
+            "warning", "device", text, "a CUDA build of torch that fits the driver (see README), or a visible GPU"
         )
 
 

@@ -215,6 +215,15 @@ def test_an_output_folder_that_is_a_file_is_an_error(decoding, training, tmp_pat
     assert "is a file" in errors("train", training(f"experiment.output_dir={tmp_path / 'file' / 'run'}"))["output"]
 
 
+def test_a_rollout_file_that_is_there_is_told(decoding, tmp_path):
+    path = tmp_path / "project" / "temp_data" / "outputs-eval-checkpoint-TinyMath.json"
+    path.parent.mkdir(parents=True)
+    path.write_text("[]")
+    (finding,) = findings("sample", decoding())["output"]
+    assert finding.level == "ok"
+    assert "outputs-eval-checkpoint-TinyMath.json is there: kept if nothing differs, else renamed" in finding.text
+
+
 def test_a_folder_with_another_run_is_an_error(training, tmp_path):
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "config.yaml").write_text("experiment: {}\n")

@@ -31,10 +31,10 @@ def test_a_device_in_use_and_an_old_one_are_warnings():
     assert "rollout.dtype=float16" in finding.cure
 
 
-def test_a_driver_that_torch_does_not_see_is_an_error():
+def test_a_driver_whose_gpu_torch_does_not_see_is_a_warning():
     assert [finding.level for finding in machine.devices([HOST], has_driver=False)] == ["ok"]
     _, finding = machine.devices([HOST], has_driver=True)
-    assert finding.level == "error"
+    assert finding.level == "warning"
     assert torch.__version__ in finding.text
 
 
