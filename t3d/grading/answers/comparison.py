@@ -35,7 +35,7 @@ from t3d.grading.answers.structure import (
 
 _CLOCK = re.compile(r"(\d{1,2})((?::\d\d)*)(?:o'clock)?(?:([ap])\.?m\.?)?", re.IGNORECASE)
 _BASED = re.compile(r"-?\(?-?[0-9A-Z.]*\d[0-9A-Z.]*\)?_\{\(?[a-z\d]+\)?\}")
-_BASES = "two three four five six seven eight nine ten eleven twelve".split()
+_BASES = ["two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve"]
 _ALL_REALS = re.compile(r"(?:thesetof)?(?:all)?(?:the)?real(?:s|numbers)")
 
 

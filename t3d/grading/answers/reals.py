@@ -65,14 +65,14 @@ def sign(value: Real) -> int:
 
 
 def add(left: Real, right: Real) -> Real:
-    """left + right."""
+    """Left + right."""
     if is_exact(left) and is_exact(right):
         return _small(left + right)
     return interval(left) + interval(right)
 
 
 def multiply(left: Real, right: Real) -> Real:
-    """left * right; an exact 0 stays exact."""
+    """Left * right; an exact 0 stays exact."""
     if is_exact(left) and is_exact(right):
         return _small(left * right)
     if 0 in [value for value in (left, right) if is_exact(value)]:
@@ -81,7 +81,7 @@ def multiply(left: Real, right: Real) -> Real:
 
 
 def divide(left: Real, right: Real) -> Real:
-    """left / right.
+    """Left / right.
 
     Raises:
         UndefinedError: the divisor is 0 or cannot be told from it.
@@ -94,7 +94,7 @@ def divide(left: Real, right: Real) -> Real:
 
 
 def integer_power(base: Real, exponent: int) -> Real:
-    """base ** exponent.
+    """Base ** exponent.
 
     Raises:
         UndefinedError: 0 to a power that is not positive, or a number too large even for an interval.
@@ -117,7 +117,7 @@ def integer_power(base: Real, exponent: int) -> Real:
 
 
 def positive_power(base: Real, exponent: Real) -> Real:
-    """base ** exponent of a positive base; exact where it is rational."""
+    """Base ** exponent of a positive base; exact where it is rational."""
     if is_exact(exponent) and is_exact(base):
         if exponent.denominator == 1:
             return integer_power(base, exponent.numerator)
@@ -150,7 +150,7 @@ def _integer_root(value: int, index: int) -> int | None:
 
 
 def exp(value: Real) -> Real:
-    """e ** value.
+    """E ** value.
 
     Raises:
         UndefinedError: the result is too large even for an interval.

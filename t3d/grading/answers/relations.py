@@ -30,7 +30,7 @@ def is_name(tokens: Tokens) -> bool:
         return True
     head, rest = tokens[0], bracketed(tokens[1:])
     if rest and rest[0] == "(" and (head.isalpha() or head[0] == "\\"):
-        return len(head) == 1 and (head.isupper() or not {"+", "-"} & set(rest[1])) or is_name((head,))
+        return (len(head) == 1 and (head.isupper() or not {"+", "-"} & set(rest[1]))) or is_name((head,))
     try:
         node = parse(tokens)
     except NotAlgebraError:
@@ -53,7 +53,7 @@ def _names(node: Node) -> bool:
         return len(node.args) == 1 and (_names(node.args[0]) or node.args[0].op == "degree")
     if node.op == "mul":
         return all(
-            part.op == "mul" and _names(part) or (part.op == "symbol" and part.name.isupper()) for part in node.args
+            (part.op == "mul" and _names(part)) or (part.op == "symbol" and part.name.isupper()) for part in node.args
         )
     return False
 
@@ -116,7 +116,7 @@ def _same_link(ours: tuple[str, Tokens, Tokens], theirs: tuple[str, Tokens, Toke
 
 
 def _difference(pair: Sequence[Tokens]) -> Node:
-    """left - right.
+    """Left - right.
 
     Raises:
         NotAlgebraError: a side is no scalar expression.

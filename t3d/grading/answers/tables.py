@@ -121,7 +121,7 @@ def _dot(row: Sequence[Node], column: Sequence[Node]) -> Node:
 
 
 def quotient(above: Node, below: Node) -> Node:
-    """above / below, where above may be a table.
+    """Above / below, where above may be a table.
 
     Raises:
         NotAlgebraError: below is a table.
@@ -135,7 +135,7 @@ def quotient(above: Node, below: Node) -> Node:
 
 
 def raised(base: Node, exponent: Node) -> Node:
-    """base ** exponent of a number.
+    """Base ** exponent of a number.
 
     Raises:
         NotAlgebraError: of a table.

@@ -50,7 +50,7 @@ def integer(value: Value) -> int:
 
 
 def add(left: Value, right: Value) -> Value:
-    """left + right."""
+    """Left + right."""
     return Value(reals.add(left.re, right.re), reals.add(left.im, right.im))
 
 
@@ -60,7 +60,7 @@ def negate(value: Value) -> Value:
 
 
 def multiply(left: Value, right: Value) -> Value:
-    """left * right."""
+    """Left * right."""
     if left.is_real and right.is_real:
         return Value(reals.multiply(left.re, right.re))
     return Value(
@@ -70,7 +70,7 @@ def multiply(left: Value, right: Value) -> Value:
 
 
 def divide(left: Value, right: Value) -> Value:
-    """left / right."""
+    """Left / right."""
     if right.is_real:
         return Value(reals.divide(left.re, right.re), reals.divide(left.im, right.re))
     scaled = multiply(left, Value(right.re, -right.im))
@@ -87,7 +87,7 @@ def absolute(value: Value) -> Value:
 
 
 def exp(value: Value) -> Value:
-    """e ** value."""
+    """E ** value."""
     size = reals.exp(value.re)
     if value.is_real:
         return Value(size)
@@ -109,7 +109,7 @@ def _angle(value: Value) -> Real:
 
 
 def power(base: Value, exponent: Value, only_real: bool) -> Value:
-    """base ** exponent: an odd root of a negative number is real, any other principal.
+    """Base ** exponent: an odd root of a negative number is real, any other principal.
 
     Args:
         base: any number.
