@@ -1,6 +1,9 @@
 """Words that are mathematics when written without a backslash, and the commands that they stand for."""
 
-_FUNCTIONS = ["sin", "cos", "tan", "cot", "sec", "csc", "arcsin", "arccos", "arctan", "arccot", "arcsec", "arccsc", "sinh", "cosh", "tanh", "coth", "sech", "csch", "ln", "log", "exp", "gcd", "lcm", "max", "min", "lim", "det"]
+_FUNCTIONS = (
+    "sin cos tan cot sec csc arcsin arccos arctan arccot arcsec arccsc sinh cosh tanh coth sech csch"
+    " ln log exp gcd lcm max min lim det"
+).split()
 FUNCTION_WORDS = {
     **{name: "\\" + name for name in _FUNCTIONS},
     **{"a" + name: "\\arc" + name for name in ("sin", "cos", "tan", "cot", "sec", "csc")},
@@ -25,7 +28,10 @@ FUNCTION_WORDS = {
 
 GREEK_WORDS = {
     name: "\\" + name
-    for name in ["alpha", "beta", "gamma", "delta", "epsilon", "zeta", "eta", "theta", "iota", "kappa", "lambda", "mu", "nu", "xi", "pi", "rho", "sigma", "tau", "upsilon", "phi", "chi", "psi", "omega", "Gamma", "Delta", "Theta", "Lambda", "Xi", "Sigma", "Phi", "Psi", "Omega"]
+    for name in (
+        "alpha beta gamma delta epsilon zeta eta theta iota kappa lambda mu nu xi pi rho sigma tau upsilon phi chi psi"
+        " omega Gamma Delta Theta Lambda Xi Sigma Phi Psi Omega"
+    ).split()
 } | {"Pi": r"\pi", "PI": r"\pi"}
 """Greek letters as words."""
 

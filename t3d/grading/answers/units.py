@@ -24,7 +24,7 @@ class Unit:
     scale: Fraction = Fraction(1)
 
     def times(self, other: "Unit", exponent: int = 1) -> "Unit":
-        """Self * other ** exponent."""
+        """self * other ** exponent."""
         powers = Counter(self.powers)
         for base, power in other.powers.items():
             powers[base] += power * exponent
@@ -214,16 +214,23 @@ _MARKS |= {
 }
 _MARKS |= {"Kcal": _MARKS["kcal"], "Mpc": _MARKS["Mpc"], "mi.": _MARKS["mi"]}
 PLAIN_UNITS = frozenset(
-    ["mm", "cm", "dm", "km", "nm", "mg", "kg", "mL", "ml", "cL", "cl", "dL", "dl", "kL", "lb", "lbs", "oz", "ft", "in", "yd", "mi", "mph", "kph", "hr", "hrs", "min", "mins", "sec", "secs", "sq", "cu", "kW", "kWh", "MW", "Hz", "kHz", "MHz", "GHz", "kJ", "MJ", "kPa", "Pa", "psi", "eV", "keV", "MeV", "GeV", "MB", "GB", "TB", "KB", "gal", "qt", "USD", "EUR", "rpm", "dB", "gm", "gms", "cms", "kms", "kgs", "Kg", "KM"]
+    "mm cm dm km nm mg kg mL ml cL cl dL dl kL lb lbs oz ft in yd mi mph kph hr hrs min mins sec secs sq cu kW kWh MW Hz kHz"
+    " MHz GHz kJ MJ kPa Pa psi eV keV MeV GeV MB GB TB KB gal qt USD EUR rpm dB gm gms cms kms kgs Kg KM".split()
 )
 """Abbreviations that are units without `\\text` too, where other letters are variables."""
 _POWER_WORDS = {**dict.fromkeys(("square", "sq", "squared"), 2), **dict.fromkeys(("cubic", "cu", "cubed"), 3)}
 _PIECE = re.compile(r"[A-Za-zµΩÅ°€£¥₹¢‰]+|%|\^\{?(-?\d)\}?|[/·*()]|\$")
 _NUMBER_WORDS = set(
-    ["million", "billion", "trillion", "quadrillion", "thousand", "hundred", "dozen", "score", "pair", "half", "halves", "third", "thirds", "quarter", "quarters", "fourth", "fourths", "fifths", "sixths", "sevenths", "eighths", "ninths", "tenths", "hundredths", "thousandths", "millionths", "ones", "tens", "hundreds", "thousands", "millions", "billions", "trillions", "dozens", "twos", "threes", "pairs", "times", "plus", "minus", "less", "more", "fewer", "most", "least", "over", "under", "or", "and", "not", "pi", "e", "percent", "factorial", "mod", "modulo", "squared", "cubed", "is", "equals", "equal", "than", "about", "roughly", "to", "by", "of", "per", "each", "if", "when", "where", "with", "without", "at", "from", "up", "down", "twice", "thrice", "double", "triple", "infinity", "infinitely", "remainder", "base", "negative", "positive", "plus-minus", "radicals", "logs", "powers", "roots", "squares", "cubes", "multiples_of", "versus", "vs", "divided", "multiplied", "added", "subtracted", "s", "sines", "cosines", "this", "yes", "unless", "always", "besides", "perhaps", "else", "units_of"]
+    "million billion trillion quadrillion thousand hundred dozen score pair half halves third thirds quarter quarters"
+    " fourth fourths fifths sixths sevenths eighths ninths tenths hundredths thousandths millionths ones tens hundreds"
+    " thousands millions billions trillions dozens twos threes pairs times plus minus less more fewer most least over"
+    " under or and not pi e percent factorial mod modulo squared cubed is equals equal than about roughly to by of"
+    " per each if when where with without at from up down twice thrice double triple infinity infinitely remainder"
+    " base negative positive plus-minus radicals logs powers roots squares cubes multiples_of versus vs divided"
+    " multiplied added subtracted s sines cosines this yes unless always besides perhaps else units_of".split()
 )
 _IRREGULAR = set(
-    ["people", "children", "men", "women", "mice", "geese", "teeth", "feet", "fish", "sheep", "dice", "data", "vertices", "indices", "matrices", "axes"]
+    "people children men women mice geese teeth feet fish sheep dice data vertices indices matrices axes".split()
 )
 
 
