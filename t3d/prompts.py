@@ -12,6 +12,7 @@ if TYPE_CHECKING:
 DATA_TYPES = ("math", "code", "option")
 TEST_METHODS = ("function", "stdio")
 
+_THOUGHT = ("<think>", "</think>")
 _UNUSABLE = re.compile("[\0\ud800-\udfff]")
 _PROBLEM_HEADING = "This is the problem:\n"
 _MATH = "\nPlease reason step by step, and put your final answer within \\boxed{}."
@@ -125,16 +126,27 @@ def build_prompt(
     return text, _encode(tokenizer, text, data_spans)
 
 
+def encode_answer(tokenizer: "PreTrainedTokenizerBase", answer: str) -> list[int]:
+    """Token ids of an answer that people wrote; the end of its turn is the caller's.
+
+    As in questions, a token of the added vocabulary that it spells is ordinary text: no answer can end its turn
+    early, or teach a model to write masks.  A thought's marks alone stay tokens, as models write them.
+    """
+    return _encode(tokenizer, answer, [(0, len(answer))], kept=_THOUGHT)
+
+
 def _answer_prefix(item: dict[str, Any], data_type: str) -> str:
     if data_type == "code" and item["test_method"] == "function" and item.get("prefix") is not None:
         return check_text(item["prefix"], "field prefix")
     return ""
 
 
-def _encode(tokenizer: "PreTrainedTokenizerBase", text: str, data_spans: list[tuple[int, int]]) -> list[int]:
-    """Encodes `text`, cutting every added token spelled inside a data span after its first character."""
+def _encode(
+    tokenizer: "PreTrainedTokenizerBase", text: str, data_spans: list[tuple[int, int]], kept: tuple[str, ...] = ()
+) -> list[int]:
+    """Encodes `text`, cutting every added token but `kept` spelled inside a data span after its first character."""
     # A one-character token cannot be cut; it is a letter of that tokenizer's alphabet, not markup.
-    spellings = [re.escape(token) for token in tokenizer.get_added_vocab() if len(token) > 1]
+    spellings = [re.escape(token) for token in tokenizer.get_added_vocab() if len(token) > 1 and token not in kept]
     cuts = [0]
     if spellings:
         # The lookahead also finds spellings that overlap an earlier one.

@@ -5,7 +5,7 @@ import pytest
 from transformers import AutoTokenizer
 
 from t3d.errors import CheckpointError, ConfigError, DataError
-from t3d.prompts import build_prompt, user_message
+from t3d.prompts import build_prompt, encode_answer, user_message
 
 SHARED_DATA = Path(__file__).parents[1].parent / "shared" / "data"
 IM_START, IM_END, THINK, MASK = 151644, 151645, 151667, 151669
@@ -138,6 +138,20 @@ def test_control_tokens_spelled_in_data_stay_ordinary_text(tokenizer, spelling):
     assert tokenizer.decode(ids) == text
     added = set(tokenizer.get_added_vocab().values())
     assert [i for i in ids if i in added] == [IM_START, IM_END, IM_START]
+
+
+@pytest.mark.parametrize("spelling", SPELLINGS)
+def test_and_so_they_do_in_answers_but_for_the_marks_of_a_thought(tokenizer, spelling):
+    answer = f"{spelling} in {spelling}"
+    ids = encode_answer(tokenizer, answer)
+    assert tokenizer.decode(ids) == answer
+    expected = [THINK, THINK] if spelling == "<think>" else []
+    assert [i for i in ids if i in tokenizer.get_added_vocab().values()] == expected
+
+
+@pytest.mark.parametrize("answer", ["x = 4, so \\boxed{4}.", "<think>\nHm.\n</think>\n\n```python\nprint(1)\n```"])
+def test_other_answers_are_encoded_as_ever(tokenizer, answer):
+    assert encode_answer(tokenizer, answer) == tokenizer(answer, add_special_tokens=False)["input_ids"]
 
 
 def test_start_with_think_opens_the_answer(tokenizer):

@@ -11,7 +11,7 @@ RECORDS = ("logprob", "entropy")
 
 @dataclass(frozen=True)
 class DecodingConfig:
-    """How a response is denoised (SPEC section 1).
+    """How a response is denoised.
 
     Attributes:
         mask_id: id of the mask token.

@@ -222,11 +222,14 @@ class Engine:
         slots.table["masked"][denoising] = left
         # A response is decided once all is revealed up to its end: a stop token of its own, or its limit.
         order = positions - table["prompt"][:, None]
-        end = slots.is_stop[slots.columns["ids"].reshape(-1)[places]] | (order == config.max_new_tokens - 1)
-        whole = np.cumsum(left, axis=1) == 0 if config.end_early else ~left.any(1, keepdims=True)
+        is_stop = slots.is_stop[slots.columns["ids"].reshape(-1)[places]] & (order >= 0)
+        is_end = is_stop | (order == config.max_new_tokens - 1)
+        is_revealed_up_to = np.cumsum(left, axis=1) == 0
+        is_settled = is_revealed_up_to if config.end_early else ~left.any(1, keepdims=True)
+        decided = np.any(is_end & is_settled, axis=1)
         failed = np.zeros_like(masked)
         failed[masked] = draws.failed.numpy()
-        return np.any(end & whole & (order >= 0), axis=1), np.any(failed, axis=1)
+        return decided, np.any(failed, axis=1)
 
     def _choose(self, table: np.ndarray, draws: Draws) -> NDArray[np.bool_]:
         """Asks the strategy which masked positions are revealed [rows, block]; a block's last step reveals all."""

@@ -21,7 +21,7 @@ from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
 from t3d.decoding.cache import SlotCache, padded_keys
-from t3d.sdar.backend import AttentionPlan
+from t3d.sdar.backend import Attended, AttentionPlan, Keys, Queries
 
 SLOT_TILE = 16
 """Most slots per attention call: the longest sequence of a call sets the number of keys for all."""
@@ -123,14 +123,7 @@ class SdpaPlan(AttentionPlan):
         return Tile(slots, tokens, grid, back, mask[:, None].to(device))
 
     @torch.compiler.disable  # a compiled layer calls it as it is: its tiles change with every forward
-    def attend(
-        self,
-        layer: int,
-        query: Float[Tensor, "1 heads tokens dim"],
-        key: Float[Tensor, "1 kv_heads tokens dim"],
-        value: Float[Tensor, "1 kv_heads tokens dim"],
-        scale: float,
-    ) -> Float[Tensor, "1 tokens heads dim"]:
+    def attend(self, layer: int, query: Queries, key: Keys, value: Keys, scale: float) -> Attended:
         """Writes the layer's keys and values and attends, tile by tile."""
         keys, values = self.cache.write(layer, self.places, key, value)
         return torch.cat([self._look(tile, query[0], keys, values, scale) for tile in self.tiles])[None]
@@ -182,14 +175,7 @@ class FlashPlan(AttentionPlan):
         self.ends = torch.from_numpy(spans.positions[spans.size - 1 :: spans.size] + 1).to(device, torch.int32)
 
     @torch.compiler.disable  # as above
-    def attend(
-        self,
-        layer: int,
-        query: Float[Tensor, "1 heads tokens dim"],
-        key: Float[Tensor, "1 kv_heads tokens dim"],
-        value: Float[Tensor, "1 kv_heads tokens dim"],
-        scale: float,
-    ) -> Float[Tensor, "1 tokens heads dim"]:
+    def attend(self, layer: int, query: Queries, key: Keys, value: Keys, scale: float) -> Attended:
         """Writes the layer's keys and values and attends, all blocks in one call."""
         keys, values = self.cache.write(layer, self.places, key, value)
         _, num_heads, num_tokens, dim = query.shape

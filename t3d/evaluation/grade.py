@@ -8,6 +8,7 @@ from tqdm import tqdm
 
 from t3d.config import ExecuteConfig
 from t3d.evaluation.metrics import decoded_places
+from t3d.evaluation.results import LeftOut
 from t3d.grading.code_grader import Program, grade_code_many
 from t3d.grading.extract import extract
 from t3d.grading.math_grader import grade_math_many
@@ -67,10 +68,10 @@ def grade(records: Sequence[dict[str, Any]], data_type: str, execute: ExecuteCon
     return [_graded(*row, data_type) for row in zip(records, answers, grades, strict=True)]
 
 
-def left_out(graded: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Names the responses that have no grade: {record, response, reason}, counted from 0."""
+def left_out(graded: Sequence[dict[str, Any]]) -> list[LeftOut]:
+    """Names the responses that have no grade."""
     return [
-        {"record": index, "response": place, "reason": f"{record['grading'][place]}: {record['grading_detail'][place]}"}
+        LeftOut(index, place, f"{record['grading'][place]}: {record['grading_detail'][place]}")
         for index, record in enumerate(graded)
         for place, correct in enumerate(record["correctness"])
         if correct is None

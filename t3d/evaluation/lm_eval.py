@@ -32,7 +32,8 @@ from t3d.errors import CheckpointError, ConfigError, DataError
 from t3d.remasking import STRATEGIES
 from t3d.rollout.records import response_text
 from t3d.rollout.worker import pick_device
-from t3d.sdar.checkpoint import default_stop_ids, load_decoder, load_tokenizer, resolve_checkpoint
+from t3d.sdar.checkpoint import default_stop_ids, load_decoder
+from t3d.sdar.opening import open_checkpoint
 
 HARNESS_DEVICE = "cuda:0"
 """The harness's default of --device, said on machines without CUDA too."""
@@ -89,19 +90,19 @@ class T3DLM(TemplateLM):
         super().__init__()
         given = [f"{name}={json.dumps(value)}" for name, value in model_args.items()]
         self.settings = load_config(ModelArguments, given, "", "")
-        folder = resolve_checkpoint(self.settings.pretrained)
-        self.tokenizer = load_tokenizer(folder)
+        checkpoint = open_checkpoint(self.settings.pretrained, self.settings.block_size)
+        self.tokenizer = checkpoint.tokenizer
         self._device = pick_device(self.settings.device)
-        self.model = load_decoder(folder, self.settings.dtype, self._device)
+        self.model = load_decoder(checkpoint.folder, self.settings.dtype, self._device, config=checkpoint.config)
         self._decoding = DecodingConfig(
-            mask_id=self.model.config.mask_token_id,
+            mask_id=checkpoint.mask_id,
             block_size=self.settings.block_size,
             denoising_steps=self.settings.denoising_steps or self.settings.block_size,
             max_new_tokens=self.settings.max_new_tokens,
             remasking_strategy=self.settings.remasking_strategy,
             dynamic_threshold=self.settings.dynamic_threshold,
             eb_threshold=self.settings.eb_threshold,
-            stop_ids=default_stop_ids(folder, self.tokenizer),
+            stop_ids=default_stop_ids(checkpoint.folder, self.tokenizer),
             seed=self.settings.seed,
             **self.settings.sampling(),
         )

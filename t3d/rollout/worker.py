@@ -14,7 +14,7 @@ from t3d.decoding import DecodingConfig, iter_decode
 from t3d.errors import ConfigError
 from t3d.rollout.job import Request
 from t3d.rollout.shard import Shard
-from t3d.sdar import SDARForCausalLM
+from t3d.sdar import SDARConfig, SDARForCausalLM
 from t3d.sdar.checkpoint import load_decoder, load_model
 
 
@@ -26,6 +26,7 @@ class Share:
         worker: number of the process on its machine, which picks its GPU.
         requests: what to decode.
         model: the checkpoint's folder.
+        model_config: its configuration, completed.
         settings: batching, device and dtype.
         decoding: the decoder's settings.
         shard: the file to write; None for the processes that only hold a part of another one's model.
@@ -36,6 +37,7 @@ class Share:
     worker: int
     requests: list[Request]
     model: Path
+    model_config: SDARConfig
     settings: RolloutConfig
     decoding: DecodingConfig
     shard: Path | None
@@ -95,9 +97,9 @@ def _load(share: Share) -> SDARForCausalLM:
     settings = share.settings
     device = pick_device(settings.device, share.worker)
     if settings.tensor_parallel_size == 1:
-        return load_decoder(share.model, settings.dtype, device, settings.compile)
+        return load_decoder(share.model, settings.dtype, device, settings.compile, share.model_config)
     dtype = None if settings.dtype == "auto" else getattr(torch, settings.dtype)
-    model = load_model(share.model, dtype, num_parts=settings.tensor_parallel_size)
+    model = load_model(share.model, dtype, num_parts=settings.tensor_parallel_size, config=share.model_config)
     if model.device.type != device.type:
         raise ConfigError("rollout.device", f"auto or {model.device.type}, as the model is divided", device.type)
     return model

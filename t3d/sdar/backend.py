@@ -7,7 +7,7 @@ documents) each bring their own.
 """
 
 from abc import ABC, abstractmethod
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from jaxtyping import Bool, Float
@@ -19,19 +19,17 @@ from transformers.cache_utils import Cache
 ATTENTION = "sdar"
 """Name under which transformers finds `attention`; it stands wherever "sdpa" would."""
 
+Queries: TypeAlias = Float[Tensor, "batch heads tokens dim"]
+Keys: TypeAlias = Float[Tensor, "batch kv_heads tokens dim"]
+Attended: TypeAlias = Float[Tensor, "batch tokens heads dim"]
+"""What attention takes (keys and values have one shape) and gives; the batch of a flat row of tokens is 1."""
+
 
 class AttentionPlan(ABC):
     """How the tokens of one forward attend to each other, and to what earlier forwards left."""
 
     @abstractmethod
-    def attend(
-        self,
-        layer: int,
-        query: Float[Tensor, "1 heads tokens dim"],
-        key: Float[Tensor, "1 kv_heads tokens dim"],
-        value: Float[Tensor, "1 kv_heads tokens dim"],
-        scale: float,
-    ) -> Float[Tensor, "1 tokens heads dim"]:
+    def attend(self, layer: int, query: Queries, key: Keys, value: Keys, scale: float) -> Attended:
         """Attention of one layer, rotary embeddings applied.
 
         Args:
@@ -66,14 +64,7 @@ class CachedPlan(AttentionPlan):
         """Takes the cache, which the forward adds to, and who may see which of its keys."""
         self.cache, self.mask = cache, mask
 
-    def attend(
-        self,
-        layer: int,
-        query: Float[Tensor, "batch heads tokens dim"],
-        key: Float[Tensor, "batch kv_heads tokens dim"],
-        value: Float[Tensor, "batch kv_heads tokens dim"],
-        scale: float,
-    ) -> Float[Tensor, "batch tokens heads dim"]:
+    def attend(self, layer: int, query: Queries, key: Keys, value: Keys, scale: float) -> Attended:
         """Attention of one layer."""
         keys, values = self.cache.update(key, value, layer)
         return masked_attention(query, keys, values, self.mask, scale).transpose(1, 2)

@@ -100,12 +100,13 @@ def _identity(run: Run) -> tuple:
 def _point(run: Run) -> Point | None:
     """The run as a point; None if its file does not tell how it was decoded, or in how many forwards."""
     assert run.results is not None
-    if run.results["tokens_per_forward"] is None or run.place["block_size"] is None:
+    figures = run.results.metrics
+    if figures.tokens_per_forward is None or run.place["block_size"] is None:
         return None
     return Point(
-        run.results["tokens_per_forward"],
-        100 * run.results["acc"],
-        100 * run.results["stderr"],
+        figures.tokens_per_forward,
+        100 * figures.acc,
+        100 * figures.stderr,
         run.place["block_size"] / run.place["denoising_steps"],
         run.place["block_size"],
         run.place["strategy"],

@@ -12,6 +12,7 @@ from t3d.arguments import ArgumentParser
 from t3d.entry import run_entry
 from t3d.sdar.configuration import SDARConfig
 from t3d.storage.folders import make_folder
+from t3d.storage.paths import user_path
 from t3d.toy.tokenizer import TURN_END, build_tokenizer
 
 
@@ -48,7 +49,7 @@ def main(arguments: list[str]) -> None:
     parser = ArgumentParser(
         "Write the toy model's folder before training.", "python -m t3d.toy.base --out build/toy/base"
     )
-    parser.add_argument("--out", type=Path, required=True, help="folder to write")
+    parser.add_argument("--out", type=user_path, required=True, help="folder to write")
     folder = make_folder(parser.parse_args(arguments).out)
     save_base(folder)
     logging.getLogger(__name__).info("%s", folder)

@@ -8,7 +8,7 @@ from transformers import PreTrainedTokenizerBase
 
 from t3d.config import TrainingConfig
 from t3d.errors import DataError
-from t3d.prompts import build_prompt, check_text
+from t3d.prompts import build_prompt, check_text, encode_answer
 from t3d.sdar.checkpoint import WEIGHTS, chat_end_id
 from t3d.storage.files import iter_json_list
 from t3d.storage.paths import cache_root
@@ -16,7 +16,7 @@ from t3d.training.samples import Samples, build_once
 from t3d.training.states import TrainingSample
 from t3d.trajectory import record_trajectories
 
-FORMAT = 1
+FORMAT = 2
 """Part of the cache's key: raised whenever the same records give other samples."""
 
 
@@ -98,12 +98,13 @@ def _record_samples(
     if not isinstance(record, dict) or "answer" not in record:
         raise DataError(where, "a trajectory (step_map), or a question with an answer", _shape(record))
     answer = check_text(record["answer"], f"{where}, field answer")
+    if not answer.strip():
+        raise DataError(f"{where}, field answer", "an answer to learn", f"{answer!r}")
     try:
         _, prompt_ids = build_prompt(tokenizer, record, data_type)
     except DataError as error:
         raise DataError(f"{where}, {error.where}", error.expected, error.found) from error
-    answer_ids = tokenizer(answer, add_special_tokens=False)["input_ids"]
-    yield TrainingSample(prompt_ids, [*answer_ids, chat_end_id(tokenizer)], None, ended=True)
+    yield TrainingSample(prompt_ids, [*encode_answer(tokenizer, answer), chat_end_id(tokenizer)], None, ended=True)
 
 
 def _shape(record: Any) -> str:

@@ -6,6 +6,7 @@ import time
 from collections import defaultdict
 from collections.abc import Mapping
 from contextlib import closing, nullcontext
+from functools import partial
 from pathlib import Path
 from typing import NoReturn
 
@@ -18,7 +19,8 @@ from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 from t3d.config import TrainConfig, save_config
 from t3d.data.benchmarks import leakage_warning
 from t3d.errors import UserError
-from t3d.sdar.checkpoint import load_config, load_model, load_tokenizer, resolve_checkpoint, save_model
+from t3d.sdar.checkpoint import load_model, save_model
+from t3d.sdar.opening import open_checkpoint
 from t3d.storage.paths import find_data_files
 from t3d.training.checkpoint import load_state, prune, save_state, saved_steps, saving, step_folder
 from t3d.training.data import load_samples
@@ -27,7 +29,7 @@ from t3d.training.launch import make_accelerator
 from t3d.training.metrics import MetricsLog
 from t3d.training.packing import Batch, collate
 from t3d.training.reference import frozen_copy, refresh
-from t3d.training.run_folder import open_run_folder
+from t3d.training.run_folder import open_run_folder, run_inputs
 from t3d.training.schedule import SampleOrder, Visit, learning_rate, micro_batches, token_packs
 from t3d.training.settings import loss_settings, state_settings
 from t3d.training.states import draw_state, sample_stream
@@ -56,16 +58,15 @@ class Trainer:
         """Loads data and models, and the state to resume from if there is one."""
         training = config.training
         self.config, self.accelerator = config, accelerator
-        self.source = resolve_checkpoint(config.model.pretrained_model)
-        model_config, tokenizer = load_config(self.source), load_tokenizer(self.source)
+        self.checkpoint = open_checkpoint(config.model.pretrained_model, training.block_size)
         self.loss_settings = loss_settings(training)
-        self.state_settings = state_settings(config, model_config, tokenizer)
+        self.state_settings = state_settings(config, self.checkpoint)
         self.samples = load_samples(
             find_data_files(config.dataset.optimization_data),
-            tokenizer,
+            self.checkpoint.tokenizer,
             config.dataset.data_type,
             training,
-            model_config.vocab_size,
+            self.checkpoint.config.vocab_size,
             needs_step_map=self.state_settings.strategy.startswith("trace"),
         )
         # At most: a response that begins and ends inside blocks is completed to whole ones.
@@ -76,7 +77,8 @@ class Trainer:
         epochs = math.ceil(len(self.samples) * training.num_train_epochs / self.global_batch)
         self.num_steps = training.max_steps or epochs
         self._prepare_models()
-        self.folder, resume_state = open_run_folder(config, accelerator)
+        inputs = partial(run_inputs, self.checkpoint.folder, self.samples.digest)
+        self.folder, resume_state = open_run_folder(config, accelerator, inputs)
         self.step = 0 if resume_state is None else load_state(accelerator, resume_state, self.reference)
 
     def run(self) -> Path:
@@ -162,7 +164,7 @@ class Trainer:
         weights = self.accelerator.get_state_dict(self.student)
         if self.accelerator.is_main_process:
             with saving(target):
-                save_model(self.accelerator.unwrap_model(self.student), weights, self.source, target)
+                save_model(self.accelerator.unwrap_model(self.student), weights, self.checkpoint.folder, target)
         save_state(self.accelerator, self.folder / "state", self.step, self.reference)
         if self.accelerator.is_main_process:
             for kept in ("ckpt", "state"):
@@ -175,7 +177,8 @@ class Trainer:
         # Under ZeRO-3 transformers would cut parameters up while loading; the reference needs them whole, and the
         # student's are cut up when it is prepared.
         unset_hf_deepspeed_config()
-        student = load_model(self.source, torch.float32, config.model.random_init)
+        source = self.checkpoint
+        student = load_model(source.folder, torch.float32, config.model.random_init, config=source.config)
         self.reference = frozen_copy(student) if self.loss_settings.needs_reference else None
         if config.training.gradient_checkpointing_enable:
             student.recompute_activations()
@@ -227,8 +230,7 @@ class Trainer:
     def _update(self) -> float:
         """One step of the optimizer; returns the gradient's norm (under DeepSpeed, which has made the step already)."""
         accelerator = self.accelerator
-        limit = self.config.training.max_grad_norm if self.config.experiment.gradient_clipping else math.inf
-        norm = accelerator.clip_grad_norm_(self.student.parameters(), limit)
+        norm = accelerator.clip_grad_norm_(self.student.parameters(), self.config.gradient_limit or math.inf)
         grad_norm = math.nan if norm is None else float(norm)
         deepspeed = accelerator.distributed_type == DistributedType.DEEPSPEED
         if not deepspeed and accelerator.scaler is None and not math.isfinite(grad_norm):

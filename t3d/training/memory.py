@@ -284,7 +284,7 @@ def shapes_asked(name: str) -> dict[str, SDARConfig]:
     known = {shape: SDARConfig(**fields) for shape, fields in SHAPES.items()}
     if Path(name).name in known and not Path(name).is_dir():
         return known
-    return {name: load_model_config(resolve_checkpoint(name)), **known}
+    return {name: load_model_config(resolve_checkpoint(name, only="config.json")), **known}
 
 
 def main(arguments: list[str]) -> None:

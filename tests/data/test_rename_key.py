@@ -161,8 +161,8 @@ def test_texts_with_unpaired_surrogates_pass_through(tmp_path):
     ("text", "complaint"),
     [
         (None, f"{SOURCE}: expected a readable file, found No such file"),
-        ("", f"{SOURCE}, line 1 column 1: expected a JSON list, found an empty file"),
-        ("{}", f"{SOURCE}, line 1 column 1: expected a JSON list"),
+        ("", f"{SOURCE}, line 1 column 1: expected a JSON list, or an object on each line, found an empty file"),
+        ("{\n}", f"{SOURCE}, line 1 column 1: expected a JSON list"),
         ("[]", f"{SOURCE}: expected at least one valid record, found none in 0"),
         (json.dumps([rollout()])[:-30], f"{SOURCE}, line 1 column"),
         (

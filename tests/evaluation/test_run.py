@@ -1,5 +1,7 @@
 import json
 import math
+import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -7,8 +9,10 @@ import pytest
 from t3d.config import DecodeConfig, load_config
 from t3d.errors import DataError
 from t3d.evaluation import run as run_module
-from t3d.evaluation.run import evaluate
+from t3d.evaluation.results import read_results
+from t3d.evaluation.run import Evaluation, evaluate
 from t3d.grading import sandbox
+from t3d.rollout import run as rollout_module
 
 CONTRACT_FIELDS = {
     *("dataset", "checkpoint", "n", "acc", "stderr", "avg_len", "avg_steps", "tokens_per_step"),
@@ -59,9 +63,21 @@ def graded_file(tmp_path):
             "execute.num_workers=1",
             *overrides,
         ]
-        return evaluate(load_config(DecodeConfig, arguments, "", ""))
+        return written(evaluate(load_config(DecodeConfig, arguments, "", "")))
 
     return run
+
+
+def written(evaluation: Evaluation) -> dict:
+    """The results file of an evaluation."""
+    assert read_results(evaluation.path) == evaluation.results
+    return json.loads(evaluation.path.read_text())
+
+
+def the_one(folder: Path, pattern: str) -> Path:
+    """The one file of that name among the results."""
+    (path,) = (folder / "results").glob(pattern)
+    return path
 
 
 class TestGivenRollouts:
@@ -73,12 +89,12 @@ class TestGivenRollouts:
         assert results["tokens_per_forward"] == 1.5
         assert results["tokens_per_second"] is None
         assert (results["grading"], results["left_out"], results["failed"]) == ({"graded": 6}, [], 0)
-        assert json.loads((tmp_path / "results" / "results-some-rollouts.json").read_text()) == results
+        assert json.loads(the_one(tmp_path, "results-some-rollouts-*.json").read_text()) == results
 
     def test_every_response_is_graded_in_place(self, graded_file, tmp_path):
         records = rollout_records()
         graded_file(records)
-        graded = json.loads((tmp_path / "results" / "graded-some-rollouts.json").read_text())
+        graded = json.loads(the_one(tmp_path, "graded-some-rollouts-*.json").read_text())
         assert [record["correctness"] for record in graded] == [[True, False], [False, True], [False, False]]
         assert [record["extracted_output"] for record in graded] == [["6", "5"], ["", "7.0"], ["", ""]]
         assert all(record["grading"] == ["graded", "graded"] for record in graded)
@@ -111,7 +127,7 @@ class TestGivenRollouts:
             for record in rollout_records()
         ]
         assert graded_file(records)["avg_steps"] is None
-        line = (tmp_path / "results" / "results-some-rollouts.txt").read_text()
+        line = the_one(tmp_path, "results-some-rollouts-*.txt").read_text()
         assert "avg steps unknown, tokens/step unknown" in line
 
     def test_code_is_run_and_its_results_are_kept(self, graded_file, tmp_path):
@@ -135,7 +151,7 @@ class TestGivenRollouts:
         }
         results = graded_file([record, stdio], "evaluation.data_type=code", "execute.sandbox=none")
         assert (results["n"], results["acc"]) == (4, 0.5)
-        graded = json.loads((tmp_path / "results" / "graded-some-rollouts.json").read_text())
+        graded = json.loads(the_one(tmp_path, "graded-some-rollouts-*.json").read_text())
         assert [entry["correctness"] for entry in graded] == [[True, False], [True, False]]
         assert graded[0]["execution_result"] == [["passed", "passed"], ["failed", "passed"]]
         assert graded[0]["grading_detail"] == ["", "failed: AssertionError"]
@@ -191,7 +207,7 @@ class TestGivenRollouts:
         assert (results["n"], results["acc"], results["failed"], results["responses"]) == (5, 2 / 5, 1, 6)
         assert results["left_out"] == [{"record": 1, "response": 0, "reason": "failed: out of memory"}]
         assert "1 of 6 responses have no grade and do not count: record 1, response 0" in caplog.text
-        graded = json.loads((tmp_path / "results" / "graded-some-rollouts.json").read_text())
+        graded = json.loads(the_one(tmp_path, "graded-some-rollouts-*.json").read_text())
         assert graded[1]["correctness"] == [None, True]
         assert graded[1]["grading"] == ["failed", "graded"]
 
@@ -278,7 +294,7 @@ class TestGivenRollouts:
 class TestDecodedRollouts:
     def test_the_results_hold_what_the_contract_names(self, settings, tmp_path, checkpoint):
         config = settings("rollout.num_response_per_task=2")
-        results = evaluate(config)
+        results = written(evaluate(config))
         assert set(results) >= CONTRACT_FIELDS
         assert (results["dataset"], results["checkpoint"]) == ("TinyMath", str(checkpoint))
         assert (results["block_size"], results["denoising_steps"], results["temperature"]) == (4, 2, 0.7)
@@ -293,35 +309,36 @@ class TestDecodedRollouts:
         assert results["config"]["rollout"]["max_token"] == 14
         named = {"python", "torch", "transformers", "t3d", "math-verify", "git_commit", "device", "threads"}
         assert set(results["environment"]) == named
-        folder = tmp_path / "results"
-        assert sorted(path.name for path in folder.iterdir()) == [
-            "graded-eval-checkpoint-TinyMath.json",
-            "results-eval-checkpoint-TinyMath.json",
-            "results-eval-checkpoint-TinyMath.txt",
+        (rollouts,) = (tmp_path / "temp_data").glob("outputs-*-seed0-????????.json")
+        name = rollouts.stem.removeprefix("outputs-")
+        assert name.startswith("eval-checkpoint-TinyMath-b4-s2-static-t0.7-seed0-")
+        assert sorted(path.name for path in (tmp_path / "results").iterdir()) == [
+            f"graded-{name}.json",
+            f"results-{name}.json",
+            f"results-{name}.txt",
         ]
-        assert json.loads((folder / "results-eval-checkpoint-TinyMath.json").read_text()) == results
 
     def test_the_text_file_is_the_line_of_figures(self, settings, tmp_path, checkpoint):
-        results = evaluate(settings())
-        assert (tmp_path / "results" / "results-eval-checkpoint-TinyMath.txt").read_text() == (
+        results = written(evaluate(settings()))
+        assert the_one(tmp_path, "results-*.txt").read_text() == (
             f"TinyMath {checkpoint}: acc {100 * results['acc']:.2f} +- {100 * results['stderr']:.2f}"
             f" (n = 10), avg len {results['avg_len']:.1f}, avg steps {results['avg_steps']:.1f},"
             f" tokens/step {results['tokens_per_step']:.2f}\n"
         )
 
     def test_the_first_problems_only(self, settings):
-        assert evaluate(settings("evaluation.limit=3"))["n"] == 3
+        assert evaluate(settings("evaluation.limit=3")).results.metrics.n == 3
 
     def test_grading_its_file_again_gives_the_same_figures(self, settings, checkpoint):
-        results = evaluate(settings())
-        again = evaluate(settings(f"evaluation.rollouts={results['rollouts']}", "evaluation.checkpoint_path=null"))
-        changed = {name for name in results if results[name] != again[name]}
-        assert changed == {"config"}  # data set, checkpoint, settings and times are those recorded beside the file
+        results = evaluate(settings()).results
+        again = evaluate(settings(f"evaluation.rollouts={results.rollouts}", "evaluation.checkpoint_path=null")).results
+        assert again.config != results.config
+        assert again == replace(results, config=again.config), "the rest is recorded beside the file"
 
     def test_the_time_of_all_problems_is_not_taken_for_that_of_some(self, settings):
-        results = evaluate(settings())
-        some = evaluate(settings(f"evaluation.rollouts={results['rollouts']}", "evaluation.limit=2"))
-        assert (some["n"], some["latency_s"], some["tokens_per_second"]) == (2, None, None)
+        results = evaluate(settings()).results
+        some = evaluate(settings(f"evaluation.rollouts={results.rollouts}", "evaluation.limit=2")).results.metrics
+        assert (some.n, some.latency_s, some.tokens_per_second) == (2, None, None)
 
     def test_a_project_that_is_a_file_is_refused(self, graded_file, tmp_path):
         (tmp_path / "file").write_text("")
@@ -329,10 +346,97 @@ class TestDecodedRollouts:
             graded_file(rollout_records(), f"experiment.project={tmp_path / 'file'}")
 
     def test_the_file_is_graded_only_after_it_is_whole(self, settings, tmp_path, monkeypatch):
-        def broken(config: DecodeConfig) -> Path:
+        def broken(job, path):
             raise DataError("a", "b", "c")
 
-        monkeypatch.setattr(run_module, "rollout", broken)
+        monkeypatch.setattr(run_module, "decode_job", broken)
         with pytest.raises(DataError):
             evaluate(settings())
         assert [path.name for path in tmp_path.iterdir()] == ["workspace"]
+
+
+class TestNothingIsOverwritten:
+    def names(self, folder: Path) -> set[str]:
+        return {path.name for path in folder.glob("results/results-*.json")}
+
+    @pytest.mark.parametrize(
+        "change",
+        [
+            "rollout.denoising_steps_per_block=4",
+            "rollout.temperature=0",
+            "rollout.seed=1",
+            "rollout.remasking_strategy=sequential",
+            "rollout.max_token=9",
+            "evaluation.limit=4",
+            "execute.timeout_s=3",
+        ],
+    )
+    def test_another_evaluation_has_files_of_its_own(self, settings, tmp_path, change):
+        first = evaluate(settings("evaluation.limit=3"))
+        before = first.path.read_bytes()
+        second = evaluate(settings("evaluation.limit=3", change))
+        assert self.names(tmp_path) == {first.path.name, second.path.name}
+        assert first.path != second.path
+        assert first.path.read_bytes() == before
+
+    def test_a_decoding_is_found_again_after_another_one(self, settings, monkeypatch):
+        """4 steps, 2 steps, 4 steps: the third decodes nothing."""
+        few, many = (
+            settings("evaluation.limit=3"),
+            settings("evaluation.limit=3", "rollout.denoising_steps_per_block=4"),
+        )
+        first = evaluate(many)
+        evaluate(few)
+        monkeypatch.setattr(rollout_module, "_decode", lambda *_: pytest.fail("decoded again"))
+        assert evaluate(many) == first
+
+    def test_an_interrupted_decoding_does_not_stand_in_the_way_of_another_one(self, settings, monkeypatch):
+        decode = rollout_module._decode
+
+        def killed(*arguments):
+            decode(*arguments)
+            raise DataError("disk", "room", "none")
+
+        with monkeypatch.context() as patch:
+            patch.setattr(rollout_module, "_decode", killed)
+            with pytest.raises(DataError):
+                evaluate(settings("evaluation.limit=3"))
+        assert evaluate(settings("evaluation.limit=3", "rollout.seed=1")).results.metrics.n == 3
+        assert evaluate(settings("evaluation.limit=3")).results.metrics.n == 3
+
+    def test_checkpoints_of_one_name_in_two_runs_are_two(self, settings, checkpoint, tmp_path):
+        found = []
+        for run in ("experiments/toy/math/t3d/20260101", "elsewhere"):
+            student = tmp_path / run / "ckpt" / "optimized"
+            shutil.copytree(checkpoint, student)
+            (student / "note.txt").write_text(run)  # stands for other weights
+            found.append(evaluate(settings(f"evaluation.checkpoint_path={student}", "evaluation.limit=2")).path.name)
+        assert found[0].startswith("results-eval-optimized-TinyMath-toy-math-t3d-20260101-b4-s2-")
+        assert found[1].startswith("results-eval-optimized-TinyMath-elsewhere-b4-s2-")
+
+    def test_files_of_one_name_with_other_contents_or_labels_are_others(self, graded_file, tmp_path):
+        graded_file(rollout_records())
+        graded_file(rollout_records()[:2])
+        assert len(self.names(tmp_path)) == 2
+        graded_file(rollout_records())
+        graded_file(rollout_records(), "evaluation.limit=1")
+        graded_file(rollout_records(), "evaluation.checkpoint_path=another/model")
+        assert len(self.names(tmp_path)) == 4
+
+    def test_progress_processes_and_isolation_of_grading_make_no_other_evaluation(self, graded_file, tmp_path):
+        graded_file(rollout_records())
+        graded_file(rollout_records(), "execute.num_chunk=3", "execute.sandbox=none")
+        assert len(self.names(tmp_path)) == 1
+
+    def test_other_figures_under_the_same_name_are_kept(self, graded_file, tmp_path, caplog):
+        """What another version of the graders found."""
+        graded_file(rollout_records())
+        path = the_one(tmp_path, "results-*.json")
+        path.write_text(json.dumps(json.loads(path.read_text()) | {"acc": 0.9}))
+        graded_file(rollout_records())
+        old = path.with_suffix(".old-1.json")
+        assert (json.loads(old.read_text())["acc"], json.loads(path.read_text())["acc"]) == (0.9, 2 / 6)
+        assert old.with_name(old.name.replace("results-", "graded-")).is_file()
+        assert str(old) in caplog.text
+        graded_file(rollout_records())
+        assert self.names(tmp_path) == {path.name, old.name}

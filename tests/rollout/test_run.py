@@ -347,3 +347,13 @@ class TestMistakes:
     def test_names_with_dots_and_trailing_slashes_are_kept(self, settings, checkpoint, tmp_path):
         config = settings(f"evaluation.checkpoint_path={checkpoint}-1.7B/", "evaluation.eval_dataset=MATH-v1.5")
         assert rollout_path(config).name == "outputs-eval-checkpoint-1.7B-MATH-v1.5.json"
+
+    def test_the_current_folder_has_a_name_too(self, settings, checkpoint, monkeypatch):
+        monkeypatch.chdir(checkpoint)
+        config = settings("evaluation.checkpoint_path=.", "evaluation.eval_dataset=MATH.jsonl")
+        assert rollout_path(config).name == f"outputs-eval-{checkpoint.name}-MATH.json"
+
+    @pytest.mark.parametrize("name", ["experiment.project", "experiment.output_dir"])
+    def test_a_place_in_the_home_folder(self, settings, monkeypatch, tmp_path, name):
+        monkeypatch.setenv("HOME", str(tmp_path / "home"))
+        assert rollout_path(settings(f"{name}=~/here")).parents[1] == tmp_path / "home" / "here"

@@ -61,7 +61,7 @@ class Live(TorchDispatchMode):
 
 
 def tiny(**changes: Any) -> SDARConfig:
-    special = {"mask_token_id": 1, "bos_token_id": None, "eos_token_id": None}
+    special = {"block_size": 8, "mask_token_id": 1, "bos_token_id": None, "eos_token_id": None}
     return SDARConfig(**(SHAPE | HEADS | special | {"tie_word_embeddings": False} | changes))
 
 
