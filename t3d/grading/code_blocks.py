@@ -8,7 +8,8 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 _FENCE = re.compile(
-    r"^(?P<indent>[ \t]*(?:(?:[-*+]|\d{1,3}[.)])[ \t]+)?)(?P<marks>`{3,}|~{3,})[ \t]*\{?\.?(?P<tag>[\w+#-]*)(?P<rest>[^\n`]*)$\n?",
+    r"^(?P<indent>[ \t]*(?:(?:[-*+]|\d{1,3}[.)])[ \t]+)?)(?P<marks>`{3,}|~{3,})"
+    r"[ \t]*\{?\.?(?P<tag>[\w+#-]*)(?P<rest>[^\n`]*)$\n?",
     re.MULTILINE,
 )
 _GLUED_END = re.compile(r"(?:`{3,50}|~{3,50})\s{0,50}\Z")

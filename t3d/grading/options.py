@@ -8,33 +8,43 @@ LETTERS = ("A", "B", "C", "D")
 """What an option problem's answer may be: the prompt offers these letters."""
 
 _DRESS = r"(?:[*_`$\"'({\[]|\\[(\[]|\\(?:text|textbf|textrm|mathrm|mathbf|boxed|bf|rm)\b ?){0,8}"
-_COMMANDS = re.compile(r"\\(?:text|textbf|textrm|textit|mathrm|mathbf|bf|rm|boxed)(?![a-z])|\\[()\[\] ,;:!]|[$*_`{}\"~]")
+_COMMANDS = re.compile(
+    r"\\(?:text|textbf|textrm|textit|mathrm|mathbf|bf|rm|boxed)(?![a-z])|\\[()\[\] ,;:!]|[$*_`{}\"~]"
+)
 _AFTER_ARTICLE = "because|since|as|and|which|with|is|for|due|in|by|on|given|where|based|but|not|or|would|will|has|so|if"
+
+
+_QUOTES = "'\u2019"
+_NOUN = "answer|option|choice|solution|letter|correct one|is"
+_VERB = "is|are|was|be|would be|should be|must be|being|[:=]|->|\u2192|[-\u2013\u2014]"
+_FILLER = (
+    "(?:therefore|thus|clearly|definitely|indeed|simply|then|likely|probably|most likely"
+    "|option|choice|answer|letter|the)"
+)
+_PRAISE = "correct|right|best|answer|true|accurate|appropriate"
+_CHOOSE = "choose|select|pick|go with|chose|selected|picked|choosing|selecting|answer with"
 
 
 def _letter(letters: str) -> str:
     """One of the letters as a word of its own, in brackets and the like or not; a lone A is no article."""
-    whole = rf"(?<![\w'’\-]){_DRESS}(?P<letter>[{letters}])(?![\w'’\-])"
+    whole = rf"(?<![\w{_QUOTES}\-]){_DRESS}([{letters}])(?![\w{_QUOTES}\-])"
     return whole + rf"(?!(?<=A) (?!(?:{_AFTER_ARTICLE})\b)[a-z])"
 
 
 def _statements(letters: str) -> re.Pattern[str]:
     """Sentences that give the answer: `The answer is: B`, `B is correct`, `I choose (B)`."""
-    letter = _letter(letters)
-    one, two, three = (letter.replace("<letter>", f"<{name}>") for name in ("named", "praised", "chosen"))
-    noun = r"(?:answer|option|choice|solution|letter|correct one|is)"
-    verb = r"(?:is|are|was|be|would be|should be|must be|being|[:=]|->|→|[-–—])"
-    filler = r"(?:therefore|thus|clearly|definitely|indeed|simply|then|likely|probably|most likely|option|choice|answer|letter|the)"
-    return re.compile(
-        rf"\b(?i:{noun})\b(?:,[^,.]{{1,20}},)?[*_`]{{0,3}}(?: ?(?i:{verb})[*_`]{{0,3}}){{1,3}}(?: ?(?i:{filler})\b[:,]?){{0,3}} ?{one}"
-        rf"|{two}[*_`)}}\].]{{0,4}} (?i:is|seems|looks|must be|would be|remains) (?:(?i:the|clearly|indeed|definitely|therefore|thus|most|our)\W)*"
-        r"(?i:correct|right|best|answer|true|accurate|appropriate)\b"
-        rf"|\b(?i:choose|select|pick|go with|chose|selected|picked|choosing|selecting|answer with) (?:(?i:{filler}) ){{0,2}}{three}"
-    )
+    letter, mark = _letter(letters), "[*_`]{0,3}"
+    named = rf"\b(?i:{_NOUN})\b(?:,[^,.]{{1,20}},)?{mark}(?: ?(?i:{_VERB}){mark}){{1,3}}"
+    named += rf"(?: ?(?i:{_FILLER})\b[:,]?){{0,3}} ?{letter}"
+    praised = rf"{letter}[*_`)}}\].]{{0,4}} (?i:is|seems|looks|must be|would be|remains) "
+    praised += rf"(?:(?i:the|clearly|indeed|definitely|therefore|thus|most|our)\W)*(?i:{_PRAISE})\b"
+    chosen = rf"\b(?i:{_CHOOSE}) (?:(?i:{_FILLER}) ){{0,2}}{letter}"
+    return re.compile(f"{named}|{praised}|{chosen}")
 
 
 def _mentions(letters: str) -> re.Pattern[str]:
-    return re.compile(rf"(?i:\b(?:option|choice|answer))\b:? ?{_letter(letters)}|\*\*\(?(?P<bold>[{letters}])\)?[.:]?\*\*")
+    bold = rf"\*\*\(?([{letters}])\)?[.:]?\*\*"
+    return re.compile(rf"(?i:\b(?:option|choice|answer))\b:? ?{_letter(letters)}|{bold}")
 
 
 def extract_option(text: str, letters: tuple[str, ...] = LETTERS) -> str | None:

@@ -129,7 +129,7 @@ _ELLIPSIS = re.compile(r"(?<![\w.])(\d*)\.(\d+)\s*(?:\.{2,}|\\(?:l|c)?dots(?:[bc
 
 
 def plain(text: str) -> str:
-    """Returns the answer without typographic characters: LaTeX in ASCII, and a few marks within `\\text`."""
+    r"""Returns the answer without typographic characters: LaTeX in ASCII, and a few marks within `\text`."""
     text = _HTML_SCRIPT.sub(lambda match: ("^" if match[1].lower() == "sup" else "_") + f"{{{match[2]}}}", text)
     text = _markdown(_HTML.sub("", text).strip())
     text = _OVERLINED.sub(lambda match: rf"\overline{{{re.sub('[^0-9]', '', match[1])}}}", text)

@@ -266,13 +266,12 @@ def _braced(tokens: Tokens) -> Tokens | None:
 
 def _by_brackets(ours: Tokens, theirs: Tokens) -> bool | None:
     """Tuples and intervals: the same brackets, the same entries in the same order."""
-    sides = [_tuple(side) for side in (ours, theirs)]
-    if sides[0] is None or sides[1] is None:
+    left, right = _tuple(ours), _tuple(theirs)
+    if left is None or right is None:
         return None
-    (opening, entries, closing), (other_opening, expected, other_closing) = sides
-    if len(entries) != len(expected) or (opening, closing) != (other_opening, other_closing):
+    if (left[0], len(left[1]), left[2]) != (right[0], len(right[1]), right[2]):
         return False
-    return all(map(_same, entries, expected))
+    return all(map(_same, left[1], right[1]))
 
 
 def _tuple(tokens: Tokens) -> tuple[str, list[Tokens], str] | None:

@@ -5,18 +5,19 @@ function without brackets takes the letters and numbers that follow it: `\sin 2x
 """
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Collection, Sequence
 from fractions import Fraction
 
-from t3d.grading.answers import tables
+from t3d.grading.answers import calculus, tables
 from t3d.grading.answers.names import FUNCTIONS, GREEK
 from t3d.grading.answers.nodes import Node, NotAlgebraError, constant, negated, number, symbol
+from t3d.grading.answers.reader import Reader
 
 _CLOSING = {"(": ")", "[": "]", "{": "}", r"\langle": r"\rangle", "|": "|", r"\|": r"\|"}
 _CLOSING |= {r"\lfloor": r"\rfloor", r"\lceil": r"\rceil", r"\{": r"\}"}
 _FUNCTION_LETTERS = frozenset("fghFGH")
 _ACCENTS = {r"\vec", r"\hat", r"\bar", r"\overline", r"\tilde", r"\dot", r"\ddot", r"\widehat", r"\widetilde"}
-_ACCENTS |= {r"\overrightarrow", r"\overleftrightarrow", r"\overset", r"\overbrace", r"\mathbf", r"\underbrace"}
+_ACCENTS |= {r"\overrightarrow", r"\overleftrightarrow"}
 _ROUND = {r"\abs": "abs", r"\floor": "floor", r"\ceil": "ceil", r"\surd": "root", r"\cuberoot": "root"}
 _INVERSE = {"sin", "cos", "tan", "cot", "sec", "csc"}
 _AREA = {"sinh": "arsinh", "cosh": "arcosh", "tanh": "artanh"}
@@ -65,29 +66,13 @@ def parse(tokens: Sequence[str], tight: bool = False) -> Node:
     return node
 
 
-class _Parser:
-    """Reads tokens from left to right."""
+class _Parser(Reader):
+    """Reads an expression, from the loosest operation to the tightest."""
 
     def __init__(self, tokens: Sequence[str], tight: bool) -> None:
-        self.tokens = list(tokens)
-        self.position = 0
+        super().__init__(tokens)
         self.tight = tight
         self.bars = 0  # how many | are open
-
-    def peek(self, ahead: int = 0) -> str:
-        place = self.position + ahead
-        return self.tokens[place] if place < len(self.tokens) else ""
-
-    def next(self) -> str:
-        token = self.peek()
-        if not token:
-            raise NotAlgebraError("it ends early")
-        self.position += 1
-        return token
-
-    def expect(self, token: str) -> None:
-        if self.next() != token:
-            raise NotAlgebraError(f"no {token}")
 
     def expression(self) -> Node:
         terms = [self.term()]
@@ -152,9 +137,9 @@ class _Parser:
         if self.peek() == "-":
             self.next()
             return Node("pow", (node, negated(self.braces())))
-        inside = self.ahead()
+        inside = self.group_ahead()
         if inside in ([r"\circ"], ["°"]):
-            self.braces_tokens()
+            self.group()
             return Node("degree", (node,))
         if node.op in ("matrix", "tuple") and inside in (
             ["T"],
@@ -164,28 +149,13 @@ class _Parser:
             [r"\text{t}"],
             ["t"],
         ):
-            self.braces_tokens()
+            self.group()
             return tables.transposed(node)
         exponent = self.braces()
         return tables.raised(node, exponent)
 
-    def ahead(self) -> list[str]:
-        """The tokens of the group that comes next."""
-        before = self.position
-        inside = self.braces_tokens()
-        self.position = before
-        return inside
-
-    def braces_tokens(self) -> list[str]:
-        self.expect("{")
-        start, depth = self.position, 1
-        while depth:
-            token = self.next()
-            depth += (token == "{") - (token == "}")
-        return self.tokens[start : self.position - 1]
-
     def braces(self) -> Node:
-        return self.part(self.braces_tokens())
+        return self.part(self.group())
 
     def part(self, tokens: Sequence[str]) -> Node:
         return parse(tokens, self.tight)
@@ -194,32 +164,20 @@ class _Parser:
         token = self.next()
         if token[0].isdigit() or (token[0] == "." and len(token) > 1):
             return self.numeral(token)
-        if token in _CLOSING:
-            return self.bracketed(token)
-        if token in (r"\frac", r"\binom"):
-            return self.fraction(token)
-        if token == r"\sqrt":
-            return self.root()
-        if token in _ROUND:
-            return self.rounded(token)
-        if token in FUNCTIONS:
-            return self.call(token)
-        if token in _INTEGRALS:
-            return self.integral(token)
-        if token in _SUMS:
-            return self.summed(token)
         if token.startswith(r"\begin"):
             return self.table(token)
-        if token in _ACCENTS:
-            return Node("opaque", (self.braces() if self.peek() == "{" else self.atom(),), token)
-        return self.letter(token)
+        read = next((read for commands, read in _ATOMS if token in commands), _Parser.letter)
+        return read(self, token)
+
+    def accented(self, command: str) -> Node:
+        return Node("opaque", (self.braces() if self.peek() == "{" else self.atom(),), command)
 
     def numeral(self, token: str) -> Node:
         value = Fraction(token)
         if token.isdigit() and self.peek() == r"\frac":
             before = self.position
             self.next()
-            above, below = self.braces_tokens(), self.braces_tokens()
+            above, below = self.group(), self.group()
             if all(len(part) == 1 and part[0].isdigit() for part in (above, below)) and int(below[0]):
                 return number(value + Fraction(int(above[0]), int(below[0])))
             self.position = before
@@ -251,10 +209,10 @@ class _Parser:
         return Node("opaque", (inside,), opening) if opening == r"\|" else inside
 
     def fraction(self, command: str) -> Node:
-        above, below = self.braces_tokens(), self.braces_tokens()
+        above, below = self.group(), self.group()
         if command == r"\binom":
             return Node("binom", (self.part(above), self.part(below)))
-        derivative = _derivative(above, below)
+        derivative = calculus.derivative(above, below)
         if derivative == "operator":
             variable = "".join(below)
             body = self.term()
@@ -263,7 +221,8 @@ class _Parser:
             return self.applied(derivative)
         return tables.quotient(self.part(above), self.part(below))
 
-    def root(self) -> Node:
+    def root(self, command: str) -> Node:
+        del command
         index = number(2)
         if self.peek() == "[":
             end = self.tokens.index("]", self.position) if "]" in self.tokens[self.position :] else len(self.tokens)
@@ -279,34 +238,13 @@ class _Parser:
         return Node(_ROUND[command], (inside,))
 
     def call(self, command: str) -> Node:
+        """A function with its index, its power and its operands."""
         name = command[1:]
-        index = power = None
-        primes = ""
-        while self.peek() in ("_", "^"):
-            if self.next() == "_":
-                index = self.braces()
-            elif self.peek() == "-":
-                self.next()
-                power = negated(self.braces())
-            else:
-                power = self.braces()
-        if power is not None and power.op == "neg" and power.args[0] == number(1) and name in (*_INVERSE, *_AREA):
+        lower, upper = self.bounds()
+        power = upper[0] if upper else None
+        if power == negated(number(1)) and name in (*_INVERSE, *_AREA):
             name, power = _AREA.get(name, "arc" + name), None
-        operands = self.operands()
-        if name in ("det",) or primes:
-            return Node("opaque", tuple(operands), name)
-        if name in ("exp", "lg"):
-            node = (
-                Node("pow", (constant("e"), operands[0]))
-                if name == "exp"
-                else Node("call", (operands[0], number(10)), "log")
-            )
-        elif name == "log" and index is not None:
-            node = Node("call", (operands[0], index), "log")
-        elif index is not None:
-            raise NotAlgebraError("an index of a function")
-        else:
-            node = Node("call", tuple(operands), name)
+        node = _applied(name, [self.part(lower)] if lower else [], self.operands())
         return node if power is None else Node("pow", (node, power))
 
     def operands(self) -> list[Node]:
@@ -341,7 +279,7 @@ class _Parser:
         upper: list[Node] = []
         while self.peek() in ("_", "^"):
             if self.next() == "_":
-                lower = self.braces_tokens()
+                lower = self.group()
             elif self.peek() == "-":
                 self.next()
                 upper = [negated(self.braces())]
@@ -351,24 +289,9 @@ class _Parser:
 
     def integral(self, command: str) -> Node:
         lower, upper = self.bounds()
-        depth = 0
-        for place in range(self.position, len(self.tokens) - 1):
-            token = self.tokens[place]
-            depth += (token in _CLOSING and token not in ("|", r"\|")) - (
-                token in _CLOSING.values() and token not in ("|", r"\|")
-            )
-            differential = re.fullmatch(r"d([a-zA-Z])", token)
-            letter = differential[1] if differential else self.tokens[place + 1] if token == "d" else ""
-            if letter and depth >= 0 and (letter.isalpha() or letter in GREEK) and len(letter) != 0:
-                break
-        else:
-            place = len(self.tokens) - 1
-            differential = re.fullmatch(r"(?:.*)d([a-zA-Z])", self.tokens[place]) if self.tokens else None
-            letter = differential[1] if differential and len(self.tokens[place]) == 2 else ""
-            if not letter:
-                raise NotAlgebraError("an integral without a differential")
-        body = self.tokens[self.position : place]
-        self.position = place + (1 if differential else 2)
+        place, width, letter = calculus.differential(self.tokens[self.position :])
+        body = self.tokens[self.position : self.position + place]
+        self.position += place + width
         bounds = [*([self.part(lower)] if lower else []), *upper]
         inner = self.part(body) if body else number(1)
         return Node("bound", (symbol(letter), inner, *(bounds or [inner])), command)
@@ -386,16 +309,11 @@ class _Parser:
         return Node("bound", (symbol(variable), body, *bounds), _SUMS[command])
 
     def table(self, token: str) -> Node:
-        """A matrix, whose rows end at the environment's end."""
-        start, depth = self.position, 1
-        while depth:
-            following = self.next()
-            depth += following.startswith(r"\begin") - following.startswith(r"\end")
-        kind = token[7:-1].rstrip("*")
+        r"""A matrix or a determinant, whose `\begin` is taken."""
+        inside, kind = self.environment(), token[7:-1].rstrip("*")
         if kind not in tables.MATRICES and kind not in tables.DETERMINANTS:
             raise NotAlgebraError(kind)
-        rows = tables.rows(self.tokens[start : self.position - 1])
-        matrix = tables.matrix([[self.part(cell) for cell in row] for row in rows])
+        matrix = tables.matrix([[self.part(cell) for cell in row] for row in tables.rows(inside)])
         return tables.determinant(matrix) if kind in tables.DETERMINANTS else matrix
 
     def letter(self, token: str) -> Node:
@@ -423,7 +341,7 @@ class _Parser:
             if token == "'":
                 name += "'"
             else:
-                inside = "".join(self.braces_tokens())
+                inside = "".join(self.group())
                 name += inside if set(inside) == {"'"} else f"_{{{inside}}}"
         inverse = name in _FUNCTION_LETTERS and self.tokens[self.position : self.position + 5] == [
             "^",
@@ -434,8 +352,8 @@ class _Parser:
         ]
         if self.peek(5 if inverse else 0) == "(" and (primed or name.split("_")[0] in _FUNCTION_LETTERS):
             self.position += 5 if inverse else 0
-            inside = self.bracketed(self.next())
-            operands = inside.args if inside.op == "tuple" else (inside,)
+            argument = self.bracketed(self.next())
+            operands = argument.args if argument.op == "tuple" else (argument,)
             return Node("opaque", operands, name + ("^{-1}" if inverse else ""))
         return symbol(name)
 
@@ -445,12 +363,28 @@ class _Parser:
         return "'" if inside.startswith("'") else ""
 
 
-def _derivative(above: Sequence[str], below: Sequence[str]) -> str:
-    r"""The name of `\frac{dy}{dx}`; "operator" for `\frac{d}{dx}`; "" for an ordinary fraction."""
-    over, under = "".join(above), "".join(below)
-    sign = r"(?:d|\\partial)"
-    if not re.fullmatch(rf"(?:{sign} ?(?:[A-Za-z]|\\[a-z]+)(?:\^\{{\d\}})?)+", under):
-        return ""
-    if re.fullmatch(rf"{sign}(?:\^\{{\w\}})?", over):
-        return "operator"
-    return f"{over}/{under}" if re.match(rf"{sign}(?:\^\{{\w\}})? ?(?:[A-Za-z]|\\[a-z]+)", over) else ""
+def _applied(name: str, index: list[Node], operands: list[Node]) -> Node:
+    """A function of operands.
+
+    Raises:
+        NotAlgebraError: an index that only a logarithm has.
+    """
+    if index and name != "log":
+        raise NotAlgebraError("an index of a function")
+    if name == "exp":
+        return Node("pow", (constant("e"), operands[0]))
+    if name == "lg":
+        return Node("call", (operands[0], number(10)), "log")
+    return Node("opaque" if name == "det" else "call", (*operands, *index), name)
+
+
+_ATOMS: tuple[tuple[Collection[str], Callable[[_Parser, str], Node]], ...] = (
+    (_CLOSING, _Parser.bracketed),
+    ((r"\frac", r"\binom"), _Parser.fraction),
+    ((r"\sqrt",), _Parser.root),
+    (_ROUND, _Parser.rounded),
+    (FUNCTIONS, _Parser.call),
+    (_INTEGRALS, _Parser.integral),
+    (_SUMS, _Parser.summed),
+    (_ACCENTS, _Parser.accented),
+)

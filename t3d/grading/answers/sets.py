@@ -58,13 +58,17 @@ def _merged(pieces: RealSet) -> RealSet:
     """Sorts the pieces, drops empty ones and joins those that touch."""
     real = [piece for piece in pieces if _order(*piece) < 0]
     result: RealSet = []
-    for piece in sorted(real, key=cmp_to_key(lambda a, b: _order(a[0], b[0]))):
+    for piece in sorted(real, key=cmp_to_key(_by_first)):
         if result and _order(result[-1][1], piece[0]) >= 0:
-            last = max((result[-1][1], piece[1]), key=cmp_to_key(_order))
+            last = result[-1][1] if _order(result[-1][1], piece[1]) > 0 else piece[1]
             result[-1] = (result[-1][0], last)
         else:
             result.append(piece)
     return result
+
+
+def _by_first(left: Piece, right: Piece) -> int:
+    return _order(left[0], right[0])
 
 
 def _complement(pieces: RealSet) -> RealSet:

@@ -90,7 +90,18 @@ _TRANSPARENT = {
         r"\fbox",
         r"\uline",
     ),
-    *(r"\underline", r"\ensuremath", r"\mathop", r"\mathord", r"\mathrel", r"\mathbin", r"\framebox", r"\mathstrut"),
+    *(
+        r"\overbrace",
+        r"\underbrace",
+        r"\underline",
+        r"\ensuremath",
+        r"\mathop",
+        r"\mathord",
+        r"\mathrel",
+        r"\mathbin",
+        r"\framebox",
+        r"\mathstrut",
+    ),
     *(r"\underbar", r"\uuline", r"\mathlarger", r"\smash", r"\mathclose", r"\mathopen", r"\symbf", r"\mathtt"),
 }
 _TEXT = {
@@ -137,7 +148,7 @@ def _is_mathematics(words: str) -> bool:
 
 
 def _dollars(text: str) -> str:
-    """Takes away the dollar signs that delimit mathematics; those that mean money become `\\usd`."""
+    r"""Takes away the dollar signs that delimit mathematics; those that mean money become `\usd`."""
     bare = text.replace(r"\$", "")
     money = bare.count("$") % 2 and re.match(r"\s*-?\s*\$\s*[\d.]", text)
     text = _DOLLAR.sub(lambda match: r"\usd " if match.group() == r"\$" else "$", text)

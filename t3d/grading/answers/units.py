@@ -24,7 +24,7 @@ class Unit:
     scale: Fraction = Fraction(1)
 
     def times(self, other: "Unit", exponent: int = 1) -> "Unit":
-        """self * other ** exponent."""
+        """This unit times a power of another."""
         powers = Counter(self.powers)
         for base, power in other.powers.items():
             powers[base] += power * exponent
@@ -214,12 +214,14 @@ _MARKS |= {
 }
 _MARKS |= {"Kcal": _MARKS["kcal"], "Mpc": _MARKS["Mpc"], "mi.": _MARKS["mi"]}
 PLAIN_UNITS = frozenset(
-    "mm cm dm km nm mg kg mL ml cL cl dL dl kL lb lbs oz ft in yd mi mph kph hr hrs min mins sec secs sq cu kW kWh MW Hz kHz"
-    " MHz GHz kJ MJ kPa Pa psi eV keV MeV GeV MB GB TB KB gal qt USD EUR rpm dB gm gms cms kms kgs Kg KM".split()
+    "mm cm dm km nm mg kg mL ml cL cl dL dl kL lb lbs oz ft in yd mi mph kph hr hrs min mins sec secs sq cu kW kWh MW"
+    " Hz kHz MHz GHz kJ MJ kPa Pa psi eV keV MeV GeV MB GB TB KB gal qt USD EUR rpm dB gm gms cms kms kgs Kg KM".split()
 )
 """Abbreviations that are units without `\\text` too, where other letters are variables."""
 _POWER_WORDS = {**dict.fromkeys(("square", "sq", "squared"), 2), **dict.fromkeys(("cubic", "cu", "cubed"), 3)}
 _PIECE = re.compile(r"[A-Za-zµΩÅ°€£¥₹¢‰]+|%|\^\{?(-?\d)\}?|[/·*()]|\$")
+_SIGNS = {sign: sign for sign in "{}-°%/^()1234"} | dict.fromkeys((r"\cdot", r"\times", "*"), "·")
+_SIGNS |= {r"\mu": "µ", r"\Omega": "Ω", r"\usd": " USD ", r"\frac": "\2", ".": " "}
 _NUMBER_WORDS = set(
     "million billion trillion quadrillion thousand hundred dozen score pair half halves third thirds quarter quarters"
     " fourth fourths fifths sixths sevenths eighths ninths tenths hundredths thousandths millionths ones tens hundreds"
@@ -248,30 +250,22 @@ def unit_of(tokens: Sequence[str]) -> Unit | None:
 def _flatten(tokens: Sequence[str]) -> str | None:
     r"""The unit's text, `\frac{a}{b}` as a/b; None where a token can be no part of a unit."""
     parts: list[str] = []
-    text = "\1".join(tokens).replace("^\1{\1\\circ\1}", "°")
-    for token in text.split("\1"):
-        if token.startswith(r"\text{"):
-            parts.append(f" {token[6:-1].replace('^', ' ^')} ")
-        elif token in ("{", "}", "-", "°", "%", "/", "^", "(", ")", "2", "3", "4", "1"):
-            parts.append(token)
-        elif token in (r"\cdot", r"\times", "*"):
-            parts.append("·")
-        elif token in (r"\mu", r"\Omega"):
-            parts.append({r"\mu": "µ", r"\Omega": "Ω"}[token])
-        elif token == "." and parts:
-            parts.append(" ")
-        elif token == r"\usd":
-            parts.append(" USD ")
-        elif token in PLAIN_UNITS or (token.isalpha() and len(token) > 3 and _lookup(token)):
-            parts.append(f" {token} ")
-        elif token in ("C", "F") and parts and parts[-1].strip() == "°":
-            parts.append(token)
-        elif token == r"\frac":
-            parts.append("\2")
-        else:
+    for token in "\1".join(tokens).replace("^\1{\1\\circ\1}", "°").split("\1"):
+        part = _part(token)
+        if part is None and not (token in ("C", "F") and parts and parts[-1] == "°"):
             return None
-    text = re.sub(r"µ\s+", "µ", "".join(parts))
-    return re.sub("\2\\{([^{}\2]*)\\}\\{([^{}\2]*)\\}", r"(\1)/(\2)", re.sub(r"°\s+([CF])\b", r"°\1", text))
+        parts.append(token if part is None else part)
+    text = re.sub(r"°\s+([CF])\b", r"°\1", re.sub(r"µ\s+", "µ", "".join(parts)))
+    return re.sub("\2\\{([^{}\2]*)\\}\\{([^{}\2]*)\\}", r"(\1)/(\2)", text)
+
+
+def _part(token: str) -> str | None:
+    """One token of a unit's text; None if it is no part of any."""
+    if token.startswith(r"\text{"):
+        return f" {token[6:-1].replace('^', ' ^')} "
+    if token in PLAIN_UNITS or (token.isalpha() and len(token) > 3 and _lookup(token)):
+        return f" {token} "
+    return _SIGNS.get(token)
 
 
 def _compound(text: str) -> Unit | None:
