@@ -8,7 +8,7 @@ from tqdm import tqdm
 
 from t3d.config import ExecuteConfig
 from t3d.evaluation.metrics import decoded_places
-from t3d.evaluation.results import LeftOut
+from t3d.evaluation.results import Disagreement, LeftOut
 from t3d.grading.code_grader import Program, grade_code_many
 from t3d.grading.extract import extract
 from t3d.grading.math_grader import grade_math_many
@@ -25,12 +25,14 @@ class Grade:
             "error" if grading itself failed and "failed" if decoding had, which both count as nothing.
         detail: the reason, where there is one to tell.
         execution_result: the outcome of each test of a program.
+        math_verify: plain math-verify's verdict on an answer to mathematics; None if it gave none.
     """
 
     correct: bool | None
     status: str = "graded"
     detail: str = ""
     execution_result: Sequence[str] | None = None
+    math_verify: bool | None = None
 
 
 Answer = tuple[str, dict[str, Any]]
@@ -47,12 +49,14 @@ def grade(records: Sequence[dict[str, Any]], data_type: str, execute: ExecuteCon
 
     Returns:
         The records with `extracted_output`, `correctness`, `grading`, `grading_detail` and, for code,
-        `execution_result`, one entry per response: see `Grade`.
+        `execution_result`, for mathematics `math_verify`, one entry per response: see `Grade`.
 
     Raises:
         UserError: no sandbox works on this machine.
     """
-    answers = [[extract(text, record, data_type) for text in record["full_output"]] for record in records]
+    answers = [
+        [extract(text, record, data_type, execute.code_block) for text in record["full_output"]] for record in records
+    ]
     grades = [
         [Grade(None, "failed", _failure(record, place)) for place in range(len(texts))]
         for record, texts in zip(records, answers, strict=True)
@@ -78,8 +82,38 @@ def left_out(graded: Sequence[dict[str, Any]]) -> list[LeftOut]:
     ]
 
 
+def disagreements(graded: Sequence[dict[str, Any]]) -> list[Disagreement]:
+    """Names the answers that plain math-verify and our grader judge differently."""
+    return [
+        Disagreement(index, place, record["extracted_output"][place], record["ground_truth_answer"], ours, other)
+        for index, record in enumerate(graded)
+        for place, (ours, other) in enumerate(zip(record["correctness"], record.get("math_verify", []), strict=False))
+        if ours is not None and other is not None and ours != other
+    ]
+
+
+def acc_math_verify(graded: Sequence[dict[str, Any]]) -> float | None:
+    """The accuracy by plain math-verify over the responses that have a grade; None if it was not asked.
+
+    An answer on which it did not end in time is wrong, as it is to those who use it.
+    """
+    verdicts = [
+        other
+        for record in graded
+        for ours, other in zip(record["correctness"], record.get("math_verify", []), strict=False)
+        if ours is not None
+    ]
+    if all(verdict is None for verdict in verdicts):
+        return None
+    return sum(verdict is True for verdict in verdicts) / len(verdicts)
+
+
 def _graded(record: dict[str, Any], answers: list[str], grades: list[Grade], data_type: str) -> dict[str, Any]:
-    extra = {"execution_result": [grade.execution_result for grade in grades]} if data_type == "code" else {}
+    extra: dict[str, Any] = {}
+    if data_type == "code":
+        extra = {"execution_result": [grade.execution_result for grade in grades]}
+    if data_type == "math":
+        extra = {"math_verify": [grade.math_verify for grade in grades]}
     return {
         **record,
         "extracted_output": answers,
@@ -97,9 +131,15 @@ def _failure(record: dict[str, Any], place: int) -> str:
 
 def _grade_math(answers: Sequence[Answer], execute: ExecuteConfig) -> list[Grade]:
     pairs = [(answer, record["ground_truth_answer"]) for answer, record in answers]
-    results = grade_math_many(pairs, execute.num_workers, execute.timeout_s, execute.memory_mb)
+    results = grade_math_many(pairs, execute.num_workers, execute.timeout_s, execute.memory_mb, execute.math_verify)
     return [
-        Grade(None if result.status == "error" else result.correct, result.status, result.detail) for result in results
+        Grade(
+            None if result.status == "error" else result.correct,
+            result.status,
+            result.detail,
+            math_verify=result.math_verify,
+        )
+        for result in results
     ]
 
 

@@ -7,6 +7,7 @@ from t3d.grading.boxes import extract_boxed
 LETTERS = ("A", "B", "C", "D")
 """What an option problem's answer may be: the prompt offers these letters."""
 
+_MAX_CHARACTERS = 100_000
 _DRESS = r"(?:[*_`$\"'({\[]|\\[(\[]|\\(?:text|textbf|textrm|mathrm|mathbf|boxed|bf|rm)\b ?){0,8}"
 _COMMANDS = re.compile(
     r"\\(?:text|textbf|textrm|textit|mathrm|mathbf|bf|rm|boxed)(?![a-z])|\\[()\[\] ,;:!]|[$*_`{}\"~]"
@@ -51,13 +52,14 @@ def extract_option(text: str, letters: tuple[str, ...] = LETTERS) -> str | None:
     r"""Returns the letter chosen: boxed, otherwise stated as the answer, otherwise alone, otherwise mentioned last.
 
     Args:
-        text: what the model wrote.
+        text: what the model wrote; outside of boxes the last 100 000 characters are read.
         letters: the options there are, capitals.
     """
     every = "".join(letters)
     boxed = extract_boxed(text)
     if boxed and (letter := _alone(boxed, every)):
         return letter
+    text = text[-_MAX_CHARACTERS:]
     words = " ".join(text.split())
     if stated := list(_statements(every).finditer(words)):
         return next(group for group in stated[-1].groups() if group)

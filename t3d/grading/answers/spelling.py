@@ -132,10 +132,17 @@ def spell(answer: str) -> Tokens:
     trailing = _PLAIN_WORDS.fullmatch(text.rstrip(". \n"))
     if trailing and not _is_mathematics(trailing[2]):
         text = rf"{trailing[1]}\text{{{trailing[2].replace('{', '').replace('}', '')}}}"
-    tokens = _read(_RAW.findall(text))
-    while tokens and tokens[-1] in (".", ",", ";"):
-        tokens.pop()
+    tokens = _stripped(_read(_RAW.findall(text)))
     return tuple(_braced(_without_idle_braces(tokens)))
+
+
+def _stripped(tokens: list[str]) -> list[str]:
+    """Without the braces around the whole and punctuation at the end."""
+    while tokens and tokens[-1] in (".", ",", ";"):
+        tokens = tokens[:-1]
+    if tokens[:1] != ["{"] or _group(tokens, 0) != (tokens[1:-1], len(tokens)):
+        return tokens
+    return _stripped(tokens[1:-1])
 
 
 def _is_mathematics(words: str) -> bool:
