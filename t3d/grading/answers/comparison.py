@@ -21,6 +21,7 @@ from t3d.grading.answers.parser import parse
 from t3d.grading.answers.quantities import Quantity, quantity
 from t3d.grading.answers.spelling import Tokens
 from t3d.grading.answers.structure import (
+    BUILDERS,
     bracketed,
     elements,
     environment,
@@ -101,10 +102,8 @@ def _by_clock(ours: Tokens, theirs: Tokens) -> bool | None:
     parts = [[int(part) for part in (match[1] + match[2]).split(":")] for match in (left, right)]
     halves = [(match[3] or "").lower() for match in (left, right)]
     if any(halves):
-        parts = [[*part, 0, 0][:3] for part in parts]
-        afternoon = [part[0] > 12 for part in parts]
-        halves = ["p" if late else half for late, half in zip(afternoon, halves, strict=True)]
-        parts = [[part[0] - 12 * late, *part[1:]] for part, late in zip(parts, afternoon, strict=True)]
+        halves = [half or {0: "a"}.get(part[0], "p" * (part[0] > 12)) for part, half in zip(parts, halves, strict=True)]
+        parts = [[part[0] % 12, *part[1:], 0, 0][:3] for part in parts]
     return parts[0] == parts[1] and (halves[0] == halves[1] or not all(halves))
 
 
@@ -117,6 +116,8 @@ def _by_ratio(ours: Tokens, theirs: Tokens) -> bool | None:
 
 def _by_base(ours: Tokens, theirs: Tokens) -> bool | None:
     """Numerals with a base are equal as numerals only."""
+    if relation(ours) or relation(theirs):
+        return None
     left, right = flat(ours), flat(theirs)
     if not _BASED.fullmatch(left) and not _BASED.fullmatch(right):
         return None
@@ -145,6 +146,9 @@ def _is_set_like(tokens: Tokens) -> bool:
     sides = relation(tokens)
     if sides is not None:
         return not {"=", r"\approx", r"\equiv"} & set(sides[1])
+    enclosed = bracketed(tokens)
+    if enclosed and enclosed[0] == r"\{" and len(split(enclosed[1], BUILDERS)) > 1:
+        return True
     return sets.REALS in tokens or bool({r"\cup", r"\cap", r"\setminus"} & set(tokens))
 
 
@@ -249,7 +253,7 @@ def _by_braces(ours: Tokens, theirs: Tokens) -> bool | None:
         sides = relation(whole) if side is None else None
         if sides and (value := relations.stated(sides)) and _braced(value) is not None:
             return None
-    built = [split(side, (":", "|")) if side is not None else [] for side in (left, right)]
+    built = [split(side, BUILDERS) if side is not None else [] for side in (left, right)]
     if len(built[0]) > 1 or len(built[1]) > 1:
         return len(built[0]) == len(built[1]) and all(map(_same, *built))
     return _same_members(

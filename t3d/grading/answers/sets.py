@@ -8,7 +8,7 @@ from t3d.grading.answers import algebra
 from t3d.grading.answers.nodes import Node, NotAlgebraError, negated, number, symbols
 from t3d.grading.answers.parser import parse
 from t3d.grading.answers.spelling import Tokens
-from t3d.grading.answers.structure import alternatives, bracketed, elements, relation, split, steps
+from t3d.grading.answers.structure import BUILDERS, alternatives, bracketed, elements, relation, split, steps
 
 REALS = r"\mathbb{R}"
 _FLIPPED = {">": "<", r"\geq": r"\leq"}
@@ -119,6 +119,8 @@ def _simple(tokens: Tokens) -> RealSet:
     if enclosed is None:
         raise NotRealSetError
     opening, inside, closing = enclosed
+    if (opening, closing) == (r"\{", r"\}") and len(built := split(inside, BUILDERS)) == 2:
+        return _of_builder(*built)
     if (opening, closing) == (r"\{", r"\}"):
         return [_point(member) for member in elements(inside)]
     ends = split(inside, (",", ";"))
@@ -127,6 +129,18 @@ def _simple(tokens: Tokens) -> RealSet:
     if len(ends) != 2:
         return real_set(inside)
     return [(_end(ends[0], 1 if opening == "(" else -1), _end(ends[1], -1 if closing == ")" else 1))]
+
+
+def _of_builder(variable: Tokens, condition: Tokens) -> RealSet:
+    r"""`\{x : x>1\}`, `\{x\in\mathbb{R} : x>1, x<2\}`."""
+    if variable[1:] not in ((), (r"\in", REALS)) or not variable[0].isalpha():
+        raise NotRealSetError
+    result: RealSet = [(_BELOW, _ABOVE)]
+    for part in split(condition, (",", "and", r"\text{and}")):
+        if not any(token == variable[0] for token in part):
+            raise NotRealSetError
+        result = _common(result, real_set(part))
+    return result
 
 
 def _scalar(tokens: Sequence[str]) -> Node:

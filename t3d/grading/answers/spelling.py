@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 from t3d.grading.answers.characters import plain
 from t3d.grading.answers.names import FUNCTION_WORDS, GREEK_WORDS
-from t3d.grading.answers.units import PLAIN_UNITS
+from t3d.grading.answers.units import PLAIN_UNITS, unit_of
 
 Tokens = tuple[str, ...]
 
@@ -37,6 +37,7 @@ _SYNONYMS = {
     r"\rbrack": "]",
     r"\lparen": "(",
     r"\rparen": ")",
+    r"\mod": r"\pmod",
     r"\colon": ":",
     r"\mid": "|",
     r"\middle": "",
@@ -119,10 +120,13 @@ _UPRIGHT = {
     r"\unit",
     r"\si",
 }
-_NUM_ARGUMENTS = {r"\frac": 2, r"\sqrt": 1, r"\binom": 2, "^": 1, "_": 1}
+_NUM_ARGUMENTS = {r"\frac": 2, r"\sqrt": 1, r"\pmod": 1, r"\binom": 2, "^": 1, "_": 1}
 _ALPHABETS = {r"\mathbb", r"\Bbb", r"\mathcal", r"\mathfrak", r"\mathscr"}
+_MODULO = {r"\bmod", r"\pmod", r"\text{mod}", "mod"}
 _NAMES = re.compile(r"[A-Za-z]+")
-_PLAIN_WORDS = re.compile(r"(.*[\d})%!])\s+([A-Za-zµ]{2,}(?:[ ./]+[A-Za-z]+)*(?:\^\{?-?[23]\}?)?\.?)", re.DOTALL)
+_PLAIN_WORDS = re.compile(
+    r"(.*[\d})%!])\s+((?:[A-Za-zµ]{2,}|[A-Za-z](?=/[A-Za-z]))(?:[ ./]+[A-Za-z]+)*(?:\^\{?-?[23]\}?)?\.?)", re.DOTALL
+)
 _DOLLAR = re.compile(r"\\\$|\$")
 
 
@@ -130,10 +134,26 @@ def spell(answer: str) -> Tokens:
     """Returns the tokens of an answer."""
     text = _dollars(plain(answer))
     trailing = _PLAIN_WORDS.fullmatch(text.rstrip(". \n"))
-    if trailing and not _is_mathematics(trailing[2]):
+    if trailing and _is_unit(trailing[2]):
         text = rf"{trailing[1]}\text{{{trailing[2].replace('{', '').replace('}', '')}}}"
     tokens = _stripped(_read(_RAW.findall(text)))
-    return tuple(_braced(_without_idle_braces(tokens)))
+    return tuple(_braced(_without_idle_braces(_moduli(tokens))))
+
+
+def _moduli(tokens: list[str]) -> list[str]:
+    r"""`(\bmod 5)` and `(\text{mod } 5)` as `\pmod{5}`."""
+    result: list[str] = []
+    inside = False
+    for place, token in enumerate(tokens):
+        if token == "(" and tokens[place + 1 : place + 2] and tokens[place + 1] in _MODULO:
+            inside = True
+            result += [r"\pmod", "{"]
+        elif inside and token in _MODULO:
+            continue
+        else:
+            result.append("}" if inside and token == ")" else token)
+            inside = inside and token != ")"
+    return result
 
 
 def _stripped(tokens: list[str]) -> list[str]:
@@ -145,13 +165,11 @@ def _stripped(tokens: list[str]) -> list[str]:
     return _stripped(tokens[1:-1])
 
 
-def _is_mathematics(words: str) -> bool:
-    """Whether trailing words are functions, letters or conjunctions and not a unit."""
-    first = re.split(r"[ ./]", words)[0]
-    short = len(first) == 2 and first not in PLAIN_UNITS and first not in ("am", "pm")
-    return (
-        short or first in FUNCTION_WORDS or first in GREEK_WORDS or first in ("or", "and", "if", "for", "mod", "where")
-    )
+def _is_unit(words: str) -> bool:
+    """Whether trailing words are a unit or counted things; two letters only if they can be nothing else."""
+    first = re.split(r"[ ./^]", words)[0]
+    short = len(first) == 2 and first not in PLAIN_UNITS
+    return not short and first not in FUNCTION_WORDS and unit_of((rf"\text{{{words}}}",)) is not None
 
 
 def _dollars(text: str) -> str:

@@ -13,6 +13,9 @@ RELATIONS = {"=", "<", ">", r"\leq", r"\geq", r"\neq", r"\in", r"\notin", r"\equ
 """Signs between two sides."""
 RELATIONS |= {r"\subset", r"\subseteq", r"\to", r"\Rightarrow", r"\Leftrightarrow", r"\propto", r"\ll", r"\gg"}
 
+BUILDERS = {":", "|", r"\text{such that}", r"\text{where}"}
+"""What stands between the two parts of a set builder."""
+
 _THOUSANDS = re.compile(r"(?<![\d,.(\[{])\d{1,3}(?:,\d{3})+(?![\d,])")
 _MARKED_THOUSANDS = re.compile(r"(?<=\d)(?:,\s*\\!\s*|\{,\}|\\,|\\;|\\ )(?=\d{3}(?!\d))")
 _BRACED_THOUSANDS = re.compile(r"(?<=\{)\d{1,3}(?:,\d{3})+(?=\})")
