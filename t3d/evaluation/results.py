@@ -40,6 +40,18 @@ class LeftOut:
 
 
 @dataclass(frozen=True)
+class Disagreement:
+    """An answer that our grader and plain math-verify judge differently: its place, and what was compared."""
+
+    record: int
+    response: int
+    answer: str
+    truth: str
+    correct: bool
+    math_verify: bool
+
+
+@dataclass(frozen=True)
 class BadRecord:
     """A record that no program can pass as it was published: its number from 0, and its question's first line."""
 
@@ -70,6 +82,8 @@ class Results:
         left_out: responses without a grade.
         known_bad: records that are known to be bad.
         leakage: what is wrong with evaluating this checkpoint on this data set, if anything is known to be.
+        acc_math_verify: accuracy by plain math-verify (mathematics only), to put beside other people's figures.
+        disagreements: the answers that it judges otherwise than our grader, whose verdicts are `metrics.acc`.
     """
 
     dataset: str
@@ -82,6 +96,8 @@ class Results:
     left_out: list[LeftOut] = field(default_factory=list)
     known_bad: KnownBad = KnownBad()
     leakage: str | None = None
+    acc_math_verify: float | None = None
+    disagreements: list[Disagreement] = field(default_factory=list)
 
     @property
     def model(self) -> str:
