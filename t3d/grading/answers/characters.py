@@ -49,6 +49,7 @@ _UNICODE = {
     r"\euro": r"\text{€}",
     r"\pounds": r"\text{£}",
     r"\yen": r"\text{¥}",
+    "\u20b9": r"\text{₹}",
     "\u00b5": r"\mu ",
     "\u03bc": r"\mu ",
     "\u2126": r"\Omega ",
@@ -117,7 +118,7 @@ _HTML = re.compile(r"</?(?:b|strong|i|em|u|mark|span|font|code|p)(?:\s[^<>]*)?>"
 _HTML_SCRIPT = re.compile(r"<(su[pb])>(.*?)</\1>", re.IGNORECASE | re.DOTALL)
 
 _SCIENTIFIC = re.compile(r"(?<![\w\\.])(\d+\.?\d*|\.\d+)[eE]([+-]?\d{1,6})(?![\w.])")
-_STAR_POWER = re.compile(r"\*\*\s*(\(\s*-?[\w.]+\s*\)|-?\w+)|\*\*")
+_STAR_POWER = re.compile(r"\*\*\s*(\(\s*-?[\w.]+\s*\)|-?\w+(?:\.\d+)?)|\*\*")
 _PAREN_POWER = re.compile(r"\^\s*\(([^()]*)\)")
 _X_TIMES = re.compile(r"(?<=\d)\s*[xX]\s*(?=10\s*\^)|(?<=\d)\s+x\s+(?=\d)")
 _SPACED_MIXED = re.compile(r"(?<![\d.^_{])(\d+)(?:\s+|\s*\\ \s*|(?<=\d)-)(\d+)/(\d+)(?![\d.])")

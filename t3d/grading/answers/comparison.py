@@ -72,8 +72,11 @@ def _normal(tokens: Tokens) -> Tokens:
         tokens = tokens[1:]
     if tokens == (r"\{", r"\}"):
         return (r"\emptyset",)
-    if tokens and (tokens[0].isalpha() or tokens[0].startswith(r"\text{")) and _ALL_REALS.fullmatch(words(tokens)):
-        return (sets.REALS,)
+    if tokens and (tokens[0].isalpha() or tokens[0].startswith(r"\text{")):
+        if _ALL_REALS.fullmatch(words(tokens)):
+            return (sets.REALS,)
+        if words(tokens) in ("emptyset", "theemptyset"):
+            return (r"\emptyset",)
     enclosed = bracketed(tokens)
     if enclosed and enclosed[0] in "({" and enclosed[2] in ")}" and len(split(enclosed[1], (",", ";"))) == 1:
         return _normal(enclosed[1])
@@ -232,7 +235,10 @@ def _is_number(tokens: Tokens) -> bool:
 
 def _by_table(ours: Tokens, theirs: Tokens) -> bool | None:
     """Matrices, cases and systems, entry by entry."""
-    left, right = environment(ours), environment(theirs)
+    left, right = (environment(side) or _nested(side) for side in (ours, theirs))
+    if left and right and left[0] == right[0] == "nested":
+        return None
+    left, right = (("array", side[1]) if side and side[0] == "nested" else side for side in (left, right))
     if not left or not right or (left[0] in tables.MATRICES) != (right[0] in tables.MATRICES):
         return None
     if {left[0], right[0]} & tables.DETERMINANTS or (left[0] not in tables.MATRICES and left[0] != right[0]):
@@ -242,6 +248,17 @@ def _by_table(ours: Tokens, theirs: Tokens) -> bool | None:
         return False
     cells = [[tuple(cell) for row in side for cell in row] for side in rows]
     return all(map(_same, *cells))
+
+
+def _nested(tokens: Tokens) -> tuple[str, Tokens] | None:
+    """Rows in brackets, `[[1,2],[3,4]]`, as the inside of a table."""
+    enclosed = bracketed(tokens)
+    rows = [bracketed(row) for row in split(enclosed[1], (",",))] if enclosed and enclosed[0] == "[" else []
+    if not rows or not all(row and row[0] == "[" for row in rows):
+        return None
+    cells = [split(row[1], (",",)) for row in rows if row]
+    lines = [tuple(token for cell in row for token in ("&", *cell))[1:] for row in cells]
+    return "nested", tuple(token for line in lines for token in (r"\\", *line))[1:]
 
 
 def _by_braces(ours: Tokens, theirs: Tokens) -> bool | None:

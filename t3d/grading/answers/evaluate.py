@@ -16,6 +16,7 @@ _DUMMIES = {
     "integral": (Fraction(21, 100), Fraction(43, 101), Fraction(77, 103)),
     "integer": (Fraction(2), Fraction(3), Fraction(5)),
 }
+_INFINITY = Value(Fraction(65537, 257))  # stands for infinity as a bound
 _MARK = Value(Fraction(31337, 7919))  # stands for an operand that has no value, inside of opaque operations
 
 
@@ -27,7 +28,6 @@ class Context:
         point: values of symbols.
         only_real: whether what is not real is undefined.
         log_base: the base of a logarithm written without; None: e.
-        degree: the value of a degree sign outside of trigonometric functions; None: pi/180.
     """
 
     point: Mapping[str, Value] = field(default_factory=dict)
@@ -116,6 +116,10 @@ def _logarithm(value: Value, context: Context) -> Value:
     return values.log(value)
 
 
+def _table(node: Node, context: Context) -> Value:
+    raise UndefinedError(f"a {node.op} is no number")
+
+
 def _rounded(node: Node, context: Context) -> Value:
     value = values.real(evaluate(node.args[0], context))
     return Value(reals.floor(value) if node.op == "floor" else -reals.floor(-value))
@@ -135,8 +139,11 @@ def _opaque(node: Node, context: Context) -> Value:
 
 
 def _operand(node: Node, context: Context) -> Value:
+    """An operand of an opaque operation, where tables and infinity have values too."""
+    if node.op in ("matrix", "tuple"):
+        return _opaque(Node("opaque", node.args, node.op + node.name), context)
     try:
-        return evaluate(node, context)
+        return evaluate(node, replace(context, point={"infinity": _INFINITY, **context.point}))
     except TooLargeError:
         raise
     except UndefinedError:
@@ -182,4 +189,6 @@ _OPERATIONS: dict[str, Callable[[Node, Context], Value]] = {
     "degree": lambda node, context: evaluate(node.args[0], context),
     "opaque": _opaque,
     "bound": _bound,
+    "matrix": _table,
+    "tuple": _table,
 }

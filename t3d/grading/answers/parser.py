@@ -170,7 +170,11 @@ class _Parser(Reader):
         return read(self, token)
 
     def accented(self, command: str) -> Node:
-        return Node("opaque", (self.braces() if self.peek() == "{" else self.atom(),), command)
+        inside = self.braces() if self.peek() == "{" else self.atom()
+        if self.peek() == "_":
+            self.next()
+            command += "_" + "".join(self.group())
+        return Node("opaque", (inside,), command)
 
     def numeral(self, token: str) -> Node:
         value = Fraction(token)

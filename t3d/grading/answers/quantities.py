@@ -9,7 +9,7 @@ from t3d.grading.answers.spelling import Tokens
 from t3d.grading.answers.structure import steps
 from t3d.grading.answers.units import Unit, unit_of
 
-_CURRENCY = re.compile(r"\\text\{(?:USD|US|[€£¥₹])\}|\\usd")
+_CURRENCY = re.compile(r"\\text\{(?:USD|US|[€£¥₹])\}|\\usd|USD|EUR")
 _TRIGONOMETRIC = {r"\sin", r"\cos", r"\tan", r"\cot", r"\sec", r"\csc"}
 _BEGINS = {"%", "^", r"\usd", r"\mu", r"\Omega", r"\frac", r"\cdot", r"\times", "*", "/", "°"}
 
@@ -35,7 +35,8 @@ class Quantity:
 def quantity(tokens: Tokens) -> Quantity:
     """Separates an answer from its unit: a currency before it, the longest unit after it."""
     leading = 1 if tokens[0] == "-" else 0
-    before = unit_of(tokens[leading : leading + 1]) if _CURRENCY.fullmatch(tokens[leading]) else None
+    first = tokens[leading : leading + 1]
+    before = unit_of(first) if _CURRENCY.fullmatch("".join(first)) else None
     value = (*tokens[:leading], *tokens[leading + 1 :]) if before else tokens
     compound = _compound(value)
     if compound:

@@ -49,6 +49,8 @@ def _names(node: Node) -> bool:
         base, exponent = node.args
         raised = exponent == negated(number(1)) or (exponent.op == "symbol" and exponent.name == "T")
         return base.op == "symbol" and base.name.isupper() and raised
+    if node.op == "matrix":
+        return all(map(_names, node.args))
     if node.op in ("call", "abs"):
         return len(node.args) == 1 and (_names(node.args[0]) or node.args[0].op == "degree")
     if node.op == "mul":

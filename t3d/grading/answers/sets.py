@@ -113,6 +113,9 @@ _COMBINED: dict[str, Callable[[RealSet, RealSet], RealSet]] = {
 def _simple(tokens: Tokens) -> RealSet:
     if tokens == (REALS,):
         return [(_BELOW, _ABOVE)]
+    if tokens[0] == REALS and tokens[1:] in (("^", "{", "+", "}"), ("^", "{", "-", "}")):
+        zero = number(0)
+        return [(End(zero, 1), _ABOVE)] if tokens[3] == "+" else [(_BELOW, End(zero, -1))]
     if tokens == (r"\emptyset",):
         return []
     enclosed = bracketed(tokens)

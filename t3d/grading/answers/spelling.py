@@ -174,6 +174,7 @@ def _is_unit(words: str) -> bool:
 
 def _dollars(text: str) -> str:
     r"""Takes away the dollar signs that delimit mathematics; those that mean money become `\usd`."""
+    text = re.sub(r"\bUS\s*\\?\$(?=\s*\d)", r"\\$", text)
     bare = text.replace(r"\$", "")
     money = bare.count("$") % 2 and re.match(r"\s*-?\s*\$\s*[\d.]", text)
     text = _DOLLAR.sub(lambda match: r"\usd " if match.group() == r"\$" else "$", text)
@@ -271,7 +272,7 @@ def _worded(command: str, argument: list[str]) -> list[str]:
     inside = re.sub(r"\\mu\s*", "µ", re.sub(r"\\Omega\s*", "Ω", inside)).strip()
     if command in _ALPHABETS:
         return [rf"\mathbb{{{inside}}}" if command == r"\Bbb" else rf"{command}{{{inside}}}"]
-    if not re.search(r"[^\W\d_]|[€£¥‰]", inside) or (
+    if not re.search(r"[^\W\d_]|[€£¥₹‰]", inside) or (
         "\\" in inside and not re.search(r"[A-Za-z]{2}", _commandless(inside))
     ):
         return _read(_RAW.findall(inside))
