@@ -61,7 +61,7 @@ def test_a_kernel_that_works_is_taken_and_told_once(flex, caplog):
             fail(subprocess.CalledProcessError(1, ["gcc"])),
             "does not run here: Command '['gcc']' returned non-zero exit status 1.",
         ),
-        (lambda query, *given, **layout: query, "computes something else here, off by 1"),
+        (lambda query, *given, **layout: query, "computes something else here, off by "),
         (lambda *given, **layout: flex_by_hand(*given, **layout).detach(), "does not run here: element 0 of tensors"),
         (lambda *given, **layout: flex_by_hand(*given, **layout) * float("nan"), "computes something else here"),
     ],
