@@ -11,6 +11,9 @@ if TYPE_CHECKING:
 
 DATA_TYPES = ("math", "code", "option")
 TEST_METHODS = ("function", "stdio")
+PROMPT_STYLES = ("plain", "release")
+"""How the user's turn ends: "plain", with the instruction's last character, or as in the authors' release, whose
+instructions for code and options (math's does not) have a space behind them, in front of the end of the turn."""
 
 _THOUGHT = ("<think>", "</think>")
 _UNUSABLE = re.compile("[\0\ud800-\udfff]")
@@ -52,32 +55,40 @@ def check_text(value: object, where: str) -> str:
     return value
 
 
-def user_message(item: dict[str, Any], data_type: str) -> str:
+def user_message(item: dict[str, Any], data_type: str, style: str = "plain") -> str:
     r"""Words the user's turn for one dataset item; the problem itself is never altered.
 
     Args:
         item: a dataset record, with `question` and, for code, `test_method` ("function" or "stdio").
         data_type: "math", "code" or "option".
+        style: one of `PROMPT_STYLES`.
 
     Returns:
         The problem with its instruction, such as "1+1?\nPlease reason step by step, ...".
 
     Raises:
-        ConfigError: an unknown `data_type`.
+        ConfigError: an unknown `data_type` or `style`.
         DataError: a missing or unusable `question`, or an unknown `test_method`.
     """
     if data_type not in DATA_TYPES:
         raise ConfigError("data_type", " or ".join(DATA_TYPES), repr(data_type))
+    if style not in PROMPT_STYLES:
+        raise ConfigError("prompt_style", " or ".join(PROMPT_STYLES), repr(style))
     wording = data_type
     if data_type == "code":
         wording = item.get("test_method", "")
         if wording not in TEST_METHODS:
             raise DataError("field test_method", " or ".join(TEST_METHODS), _describe(wording))
-    return _WORDING[wording](check_text(item.get("question"), "field question"))
+    message = _WORDING[wording](check_text(item.get("question"), "field question"))
+    return f"{message} " if style == "release" and data_type != "math" else message
 
 
 def build_prompt(
-    tokenizer: "PreTrainedTokenizerBase", item: dict[str, Any], data_type: str, start_with_think: bool = False
+    tokenizer: "PreTrainedTokenizerBase",
+    item: dict[str, Any],
+    data_type: str,
+    start_with_think: bool = False,
+    style: str = "plain",
 ) -> tuple[str, list[int]]:
     r"""Renders the prompt of one dataset item through the tokenizer's own chat template.
 
@@ -97,6 +108,7 @@ def build_prompt(
         item: a dataset record, see `user_message`.
         data_type: "math", "code" or "option".
         start_with_think: whether the answer opens with "<think>".
+        style: one of `PROMPT_STYLES`.
 
     Returns:
         The prompt's text and its token ids; the ids decode to the text (up to the tokenizer's own
@@ -104,10 +116,10 @@ def build_prompt(
 
     Raises:
         CheckpointError: the tokenizer has no chat template, or one that alters the user's message.
-        ConfigError: an unknown `data_type`.
+        ConfigError: an unknown `data_type` or `style`.
         DataError: an unusable `question`, `test_method` or `prefix`.
     """
-    message = user_message(item, data_type)
+    message = user_message(item, data_type, style)
     if not tokenizer.chat_template:
         raise CheckpointError(f"tokenizer {tokenizer.name_or_path}", "a chat template", "none")
     turns = [{"role": "user", "content": message}]

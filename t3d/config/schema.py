@@ -7,10 +7,11 @@ from omegaconf import MISSING
 
 from t3d.errors import ConfigError
 from t3d.objectives.registry import OBJECTIVES
-from t3d.prompts import DATA_TYPES
+from t3d.prompts import DATA_TYPES, PROMPT_STYLES
 from t3d.remasking import STRATEGIES
 
 MAX_SEED = 2**63 - 1
+PROMPT_STYLE = "how code and option prompts end; release: in a space; the same in rollouts, training and evaluation"
 TABLE_AXES = ("base", "model", "dataset", "strategy", "block_size", "denoising_steps", "tokps")
 TABLE_FIGURES = (
     *("acc", "tokens_per_second", "latency_s", "avg_steps", "avg_len"),
@@ -67,7 +68,7 @@ class RolloutConfig:
     num_response_per_task: int = key(1, "responses per problem, each with its own random stream", low=1)
     seed: int = key(0, "seed of every random stream", low=0, high=MAX_SEED)
     resume: bool = key(True, "continue a rollout that was interrupted; false: start over")
-    max_active: int = key(64, "sequences decoded together; does not change results", low=1)
+    max_active: int = key(64, "most sequences decoded together, as memory allows; does not change results", low=1)
     num_workers: int = key(0, "decoding processes on this machine (0: one per visible GPU, or one)", low=0)
     confidence: str = key("scaled", "confidence of remasking", one_of=("scaled", "raw"))
     record: list[str] = key([], "figures per token kept in the rollout file, of logprob, entropy")
@@ -104,6 +105,7 @@ class EvaluationConfig:
     checkpoint_path: str | None = key(None, "model folder or hub id")
     eval_dataset: str = key("MATH500", "data set: a JSON file, or the name of one in data/")
     data_type: str = key("math", "kind of problem", one_of=DATA_TYPES)
+    prompt_style: str = key("plain", PROMPT_STYLE, one_of=PROMPT_STYLES)
     limit: int | None = key(None, "only the first N problems (null: all)", low=1)
     rollouts: str | None = key(None, "grade this rollout file; no model is needed")
     repair_known_bad: bool = key(True, "mend test programs that nothing can pass (MBPP has two); false: as published")
@@ -206,6 +208,7 @@ class DatasetConfig:
 
     optimization_data: str = key(MISSING, "training data: a JSON file or a folder of them, or its name in data/")
     data_type: str = key("math", "kind of problem", one_of=DATA_TYPES)
+    prompt_style: str = key("plain", PROMPT_STYLE, one_of=PROMPT_STYLES)
 
 
 @dataclass
@@ -248,6 +251,14 @@ class TrainingConfig:
     post_num: int = key(2, "pad tokens trained after the stop token", low=0)
     seed: int = key(10086, "seed of data order, states and fakes", low=0, high=MAX_SEED)
     mixed_precision: str = key("bf16", "autocast of the forward passes", one_of=("no", "bf16", "fp16"))
+    grad_accum_dtype: str = key(
+        "auto",
+        "precision that DeepSpeed sums micro-batches in; auto: float32 where gradients are sharded (ZeRO-2 and 3)",
+        one_of=("auto", "float32", "bfloat16"),
+    )
+    shard_reference: bool | None = key(
+        None, "no GPU holds the whole reference (null: under ZeRO-3, which it needs; false: each one does)"
+    )
     enable_tf32: bool = key(True, "TF32 matrix products on CUDA")
     gradient_checkpointing_enable: bool = key(True, "recompute activations in the backward pass")
 
@@ -263,6 +274,9 @@ class TrainingConfig:
         sizes = self.block_size_choices
         if sizes is not None and (not sizes or min(sizes) < 1 or self.path_weight):
             raise ConfigError("training.block_size_choices", "sizes of at least 1, and no path loss", sizes)
+        if self.grad_accum_dtype == "bfloat16" and self.mixed_precision != "bf16":
+            expected = "auto or float32, unless mixed_precision is bf16"
+            raise ConfigError("training.grad_accum_dtype", expected, self.grad_accum_dtype)
         if (self.fake_expectation == "argmax") != (self.reference_temp == 0):
             raise ConfigError(
                 "training.reference_temp",
@@ -320,7 +334,7 @@ class WandbConfig:
     entity: str | None = key(None, "user or team")
     project: str | None = key(None, "project; null: experiment.project")
     resume: bool = key(False, "continue the run run_id")
-    run_id: str | None = key(None, "run to continue; null: a new one")
+    run_id: str | None = key(None, "run to continue; null: a new one, or that of the run that is resumed")
 
 
 @dataclass

@@ -25,6 +25,7 @@ class Grade:
             "error" if grading itself failed and "failed" if decoding had, which both count as nothing.
         detail: the reason, where there is one to tell.
         execution_result: the outcome of each test of a program.
+        shared_interpreter: tests of a program that had to share an interpreter with it.
         math_verify: plain math-verify's verdict on an answer to mathematics; None if it gave none.
     """
 
@@ -32,8 +33,12 @@ class Grade:
     status: str = "graded"
     detail: str = ""
     execution_result: Sequence[str] | None = None
+    shared_interpreter: int = 0
     math_verify: bool | None = None
 
+
+OWN_FIELDS = {"code": ("execution_result", "shared_interpreter"), "math": ("math_verify",)}
+"""What the records of one kind of problem say beside the rest of a `Grade`."""
 
 Answer = tuple[str, dict[str, Any]]
 """An extracted answer and the record that it answers."""
@@ -49,7 +54,8 @@ def grade(records: Sequence[dict[str, Any]], data_type: str, execute: ExecuteCon
 
     Returns:
         The records with `extracted_output`, `correctness`, `grading`, `grading_detail` and, for code,
-        `execution_result`, for mathematics `math_verify`, one entry per response: see `Grade`.
+        `execution_result` and `shared_interpreter`, for mathematics `math_verify`, one entry per response: see
+        `Grade`.
 
     Raises:
         UserError: no sandbox works on this machine.
@@ -109,18 +115,14 @@ def acc_math_verify(graded: Sequence[dict[str, Any]]) -> float | None:
 
 
 def _graded(record: dict[str, Any], answers: list[str], grades: list[Grade], data_type: str) -> dict[str, Any]:
-    extra: dict[str, Any] = {}
-    if data_type == "code":
-        extra = {"execution_result": [grade.execution_result for grade in grades]}
-    if data_type == "math":
-        extra = {"math_verify": [grade.math_verify for grade in grades]}
+    own = OWN_FIELDS.get(data_type, ())
     return {
         **record,
         "extracted_output": answers,
         "correctness": [grade.correct for grade in grades],
         "grading": [grade.status for grade in grades],
         "grading_detail": [grade.detail for grade in grades],
-        **extra,
+        **{name: [getattr(grade, name) for grade in grades] for name in own},
     }
 
 
@@ -163,7 +165,8 @@ def _grade_code(answers: Sequence[Answer], execute: ExecuteConfig) -> list[Grade
         unknown = bool(bad) and all(verdict.status == "error" for verdict in bad)
         detail = f"{bad[0].status}: {bad[0].detail}".removesuffix(": ") if bad else ""
         statuses = [verdict.status for verdict in verdicts]
-        grades.append(Grade(None if unknown else not bad, "error" if unknown else "graded", detail, statuses))
+        shared = sum(verdict.shared for verdict in verdicts)
+        grades.append(Grade(None if unknown else not bad, "error" if unknown else "graded", detail, statuses, shared))
     return grades
 
 

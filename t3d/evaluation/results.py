@@ -24,6 +24,7 @@ class Decoding:
     seed: int | None = None
     dynamic_threshold: float | None = None
     max_new_tokens: int | None = None
+    confidence: str | None = None
 
 
 UNKNOWN_DECODING = Decoding(None, None, None)

@@ -72,6 +72,7 @@ def make_job(config: DecodeConfig) -> Job:
         "model": model_digest(checkpoint.folder),
         "problems": text_digest(items),
         "prompts": text_digest([request.prompt_ids for request in requests]),
+        "prompt_style": config.evaluation.prompt_style,
         "num_response_per_task": config.rollout.num_response_per_task,
         "step_maps": config.evaluation.output_unmasking_history,
         "dtype": config.rollout.dtype,
@@ -121,9 +122,11 @@ def _problems(config: DecodeConfig) -> tuple[int, list[dict[str, Any]]]:
 def _requests(
     first: int, items: Sequence[dict[str, Any]], tokenizer: PreTrainedTokenizerBase, config: DecodeConfig
 ) -> Iterator[Request]:
-    responses = config.rollout.num_response_per_task
+    responses, evaluation = config.rollout.num_response_per_task, config.evaluation
     for place, item in enumerate(items):
-        prompt, ids = build_prompt(tokenizer, item, config.evaluation.data_type, config.rollout.start_with_think)
+        prompt, ids = build_prompt(
+            tokenizer, item, evaluation.data_type, config.rollout.start_with_think, evaluation.prompt_style
+        )
         for number in range(place * responses, (place + 1) * responses):
             yield Request(number, place, first * responses + number, prompt, ids)
 

@@ -10,11 +10,11 @@ from pathlib import Path
 
 from accelerate import Accelerator
 from safetensors import SafetensorError
-from safetensors.torch import load_model, save_model
 from torch import nn
 
 from t3d.errors import CheckpointError
 from t3d.storage.folders import make_folder, put_in_place, remove_folder
+from t3d.training.reference import load_reference, save_reference
 
 log = logging.getLogger(__name__)
 
@@ -62,8 +62,9 @@ def save_state(accelerator: Accelerator, parent: Path, step: int, reference: nn.
     try:
         with saving(target):
             accelerator.save_state(str(temporary))
-            if accelerator.is_main_process and reference is not None:
-                save_model(reference, str(temporary / REFERENCE))
+            if reference is not None:
+                unwrapped = accelerator.unwrap_model(reference)
+                save_reference(unwrapped, temporary / REFERENCE, accelerator.is_main_process)
             accelerator.wait_for_everyone()
             if accelerator.is_main_process:
                 meta = {"step": step, "num_processes": accelerator.num_processes, "files": _sizes(temporary)}
@@ -94,7 +95,7 @@ def load_state(accelerator: Accelerator, folder: Path, reference: nn.Module | No
     try:
         accelerator.load_state(str(folder))
         if reference is not None:
-            load_model(reference, str(folder / REFERENCE))
+            load_reference(accelerator.unwrap_model(reference), folder / REFERENCE)
     except Exception as error:  # whatever four file formats make of garbage
         expected = f"a whole training state{_advice(folder)}"
         raise CheckpointError(folder, expected, _reason(error)) from error

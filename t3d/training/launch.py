@@ -1,6 +1,8 @@
 """The accelerator of a run: as many processes as were asked for, on whatever device there is."""
 
 import os
+from datetime import timedelta
+from typing import Any
 
 import torch
 from accelerate import Accelerator
@@ -12,14 +14,18 @@ from t3d.errors import ConfigError
 TRUE = ("1", "true", "yes", "on", "y", "t")
 """What a launcher's variable says when it asks for something."""
 
+TIMEOUT = timedelta(hours=4)
+"""How long a process waits for the others: while the first one writes a large state to slow storage, or reads the data
+for all of them, nothing is wrong.  NCCL's own is ten minutes.  A process that dies still ends the launch at once."""
+
 
 def make_accelerator(config: TrainConfig) -> Accelerator:
     """Builds the accelerator, with gloo between CPU processes.
 
     Raises:
         ConfigError: the launch made other numbers of machines or processes than `experiment.num_node` and
-            `experiment.num_processes`, a launcher that was asked for several processes started one, or DeepSpeed
-            was asked for and is not what runs.
+            `experiment.num_processes`, a launcher that was asked for several processes started one, DeepSpeed was
+            asked for and is not what runs, or `training.grad_accum_dtype` is not for this launch.
     """
     training = config.training
     _check_launch(config.experiment.num_node, config.experiment.num_processes)
@@ -28,8 +34,8 @@ def make_accelerator(config: TrainConfig) -> Accelerator:
     deepspeed_asked = os.environ.get("ACCELERATE_USE_DEEPSPEED", "").lower() in TRUE
     if deepspeed_asked and not is_deepspeed_available():
         raise ConfigError("ACCELERATE_USE_DEEPSPEED", "false, or DeepSpeed installed (pip install deepspeed)", "none")
-    handlers = [InitProcessGroupKwargs(backend="gloo")] if several_on_cpu else []
-    if several_on_cpu and deepspeed_asked:
+    backend = {"backend": "gloo"} if several_on_cpu else {}
+    if deepspeed_asked and not torch.cuda.is_available():
         import deepspeed.ops
 
         # Its shared-memory collectives are compiled on first use, for a minute, and compute what gloo computes.
@@ -37,12 +43,15 @@ def make_accelerator(config: TrainConfig) -> Accelerator:
     accelerator = Accelerator(
         gradient_accumulation_steps=training.gradient_accumulation_steps,
         mixed_precision=training.mixed_precision,
-        kwargs_handlers=handlers,
+        kwargs_handlers=[InitProcessGroupKwargs(timeout=TIMEOUT, **backend)],
     )
     if plugin := accelerator.state.deepspeed_plugin:
         plugin.deepspeed_config["train_micro_batch_size_per_gpu"] = training.batch_size_lm
         plugin.deepspeed_config["gradient_accumulation_steps"] = training.gradient_accumulation_steps
         plugin.deepspeed_config["gradient_clipping"] = config.gradient_limit or 0.0  # 0 is never, as it is here
+        _set_accumulation(plugin, training.grad_accum_dtype)
+    elif training.grad_accum_dtype == "bfloat16":
+        raise ConfigError("training.grad_accum_dtype", "auto or float32 without DeepSpeed", training.grad_accum_dtype)
     if deepspeed_asked and accelerator.distributed_type != DistributedType.DEEPSPEED:
         expected = "false, or a launch that DeepSpeed can run (ACCELERATE_USE_DEEPSPEED=true, no ACCELERATE_USE_CPU)"
         found = f"a launch of type {accelerator.distributed_type.value}"
@@ -52,6 +61,19 @@ def make_accelerator(config: TrainConfig) -> Accelerator:
         raise ConfigError("experiment.num_processes", f"a launch of {asked} processes", accelerator.num_processes)
     torch.backends.cuda.matmul.allow_tf32 = training.enable_tf32
     return accelerator
+
+
+def _set_accumulation(plugin: Any, dtype: str) -> None:
+    """Tells DeepSpeed in which precision to sum micro-batches.
+
+    Where gradients are sharded (ZeRO-2 and 3) single precision costs little memory.  ZeRO-1 would keep a whole set of
+    such gradients on every GPU: there it must be asked for.
+    """
+    types = plugin.deepspeed_config.setdefault("data_types", {})
+    if dtype != "auto":
+        types["grad_accum_dtype"] = {"float32": "fp32", "bfloat16": "bf16"}[dtype]
+    elif plugin.zero_stage >= 2:
+        types.setdefault("grad_accum_dtype", "fp32")
 
 
 def _check_launch(num_node: int, num_processes: int | None) -> None:

@@ -12,24 +12,28 @@ from typing import NoReturn
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import DistributedType, gather_object
+from accelerate.utils import gather_object
 from tqdm import tqdm
-from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 
 from t3d.config import TrainConfig, save_config
 from t3d.data.benchmarks import leakage_warning
 from t3d.errors import UserError
-from t3d.sdar.checkpoint import load_model, save_model
+from t3d.sdar.backend import Heads
+from t3d.sdar.checkpoint import save_model
 from t3d.sdar.opening import open_checkpoint
 from t3d.storage.paths import find_data_files
 from t3d.training.checkpoint import load_state, prune, save_state, saved_steps, saving, step_folder
 from t3d.training.data import load_samples
 from t3d.training.forward import batch_losses
+from t3d.training.kernel import COMPUTED_IN, choose_plan
 from t3d.training.launch import make_accelerator
+from t3d.training.limits import room_to_train
 from t3d.training.metrics import MetricsLog
+from t3d.training.models import prepare_models
 from t3d.training.packing import Batch, collate
-from t3d.training.reference import frozen_copy, refresh
+from t3d.training.reference import refresh
 from t3d.training.run_folder import open_run_folder, run_inputs
+from t3d.training.scaling import SkippedSteps
 from t3d.training.schedule import SampleOrder, Visit, learning_rate, micro_batches, token_packs
 from t3d.training.settings import loss_settings, state_settings
 from t3d.training.states import draw_state, sample_stream
@@ -44,11 +48,12 @@ def train(config: TrainConfig) -> Path:
         UserError: a mistake in configuration, data or checkpoint, or a loss that is no number.
     """
     accelerator = make_accelerator(config)
-    trainer = Trainer(config, accelerator)
-    try:
-        return trainer.run()
-    finally:
-        accelerator.end_training()
+    with room_to_train(config):
+        trainer = Trainer(config, accelerator)
+        try:
+            return trainer.run()
+        finally:
+            accelerator.end_training()
 
 
 class Trainer:
@@ -64,7 +69,7 @@ class Trainer:
         self.samples = load_samples(
             find_data_files(config.dataset.optimization_data),
             self.checkpoint.tokenizer,
-            config.dataset.data_type,
+            config.dataset,
             training,
             self.checkpoint.config.vocab_size,
             needs_step_map=self.state_settings.strategy.startswith("trace"),
@@ -76,7 +81,14 @@ class Trainer:
         self.global_batch = training.batch_size_lm * training.gradient_accumulation_steps * accelerator.num_processes
         epochs = math.ceil(len(self.samples) * training.num_train_epochs / self.global_batch)
         self.num_steps = training.max_steps or epochs
-        self._prepare_models()
+        params = config.optimizer.params
+        self.peak_rate = params.learning_rate * (self.global_batch if params.scale_lr else 1)
+        needs_reference = self.loss_settings.needs_reference
+        models = prepare_models(config, accelerator, self.checkpoint, needs_reference, self.peak_rate)
+        self.student, self.optimizer, self.reference = models.student, models.optimizer, models.reference
+        self.skipped = SkippedSteps.counted_by(accelerator, self.optimizer)
+        heads = Heads.of(self.checkpoint.config)
+        self.plan = choose_plan(accelerator.device, COMPUTED_IN[accelerator.mixed_precision], heads)
         inputs = partial(run_inputs, self.checkpoint.folder, self.samples.digest)
         self.folder, resume_state = open_run_folder(config, accelerator, inputs)
         self.step = 0 if resume_state is None else load_state(accelerator, resume_state, self.reference)
@@ -156,7 +168,7 @@ class Trainer:
         self.step += 1
         metrics = self._metrics(totals, grad_norm, rate, started)
         if self.reference is not None and training.multi_round and self.step % training.round_interval == 0:
-            refresh(self.reference, accelerator.unwrap_model(self.student))
+            refresh(accelerator.unwrap_model(self.reference), accelerator.unwrap_model(self.student))
         return metrics
 
     def save(self, target: Path) -> None:
@@ -170,31 +182,6 @@ class Trainer:
             for kept in ("ckpt", "state"):
                 prune(self.folder / kept, self.config.experiment.checkpoints_total_limit)
         self.accelerator.wait_for_everyone()
-
-    def _prepare_models(self) -> None:
-        config, accelerator = self.config, self.accelerator
-        torch.manual_seed(config.training.seed)
-        # Under ZeRO-3 transformers would cut parameters up while loading; the reference needs them whole, and the
-        # student's are cut up when it is prepared.
-        unset_hf_deepspeed_config()
-        source = self.checkpoint
-        student = load_model(source.folder, torch.float32, config.model.random_init, config=source.config)
-        self.reference = frozen_copy(student) if self.loss_settings.needs_reference else None
-        if config.training.gradient_checkpointing_enable:
-            student.recompute_activations()
-        params = config.optimizer.params
-        self.peak_rate = params.learning_rate * (self.global_batch if params.scale_lr else 1)
-        optimizer = torch.optim.AdamW(
-            student.parameters(),
-            lr=self.peak_rate,
-            betas=(params.beta1, params.beta2),
-            eps=params.epsilon,
-            weight_decay=params.weight_decay,
-        )
-        self.student, self.optimizer = accelerator.prepare(student.train(), optimizer)
-        if self.reference is not None:
-            # DeepSpeed keeps the student in the precision it computes in; equal weights must give equal logits.
-            self.reference.to(accelerator.device, next(self.student.parameters()).dtype)
 
     def _parts(self) -> list[list[Visit]]:
         """This process's micro-batches of the next global step; every process has as many."""
@@ -216,6 +203,7 @@ class Trainer:
             self.state_settings.pad_id,
             self.accelerator.device,
             visible_rows=self.loss_settings.needs_visible_rows,
+            plan=self.plan,
         )
 
     def _check_finite(self, done: list[tuple[list[Visit], torch.Tensor]]) -> None:
@@ -228,17 +216,25 @@ class Trainer:
         self._refuse(gather_object(bad), "a finite loss")
 
     def _update(self) -> float:
-        """One step of the optimizer; returns the gradient's norm (under DeepSpeed, which has made the step already)."""
+        """One step of the optimizer; returns the gradient's norm.
+
+        DeepSpeed has made the step already, or has left it out for a gradient that is no number.
+        """
         accelerator = self.accelerator
         norm = accelerator.clip_grad_norm_(self.student.parameters(), self.config.gradient_limit or math.inf)
         grad_norm = math.nan if norm is None else float(norm)
-        deepspeed = accelerator.distributed_type == DistributedType.DEEPSPEED
-        if not deepspeed and accelerator.scaler is None and not math.isfinite(grad_norm):
-            visits = self.order.visits(self.step, self.global_batch)
-            self._refuse([sample for _, sample in visits], "a finite gradient")
+        bad = norm is not None and not math.isfinite(grad_norm)
+        if self.skipped is None and (bad or self.optimizer.step_was_skipped):
+            self._refuse_gradient()
         self.optimizer.step()
         self.optimizer.zero_grad()
+        if self.skipped is not None and self.optimizer.step_was_skipped and not self.skipped.add():
+            self._refuse_gradient()
         return grad_norm
+
+    def _refuse_gradient(self) -> NoReturn:
+        visits = self.order.visits(self.step, self.global_batch)
+        self._refuse([sample for _, sample in visits], "a finite gradient")
 
     def _refuse(self, samples: list[int], expected: str) -> NoReturn:
         """Ends the run before the update of the step under way."""
@@ -259,6 +255,7 @@ class Trainer:
             "round": self._round(),
             "lr": rate,
             "grad_norm": grad_norm,
+            **({} if self.skipped is None else {"skipped_steps": self.skipped.count}),
             **{name: value / self.global_batch for name, value in values.items()},
             "tokens_per_second": tokens / (time.perf_counter() - started),
             "real_token_share": tokens / computed,

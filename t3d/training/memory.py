@@ -5,9 +5,9 @@ python -m t3d.training.memory config=configs/ddo_sdar_full_self.yaml num_gpus=8
 With P parameters, N GPUs, ZeRO stage s and c bytes per number that the network computes in (2 for bf16, 4 for fp32):
 
     weights     c P         s = 3: c P / N
-    gradients   c P         s >= 2: c P / N
+    gradients   c P         s >= 2: summed in fp32, 4 P / N (`training.grad_accum_dtype`)
     optimizer   12 P / N    fp32 master copy and Adam's two moments (4 P each)
-    reference   c P         if the objective compares with one: every GPU holds it whole
+    reference   c P         if the objective compares with one; s = 3: c P / N (`training.shard_reference`)
     buffers     5e8 c       reduce_bucket_size; s = 3: also up to 1e9 gathered parameters (stage3_max_live_parameters)
     update      8 P / N     while the optimizer steps: fp32 gradients of the partition, and Adam's denominators
 
@@ -28,9 +28,11 @@ and what autograd keeps for the backward pass is counted.  With L bytes kept per
 layers keep n L, or n H if they are recomputed (`gradient_checkpointing_enable`).  On top of that the backward pass
 works on one thing at a time, and the larger counts: a layer (L / 2 for the gradients of its activations, or 5 L / 4
 with the activations if they are recomputed), or a chunk of the output head, at most `CHUNK_BYTES` of logits, of which
-about `HEAD_TENSORS` live together.  Neither coincides with the update.
+about `HEAD_TENSORS` live together; where there are several chunks, one more, which is computed anew, and the head's
+gradient twice, a chunk's beside the sum of the chunks before.  Neither coincides with the update.
 
-Attention is counted as a fused kernel keeps it; the tiles that a CPU computes keep up to a quarter more.
+Attention is counted as a fused kernel keeps it; the tiles that a CPU computes keep up to a quarter more.  A GPU's
+block masks are made from dense ones, `MASK_BYTES` for each pair of tokens, before anything else is kept.
 CUDA's context, NCCL and fragmentation are a flat `RESERVE`.  tests/training/test_memory.py compares all but that with
 real steps of small networks on a CPU; no figure was measured on a GPU.
 """
@@ -66,6 +68,8 @@ BUCKET_NUMBERS = 500_000_000
 LIVE_PARAMETERS = 1_000_000_000
 HEAD_TENSORS = {"argmax": 3, "sample": 3, "exact": 6}
 """Tensors of the size of a chunk's fp32 logits, by `training.fake_expectation`; "exact" keeps the reference's too."""
+MASK_BYTES = 4
+"""For each query and key while flex_attention's block mask is made: the dense mask, and its sums."""
 RESERVE = 1.5 * GIB
 CAPACITIES = (40, 80)
 """GiB of the GPUs asked about."""
@@ -170,23 +174,30 @@ def estimate(config: TrainConfig, shape: SDARConfig, stage: int, num_gpus: int) 
     else:
         optimizer, update = 12.0 * count / num_gpus, 8.0 * count / num_gpus
         buffers = float(BUCKET_NUMBERS * computed)
+    if training.grad_accum_dtype == "float32" or (training.grad_accum_dtype == "auto" and stage >= 2):
+        gradients = 4.0 * count
     if stage >= 2:
         gradients /= num_gpus
     if stage == 3:
         weights /= num_gpus
         buffers += computed * min(count - count / num_gpus, LIVE_PARAMETERS)
-    needs_reference = OBJECTIVES[training.objective].ddo > 0
+    reference = float(stored * count) if OBJECTIVES[training.objective].ddo > 0 else 0.0
+    if stage == 3 and training.shard_reference is not False:
+        reference /= num_gpus
     tokens, rows = batch_size(config)
     kept, working = activations(shape, tokens, computed, stage == 0, training.gradient_checkpointing_enable)
-    head = HEAD_TENSORS[training.fake_expectation] * min(4 * rows * shape.vocab_size, CHUNK_BYTES)
+    logits, head_tensors = 4 * rows * shape.vocab_size, HEAD_TENSORS[training.fake_expectation]
+    head = float(head_tensors * logits)
+    if logits > CHUNK_BYTES:
+        head = (head_tensors + 1) * CHUNK_BYTES + 2 * stored * shape.vocab_size * shape.hidden_size
     return Estimate(
         weights=weights,
         gradients=gradients,
         optimizer=optimizer,
-        reference=float(stored * count) if needs_reference else 0.0,
+        reference=reference,
         buffers=buffers,
         activations=kept,
-        backward=max(working, head),
+        backward=max(working, head, MASK_BYTES * tokens**2 - kept),
         update=update,
     )
 
@@ -273,6 +284,21 @@ def table(config: MemoryConfig, shapes: dict[str, SDARConfig]) -> Iterator[str]:
                 total = found.total + RESERVE
                 fits = "".join(f"{'fits' if total <= size * GIB else 'does not fit':>15}" for size in CAPACITIES)
                 yield f"{stage or 'none':>6}{num_gpus:>6}{values}{total / GIB:9.1f}{fits}"
+        yield from recommended(config, shape)
+
+
+def recommended(config: MemoryConfig, shape: SDARConfig) -> Iterator[str]:
+    """The lowest stage of ZeRO that leaves a tenth of a GPU free, for each number of GPUs: lower ones talk less."""
+    for capacity in CAPACITIES:
+        choices = []
+        for num_gpus in (config.num_gpus,) if config.num_gpus else (1, 2, 4, 8):
+            fitting = [
+                stage
+                for stage in STAGES[1:]
+                if estimate(config, shape, stage, num_gpus).total + RESERVE <= 0.9 * capacity * GIB
+            ]
+            choices.append(f"{num_gpus}: {f'ZeRO-{fitting[0]}' if fitting else 'none'}")
+        yield f"  with a tenth of {capacity} GiB to spare, by number of GPUs: {', '.join(choices)}"
 
 
 def shapes_asked(name: str) -> dict[str, SDARConfig]:

@@ -87,6 +87,28 @@ class TestFormat:
         assert details["dataset"] == "TinyMath"
         assert details["checkpoint"] == str(checkpoint)
         assert details["seconds"] > 0
+        assert details["fingerprint"]["prompt_style"] == "plain"
+
+    def test_the_style_of_prompts_is_the_configurations_and_told(self, settings, tmp_path):
+        data = tmp_path / "options.jsonl"
+        data.write_text(json.dumps({"question": "Which?", "ground_truth_answer": "B"}) + "\n")
+        ends = {}
+        for style in ("plain", "release"):
+            path = rollout(
+                settings(
+                    f"evaluation.eval_dataset={data}",
+                    "evaluation.data_type=option",
+                    "evaluation.limit=null",
+                    f"evaluation.prompt_style={style}",
+                )
+            )
+            details = json.loads(path.with_suffix(".meta.json").read_text())
+            assert details["fingerprint"]["prompt_style"] == style
+            ends[style] = json.loads(path.read_text())[0]["prompt"].partition("{}.")[2]
+        assert ends == {
+            "plain": "<|im_end|>\n<|im_start|>assistant\n",
+            "release": " <|im_end|>\n<|im_start|>assistant\n",
+        }
 
     def test_step_maps_are_left_out_on_request(self, settings):
         whole = decoded(settings())
@@ -242,8 +264,8 @@ def some_fail(monkeypatch):
     """Makes every third response fail, and the others tell their tokens' figures."""
     decode = worker_module.iter_decode
 
-    def failing(model, prompts, decoding, max_active, streams):
-        for place, trajectory in decode(model, prompts, decoding, max_active, streams):
+    def failing(model, prompts, decoding, max_active, streams, agree):
+        for place, trajectory in decode(model, prompts, decoding, max_active, streams, agree):
             if streams[place] % 3 == 1:
                 yield place, Trajectory(trajectory.prompt_ids, [], [], "error", 1, 0, error=f"reason {streams[place]}")
             else:

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from t3d.config import TrainingConfig
+from t3d.config import DatasetConfig, TrainingConfig
 from t3d.errors import DataError
 from t3d.sdar.checkpoint import load_tokenizer
 from t3d.storage.paths import cache_root, find_data_files
@@ -32,7 +32,7 @@ def tokenizer(checkpoint):
 def load(paths: list[Path] | Path, tokenizer, trace: bool = True, **limits: int) -> Samples:
     paths = paths if isinstance(paths, list) else [paths]
     vocab_size = len(tokenizer)
-    return load_samples(paths, tokenizer, "math", TrainingConfig(**limits), vocab_size, needs_step_map=trace)
+    return load_samples(paths, tokenizer, DatasetConfig(), TrainingConfig(**limits), vocab_size, needs_step_map=trace)
 
 
 def built() -> list[Path]:
@@ -92,6 +92,20 @@ def test_json_lines_give_the_samples_of_the_list(trajectories, answers, tokenize
         assert [found[index] for index in range(20)] == [expected[index] for index in range(20)]
 
 
+def test_real_answers_follow_prompts_of_the_style_asked_for(tokenizer, tmp_path):
+    path = tmp_path / "answers.json"
+    path.write_text(json.dumps([{"question": "Which?", "answer": "B"}]))
+    prompts = {}
+    for style in ("plain", "release"):
+        dataset = DatasetConfig(data_type="option", prompt_style=style)
+        samples = load_samples([path], tokenizer, dataset, TrainingConfig(), len(tokenizer), needs_step_map=False)
+        prompts[style] = tokenizer.decode(samples[0].prompt_ids)
+    assert prompts["release"] == prompts["plain"].replace(
+        "<|im_end|>\n<|im_start|>assistant", " <|im_end|>\n<|im_start|>assistant"
+    )
+    assert prompts["release"].endswith("{}. <|im_end|>\n<|im_start|>assistant\n")
+
+
 def test_length_limits_leave_out_prompts_and_cut_responses(trajectories, tokenizer, caplog):
     whole = load(trajectories, tokenizer)
     longest = max(len(whole[index].prompt_ids) for index in range(20))
@@ -115,7 +129,7 @@ def test_the_same_content_is_built_once_and_other_content_again(trajectories, to
     copy.write_bytes(trajectories.read_bytes())
     load(trajectories, tokenizer)
     with monkeypatch.context() as patched:
-        patched.setattr(data, "_all_samples", lambda *_: pytest.fail("built again"))
+        patched.setattr(data, "iter_samples", lambda *_: pytest.fail("built again"))
         assert len(load(copy, tokenizer)) == 20
     copy.write_text(json.dumps(records(trajectories)[:5]))
     assert len(load(copy, tokenizer)) == 5

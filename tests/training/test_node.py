@@ -1,0 +1,257 @@
+"""What a node needs of DeepSpeed, in two CPU processes: exact weights, patience, sharded references, caught NaNs."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+from safetensors.torch import load_file
+
+from tests.training.test_loop import assert_equal, eight_samples, launch_two, metrics
+
+SHARDED = {"ACCELERATE_USE_DEEPSPEED": "true", "ACCELERATE_DEEPSPEED_ZERO3_SAVE_16BIT_MODEL": "true"}
+
+PROBE = """
+import json, math, sys
+import torch
+from deepspeed.utils import safe_get_full_fp32_param
+from safetensors.torch import load_file
+from t3d.config import TrainConfig, load_config
+from t3d.errors import UserError
+from t3d.training.launch import make_accelerator
+from t3d.training.loop import Trainer
+
+config = load_config(TrainConfig, sys.argv[1:], "", "")
+trainer = Trainer(config, make_accelerator(config))
+rank, engine = trainer.accelerator.process_index, trainer.student
+
+def precise():
+    return {name: safe_get_full_fp32_param(weight).cpu() for name, weight in engine.module.named_parameters()}
+
+def same(ours, theirs):
+    return all(torch.equal(ours[name], theirs[name]) for name in ours)
+
+def hours(group):
+    return group._get_backend(torch.device("cpu")).options._timeout.total_seconds() / 3600
+
+begun = precise()
+found = {
+    "exact": same(begun, load_file(config.model.pretrained_model + "/model.safetensors")),
+    "hours": [hours(torch.distributed.group.WORLD), hours(engine.seq_data_parallel_group)],
+    "types": [str(dtype) for dtype in engine.get_data_types()],
+}
+trainer.train_step()
+trainer.save(trainer.folder / "ckpt/step-000001")
+before = precise()
+if rank == 1:
+    next(engine.parameters()).register_hook(lambda gradient: gradient * math.nan)
+try:
+    trainer.train_step()
+except UserError as error:
+    found["error"] = str(error)
+found |= {"moved": not same(before, begun), "unchanged": same(before, precise())}
+trainer.folder.joinpath(f"rank-{rank}.json").write_text(json.dumps(found))
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("stage", "precision", "asked", "summed"),
+    [
+        (1, "no", "auto", "float32"),
+        (1, "bf16", "auto", "bfloat16"),
+        (1, "bf16", "float32", "float32"),
+        (2, "no", "auto", "float32"),
+        (2, "bf16", "auto", "float32"),
+        (2, "bf16", "bfloat16", "bfloat16"),
+        (3, "no", "auto", "float32"),
+        (3, "bf16", "auto", "float32"),
+    ],
+)
+def test_deepspeed_begins_exactly_waits_for_hours_sums_as_asked_and_refuses_a_gradient_that_is_no_number(
+    checkpoint, trajectories, tmp_path, stage, precision, asked, summed
+):
+    """Only the second process's gradient is none; both know, and neither has made the update."""
+    script, folder = tmp_path / "probe.py", tmp_path / "run"
+    script.write_text(PROBE)
+    overrides = ["training.batch_size_lm=2", "training.gradient_accumulation_steps=2"]
+    overrides += [f"training.mixed_precision={precision}", f"training.grad_accum_dtype={asked}"]
+    settings = eight_samples(checkpoint, trajectories, folder, *overrides)
+    told = launch_two(settings, script, ACCELERATE_DEEPSPEED_ZERO_STAGE=str(stage), **SHARDED)
+    assert not told, told[-3000:]
+    for rank in (0, 1):
+        found = json.loads((folder / f"rank-{rank}.json").read_text())
+        assert found["exact"], "a checkpoint more precise than the network is not rounded"
+        assert found["hours"] == [4, 4]
+        assert found["types"] == [f"torch.{'bfloat16' if precision == 'bf16' else 'float32'}", f"torch.{summed}"]
+        assert "global step 2, samples [" in found["error"]
+        assert "expected a finite gradient" in found["error"]
+        assert "step-000001" in found["error"]
+        assert found["moved"]
+        assert found["unchanged"]
+
+
+HALF = """
+import json, math, sys
+import torch
+from deepspeed.accelerator import get_accelerator
+get_accelerator().is_fp16_supported = lambda: True  # slowly
+from t3d.config import TrainConfig, load_config, save_config
+from t3d.errors import UserError
+from t3d.training.launch import make_accelerator
+from t3d.training.loop import Trainer
+
+config = load_config(TrainConfig, sys.argv[1:], "", "")
+trainer = Trainer(config, make_accelerator(config))
+rank, engine, spoil = trainer.accelerator.process_index, trainer.student, False
+if rank == 1:
+    next(engine.parameters()).register_hook(lambda gradient: gradient * math.inf if spoil else gradient)
+found = []
+for spoil in (False, True, False):
+    before = [weight.detach().clone() for weight in engine.parameters()]
+    metrics = trainer.train_step()
+    same = all(torch.equal(old, new) for old, new in zip(before, engine.parameters()))
+    found.append([metrics["step"], metrics["skipped_steps"], same])
+trainer.save(trainer.folder / "ckpt/step-000003")
+if rank == 0:
+    save_config(config, trainer.folder / "config.yaml")
+spoil = True
+try:
+    for _ in range(40):
+        trainer.train_step()
+except UserError as error:
+    found.append(str(error))
+trainer.folder.joinpath(f"rank-{rank}.json").write_text(json.dumps(found))
+"""
+
+
+RESUMED = """
+import sys
+from deepspeed.accelerator import get_accelerator
+get_accelerator().is_fp16_supported = lambda: True
+from t3d.config import TrainConfig, load_config
+from t3d.training.launch import make_accelerator
+from t3d.training.loop import Trainer
+
+config = load_config(TrainConfig, sys.argv[1:], "", "")
+trainer = Trainer(config, make_accelerator(config))
+rank = trainer.accelerator.process_index
+trainer.folder.joinpath(f"resumed-{rank}.txt").write_text(f"{trainer.step} {trainer.skipped.count}")
+"""
+
+
+SHARES = """
+import sys
+from t3d.config import TrainConfig, load_config
+from t3d.training.launch import make_accelerator
+from t3d.training.loop import Trainer
+
+config = load_config(TrainConfig, sys.argv[1:], "", "")
+accelerator = make_accelerator(config)
+zero = accelerator.state.deepspeed_plugin.deepspeed_config["zero_optimization"]
+zero["stage3_param_persistence_threshold"] = 0  # else weights as small as a test's stay whole
+trainer = Trainer(config, accelerator)
+reference = accelerator.unwrap_model(trainer.reference)
+held = sum(weight.numel() for weight in reference.parameters())
+assert (held == 0) == (config.training.shard_reference is None), held
+trainer.run()
+assert (sum(weight.numel() for weight in reference.parameters()) == 0) == (held == 0)
+accelerator.end_training()
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("precision", ["no", "bf16"])
+def test_a_sharded_reference_changes_no_bit_through_refresh_and_resume(checkpoint, trajectories, tmp_path, precision):
+    script = tmp_path / "shares.py"
+    script.write_text(SHARES)
+
+    def run(name: str, *overrides: str) -> dict:
+        overrides = (f"training.mixed_precision={precision}", "experiment.save_every_steps=1", *overrides)
+        settings = eight_samples(checkpoint, trajectories, tmp_path / name, *overrides)
+        told = launch_two(settings, script, ACCELERATE_DEEPSPEED_ZERO_STAGE="3", **SHARDED)
+        assert not told, told[-3000:]
+        return load_file(tmp_path / name / "ckpt/optimized/model.safetensors")
+
+    whole, sharded = run("whole", "training.shard_reference=false"), run("sharded")
+    assert_equal(whole, sharded)
+    lines = [
+        [{name: value for name, value in line.items() if "per_second" not in name} for line in metrics(tmp_path / name)]
+        for name in ("whole", "sharded")
+    ]
+    assert lines[0] == lines[1]
+    assert lines[0][1]["ratio/real"] != 0
+    assert lines[0][0]["ratio/real"] == lines[0][2]["ratio/real"] == 0
+    last = "state/step-000003/reference.safetensors"
+    assert_equal(load_file(tmp_path / "whole" / last), load_file(tmp_path / "sharded" / last))
+    for step in ("000002", "000003"):
+        shutil.rmtree(tmp_path / "sharded/state" / f"step-{step}")
+    assert_equal(whole, run("sharded", "experiment.resume_from=latest"))
+
+
+PRECISE = """
+import sys
+from deepspeed.utils import safe_get_full_fp32_param
+from safetensors.torch import save_file
+from t3d.config import TrainConfig, load_config
+from t3d.training.launch import make_accelerator
+from t3d.training.loop import Trainer
+
+config = load_config(TrainConfig, sys.argv[1:], "", "")
+trainer = Trainer(config, make_accelerator(config))
+trainer.train_step()
+module = trainer.student.module
+weights = {name: safe_get_full_fp32_param(weight).cpu().clone() for name, weight in module.named_parameters()}
+if trainer.accelerator.is_main_process:
+    save_file(weights, trainer.folder / "precise.safetensors")
+trainer.accelerator.end_training()
+"""
+
+
+@pytest.mark.slow
+def test_micro_batches_summed_in_single_precision_equal_one_large_batch_more_closely(
+    checkpoint, trajectories, tmp_path
+):
+    script = tmp_path / "precise.py"
+    script.write_text(PRECISE)
+
+    def update(name: str, micro: int, dtype: str) -> dict:
+        overrides = [f"training.batch_size_lm={micro}", f"training.gradient_accumulation_steps={16 // micro}"]
+        overrides += ["training.mixed_precision=bf16", f"training.grad_accum_dtype={dtype}"]
+        # A step as large as the gradient, not as its sign.
+        overrides += ["optimizer.params.epsilon=1e3", "optimizer.params.learning_rate=1e3"]
+        settings = [*eight_samples(checkpoint, trajectories, tmp_path / name), *overrides]
+        told = launch_two(settings, script, ACCELERATE_DEEPSPEED_ZERO_STAGE="2", **SHARDED)
+        assert not told, told[-3000:]
+        return load_file(tmp_path / name / "precise.safetensors")
+
+    large = update("large", 16, "auto")
+    errors = {
+        dtype: sum((weight - large[name]).square().sum() for name, weight in update(dtype, 1, dtype).items()).sqrt()
+        for dtype in ("auto", "bfloat16")
+    }
+    begun = load_file(checkpoint / "model.safetensors")
+    size = sum((weight - begun[name]).square().sum() for name, weight in large.items()).sqrt()
+    # Not by more: every micro-batch's own gradient is rounded in either case.
+    assert errors["auto"] < 0.8 * errors["bfloat16"], errors
+    assert errors["bfloat16"] < 0.1 * size, "else rounding is not what is compared"
+
+
+@pytest.mark.slow
+def test_in_fp16_updates_that_overflow_are_left_out_and_counted(checkpoint, trajectories, tmp_path):
+    """Across a resume too; a gradient that is no number at any scale ends the run."""
+    script, folder = tmp_path / "half.py", Path(tmp_path / "run")
+    script.write_text(HALF)
+    overrides = ["training.mixed_precision=fp16", "experiment.resume_from=latest"]
+    settings = eight_samples(checkpoint, trajectories, folder, *overrides)
+    told = launch_two(settings, script, ACCELERATE_DEEPSPEED_ZERO_STAGE="2", **SHARDED)
+    assert not told, told[-3000:]
+    resumed = tmp_path / "resumed.py"
+    resumed.write_text(RESUMED)
+    told = launch_two(settings, resumed, ACCELERATE_DEEPSPEED_ZERO_STAGE="2", **SHARDED)
+    assert not told, told[-3000:]
+    for rank in (0, 1):
+        *steps, error = json.loads((folder / f"rank-{rank}.json").read_text())
+        assert steps == [[1, 0, False], [2, 1, True], [3, 1, False]]
+        assert (folder / f"resumed-{rank}.txt").read_text() == "3 1"
+        assert "expected a finite gradient" in error
