@@ -258,7 +258,7 @@ class _Parser(Reader):
             return list(inside.args) if inside.op == "tuple" else [inside]
         if self.peek() in ("+", "-"):
             return [negated(self.operands()[0])] if self.next() == "-" else self.operands()
-        first = self.peek()
+        first = last = self.peek()
         result = self.factor()
         if first in FUNCTIONS:
             return [result]
@@ -266,13 +266,10 @@ class _Parser(Reader):
         while self.starts_factor() and self.peek() not in ("(", "[", "|", "{", "e"):
             token = self.peek()
             letter = token.isalpha() or token in GREEK or token == r"\pi"
-            if not (letter or (coefficient and token in (r"\frac", r"\sqrt"))) or token in FUNCTIONS:
+            if not (letter or (coefficient and token in (r"\frac", r"\sqrt"))):
                 break
-            result = tables.combined("mul", [result, self.factor()])
-            if token == r"\pi" and self.peek() == "/" and self.peek(1).isdigit():
-                self.next()
-                result = tables.quotient(result, self.factor())
-        if first == r"\pi" and self.peek() == "/" and self.peek(1).isdigit():
+            result, last = tables.combined("mul", [result, self.factor()]), token
+        if last == r"\pi" and self.peek() == "/" and self.peek(1).isdigit():
             self.next()
             result = tables.quotient(result, self.factor())
         return [result]
@@ -306,7 +303,7 @@ class _Parser(Reader):
         if sign in lower:
             place = lower.index(sign)
             variable = "".join(lower[:place])
-            bounds = [self.part([token for token in lower[place + 1 :] if token not in ("^+", "^-")]), *upper]
+            bounds = [self.part(lower[place + 1 :]), *upper]
         else:
             variable, bounds = "", [symbol("".join(lower)), *upper]
         body = self.term()
