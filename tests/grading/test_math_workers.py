@@ -48,8 +48,8 @@ def test_a_worker_that_hangs_or_dies_is_named_and_replaced(stand_in):
 def test_a_workers_memory_is_limited(stand_in):
     stand_in("def same(prediction, truth): return bool(bytearray(400 << 20))\n")
     pair = ("x+2", "x+1")
-    assert grade_math_many([pair], memory_mb=256) == [GradeResult(False, "crashed")]
-    assert grade_math_many([pair], memory_mb=1024) == [GradeResult(True)]
+    assert grade_math_many([pair], memory_mb=256, timeout_s=20) == [GradeResult(False, "crashed")]
+    assert grade_math_many([pair], memory_mb=1024, timeout_s=20) == [GradeResult(True)]
 
 
 def test_what_a_worker_prints_is_no_reply(stand_in):

@@ -162,7 +162,7 @@ class _Parser(Reader):
 
     def atom(self) -> Node:
         token = self.next()
-        if token[0].isdigit() or (token[0] == "." and len(token) > 1):
+        if token[0].isdecimal() or (token[0] == "." and len(token) > 1):
             return self.numeral(token)
         if token.startswith(r"\begin"):
             return self.table(token)
@@ -178,11 +178,11 @@ class _Parser(Reader):
 
     def numeral(self, token: str) -> Node:
         value = Fraction(token)
-        if token.isdigit() and self.peek() == r"\frac":
+        if token.isdecimal() and self.peek() == r"\frac":
             before = self.position
             self.next()
             above, below = self.group(), self.group()
-            if all(len(part) == 1 and part[0].isdigit() for part in (above, below)) and int(below[0]):
+            if all(len(part) == 1 and part[0].isdecimal() for part in (above, below)) and int(below[0]):
                 return number(value + Fraction(int(above[0]), int(below[0])))
             self.position = before
         return number(value)
@@ -258,21 +258,18 @@ class _Parser(Reader):
             return list(inside.args) if inside.op == "tuple" else [inside]
         if self.peek() in ("+", "-"):
             return [negated(self.operands()[0])] if self.next() == "-" else self.operands()
-        first = self.peek()
+        first = last = self.peek()
         result = self.factor()
         if first in FUNCTIONS:
             return [result]
-        coefficient = first[0].isdigit() or first == r"\frac"
+        coefficient = first[0].isdecimal() or first == r"\frac"
         while self.starts_factor() and self.peek() not in ("(", "[", "|", "{", "e"):
             token = self.peek()
             letter = token.isalpha() or token in GREEK or token == r"\pi"
-            if not (letter or (coefficient and token in (r"\frac", r"\sqrt"))) or token in FUNCTIONS:
+            if not (letter or (coefficient and token in (r"\frac", r"\sqrt"))):
                 break
-            result = tables.combined("mul", [result, self.factor()])
-            if token == r"\pi" and self.peek() == "/" and self.peek(1).isdigit():
-                self.next()
-                result = tables.quotient(result, self.factor())
-        if first == r"\pi" and self.peek() == "/" and self.peek(1).isdigit():
+            result, last = tables.combined("mul", [result, self.factor()]), token
+        if last == r"\pi" and self.peek() == "/" and self.peek(1).isdecimal():
             self.next()
             result = tables.quotient(result, self.factor())
         return [result]
@@ -306,7 +303,7 @@ class _Parser(Reader):
         if sign in lower:
             place = lower.index(sign)
             variable = "".join(lower[:place])
-            bounds = [self.part([token for token in lower[place + 1 :] if token not in ("^+", "^-")]), *upper]
+            bounds = [self.part(lower[place + 1 :]), *upper]
         else:
             variable, bounds = "", [symbol("".join(lower)), *upper]
         body = self.term()

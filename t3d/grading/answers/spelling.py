@@ -353,6 +353,8 @@ def _braced(tokens: list[str]) -> list[str]:
 def _first_argument(before: list[str], token: str) -> tuple[str, str]:
     r"""What of a token is an argument without braces: one digit for `\frac`, the whole number elsewhere."""
     fraction = before[-1] == r"\frac" or (before[-1] == "}" and r"\frac" in before[-4:])
-    if (fraction and len(token) > 1 and token.isdigit()) or (len(token) > 1 and token.isalpha() and before[-1] != "_"):
+    if (fraction and len(token) > 1 and token.isdecimal()) or (
+        len(token) > 1 and token.isalpha() and before[-1] != "_"
+    ):
         return token[0], token[1:]
     return token, ""

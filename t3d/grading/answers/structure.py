@@ -160,5 +160,5 @@ def is_words(tokens: Sequence[str]) -> bool:
         token.startswith(r"\text{") and re.search(r"[^\W\d_]", token[6:]) and not _CONJUNCTION.fullmatch(token)
         for token in tokens
     ):
-        return tokens[0] not in ("-", "+") and not tokens[0][0].isdigit()
+        return tokens[0] not in ("-", "+") and not tokens[0][0].isdecimal()
     return re.fullmatch(r"[A-Za-z]{4,}[A-Za-z .'\-]*", plain) is not None

@@ -34,20 +34,10 @@ class Unit:
 
 _PREFIXES = {"Y": 24, "Z": 21, "E": 18, "P": 15, "T": 12, "G": 9, "M": 6, "k": 3, "h": 2, "da": 1, "d": -1, "c": -2}
 _PREFIXES |= {"m": -3, "µ": -6, "u": -6, "n": -9, "p": -12, "f": -15, "a": -18, "z": -21, "y": -24}
-_LONG_PREFIXES = {
-    "tera": 12,
-    "giga": 9,
-    "mega": 6,
-    "kilo": 3,
-    "hecto": 2,
-    "deca": 1,
-    "deka": 1,
-    "deci": -1,
-    "centi": -2,
-}
-_LONG_PREFIXES |= {"milli": -3, "micro": -6, "nano": -9, "pico": -12, "femto": -15, "peta": 15, "exa": 18, "atto": -18}
+_LONG_PREFIXES = {"peta": 15, "tera": 12, "giga": 9, "mega": 6, "kilo": 3, "hecto": 2, "deca": 1, "deka": 1, "deci": -1}
+_LONG_PREFIXES |= {"centi": -2, "milli": -3, "micro": -6, "nano": -9, "pico": -12, "femto": -15, "atto": -18, "exa": 18}
 
-# Name in base units: symbols that take prefixes; words that take prefixes.
+# Factor and base units: symbols that take prefixes; words that take prefixes.
 _SI = {
     "1 m": ("m", "meter metre"),
     "1 g": ("g", "gram gramme"),
@@ -86,7 +76,6 @@ _SI = {
     "1 bit": ("b", "bit"),
     "8 bit": ("B", "byte"),
     "1 pc": ("pc", "parsec"),
-    "1 dB": ("", "decibel"),
 }
 # Without prefixes.
 _OTHERS = {
@@ -135,6 +124,7 @@ _OTHERS = {
     "1 jpy": "¥ JPY jpy yen",
     "1 inr": "₹ INR rupee",
     "1 yuan": "CNY RMB yuan",
+    "1 dB": "dB decibel",
     "1 percent": "% percent pct",
     "1 point": "pp",
     "1/10 percent": "‰",
