@@ -97,8 +97,8 @@ def draw_sample(prompt: int, response: int, seed: int) -> TrainingSample:
 def draw_lengths(num: int) -> list[tuple[int, int]]:
     """Prompt and response lengths, half as GSM8K and half as MATH.
 
-    Log-normal with sigma 0.5.  Mean response 250 and 722 tokens: what the paper's model writes on them (SPEC section 6,
-    Table 3); mean prompt 100 and 120, with the chat template.  Cut at 512 and 1024.
+    Log-normal with sigma 0.5.  Mean response 250 and 722 tokens: what the paper's model writes on them
+    (Table 3); mean prompt 100 and 120, with the chat template.  Cut at 512 and 1024.
     """
     chooser = np.random.default_rng(0)
     lengths = []

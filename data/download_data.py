@@ -7,6 +7,7 @@ from t3d.arguments import ArgumentParser
 from t3d.data.benchmarks import DATASETS
 from t3d.data.download import download_dataset
 from t3d.entry import run_entry
+from t3d.storage.paths import user_path
 
 logger = logging.getLogger("download_data")
 
@@ -27,7 +28,7 @@ def main(argv: list[str]) -> None:
     )
     hosted = [name for name, dataset in DATASETS.items() if dataset.repo_id]
     parser.add_argument("--dataset", required=True, choices=hosted, help="which data set")
-    parser.add_argument("--output_dir", type=Path, default=Path(), help="folder that receives the file")
+    parser.add_argument("--output_dir", type=user_path, default=Path(), help="folder that receives the file")
     arguments = parser.parse_args(argv)
     logger.setLevel(logging.INFO)
     path, num_records = download_dataset(DATASETS[arguments.dataset], arguments.output_dir)

@@ -8,7 +8,7 @@ from t3d.entry import run_entry
 
 
 def main(argv: list[str]) -> None:
-    """Reads `<model_name>-<dataset>.json` and writes `<model_name>-<dataset>_renamed.json` beside it.
+    """Reads `<model_name>-<dataset>.json` (or `.jsonl`) and writes `<model_name>-<dataset>_renamed.json` beside it.
 
     Args:
         argv: the command line's arguments.
@@ -17,7 +17,7 @@ def main(argv: list[str]) -> None:
         UserError: wrong arguments, an unreadable file, or one without a valid record.
     """
     parser = ArgumentParser(
-        purpose="Check every record of the rollouts <model_name>-<dataset>.json in this folder, rename its "
+        purpose="Check every record of the rollouts <model_name>-<dataset>.json (or .jsonl) in this folder, rename its "
         "full_output to answer and write <model_name>-<dataset>_renamed.json. Records with an invalid "
         "trajectory are left out and reported.",
         example="cd data && python rename_key.py --model_name SDAR-4B-Chat --dataset MATH_train",
@@ -26,7 +26,9 @@ def main(argv: list[str]) -> None:
     parser.add_argument("--dataset", required=True, help="the data set that it answered")
     arguments = parser.parse_args(argv)
     stem = f"{arguments.model_name}-{arguments.dataset}"
-    rename_answers(Path(f"{stem}.json"), Path(f"{stem}_renamed.json"))
+    lines = Path(f"{stem}.jsonl")
+    source = lines if lines.exists() and not Path(f"{stem}.json").exists() else Path(f"{stem}.json")
+    rename_answers(source, Path(f"{stem}_renamed.json"))
 
 
 if __name__ == "__main__":

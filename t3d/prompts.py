@@ -11,7 +11,11 @@ if TYPE_CHECKING:
 
 DATA_TYPES = ("math", "code", "option")
 TEST_METHODS = ("function", "stdio")
+PROMPT_STYLES = ("plain", "release")
+"""How the user's turn ends: "plain", with the instruction's last character, or as in the authors' release, whose
+instructions for code and options (math's does not) have a space behind them, in front of the end of the turn."""
 
+_THOUGHT = ("<think>", "</think>")
 _UNUSABLE = re.compile("[\0\ud800-\udfff]")
 _PROBLEM_HEADING = "This is the problem:\n"
 _MATH = "\nPlease reason step by step, and put your final answer within \\boxed{}."
@@ -51,32 +55,40 @@ def check_text(value: object, where: str) -> str:
     return value
 
 
-def user_message(item: dict[str, Any], data_type: str) -> str:
+def user_message(item: dict[str, Any], data_type: str, style: str = "plain") -> str:
     r"""Words the user's turn for one dataset item; the problem itself is never altered.
 
     Args:
         item: a dataset record, with `question` and, for code, `test_method` ("function" or "stdio").
         data_type: "math", "code" or "option".
+        style: one of `PROMPT_STYLES`.
 
     Returns:
         The problem with its instruction, such as "1+1?\nPlease reason step by step, ...".
 
     Raises:
-        ConfigError: an unknown `data_type`.
+        ConfigError: an unknown `data_type` or `style`.
         DataError: a missing or unusable `question`, or an unknown `test_method`.
     """
     if data_type not in DATA_TYPES:
         raise ConfigError("data_type", " or ".join(DATA_TYPES), repr(data_type))
+    if style not in PROMPT_STYLES:
+        raise ConfigError("prompt_style", " or ".join(PROMPT_STYLES), repr(style))
     wording = data_type
     if data_type == "code":
         wording = item.get("test_method", "")
         if wording not in TEST_METHODS:
             raise DataError("field test_method", " or ".join(TEST_METHODS), _describe(wording))
-    return _WORDING[wording](check_text(item.get("question"), "field question"))
+    message = _WORDING[wording](check_text(item.get("question"), "field question"))
+    return f"{message} " if style == "release" and data_type != "math" else message
 
 
 def build_prompt(
-    tokenizer: "PreTrainedTokenizerBase", item: dict[str, Any], data_type: str, start_with_think: bool = False
+    tokenizer: "PreTrainedTokenizerBase",
+    item: dict[str, Any],
+    data_type: str,
+    start_with_think: bool = False,
+    style: str = "plain",
 ) -> tuple[str, list[int]]:
     r"""Renders the prompt of one dataset item through the tokenizer's own chat template.
 
@@ -96,6 +108,7 @@ def build_prompt(
         item: a dataset record, see `user_message`.
         data_type: "math", "code" or "option".
         start_with_think: whether the answer opens with "<think>".
+        style: one of `PROMPT_STYLES`.
 
     Returns:
         The prompt's text and its token ids; the ids decode to the text (up to the tokenizer's own
@@ -103,10 +116,10 @@ def build_prompt(
 
     Raises:
         CheckpointError: the tokenizer has no chat template, or one that alters the user's message.
-        ConfigError: an unknown `data_type`.
+        ConfigError: an unknown `data_type` or `style`.
         DataError: an unusable `question`, `test_method` or `prefix`.
     """
-    message = user_message(item, data_type)
+    message = user_message(item, data_type, style)
     if not tokenizer.chat_template:
         raise CheckpointError(f"tokenizer {tokenizer.name_or_path}", "a chat template", "none")
     turns = [{"role": "user", "content": message}]
@@ -125,16 +138,27 @@ def build_prompt(
     return text, _encode(tokenizer, text, data_spans)
 
 
+def encode_answer(tokenizer: "PreTrainedTokenizerBase", answer: str) -> list[int]:
+    """Token ids of an answer that people wrote; the end of its turn is the caller's.
+
+    As in questions, a token of the added vocabulary that it spells is ordinary text: no answer can end its turn
+    early, or teach a model to write masks.  A thought's marks alone stay tokens, as models write them.
+    """
+    return _encode(tokenizer, answer, [(0, len(answer))], kept=_THOUGHT)
+
+
 def _answer_prefix(item: dict[str, Any], data_type: str) -> str:
     if data_type == "code" and item["test_method"] == "function" and item.get("prefix") is not None:
         return check_text(item["prefix"], "field prefix")
     return ""
 
 
-def _encode(tokenizer: "PreTrainedTokenizerBase", text: str, data_spans: list[tuple[int, int]]) -> list[int]:
-    """Encodes `text`, cutting every added token spelled inside a data span after its first character."""
+def _encode(
+    tokenizer: "PreTrainedTokenizerBase", text: str, data_spans: list[tuple[int, int]], kept: tuple[str, ...] = ()
+) -> list[int]:
+    """Encodes `text`, cutting every added token but `kept` spelled inside a data span after its first character."""
     # A one-character token cannot be cut; it is a letter of that tokenizer's alphabet, not markup.
-    spellings = [re.escape(token) for token in tokenizer.get_added_vocab() if len(token) > 1]
+    spellings = [re.escape(token) for token in tokenizer.get_added_vocab() if len(token) > 1 and token not in kept]
     cuts = [0]
     if spellings:
         # The lookahead also finds spellings that overlap an earlier one.

@@ -11,6 +11,9 @@ from jaxtyping import Float, Int
 from numpy.typing import NDArray
 from torch import Tensor
 
+_SMALL_TEMPERATURE = 1e-6
+"""Below it a quotient of logits could overflow.  Above it nothing is subtracted, which would cost another pass."""
+
 
 def response_uniforms(
     seed: int, stream: int, num_blocks: int, denoising_steps: int, block_size: int
@@ -22,6 +25,18 @@ def response_uniforms(
     """
     generator = np.random.Generator(np.random.Philox(key=np.array([seed, stream], dtype=np.uint64)))
     return generator.random((num_blocks, denoising_steps, block_size), dtype=np.float32)
+
+
+def tempered(scores: Float[Tensor, "rows vocab"], temperature: float) -> Float[Tensor, "rows vocab"]:
+    """Scores divided by a temperature above 0, up to a number per row: their softmax is the tempered distribution.
+
+    However small the temperature, the best token's quotient stays finite: it then takes all the mass, and equally
+    good ones share it.
+    """
+    if temperature < _SMALL_TEMPERATURE:
+        scores = scores - scores.amax(-1, keepdim=True)
+        temperature = max(temperature, torch.finfo(scores.dtype).tiny)
+    return scores / temperature
 
 
 def token_probabilities(
@@ -39,7 +54,7 @@ def token_probabilities(
         top_p: mass kept, in (0, 1].
     """
     if temperature > 0:
-        scores = scores / temperature
+        scores = tempered(scores, temperature)
     if 0 < top_k < scores.shape[-1]:
         kth_best = scores.topk(top_k, dim=-1).values[:, -1:]
         scores = scores.masked_fill(scores < kth_best, -torch.inf)

@@ -6,6 +6,7 @@ import pytest
 import yaml
 
 from t3d.config import DecodeConfig, TrainConfig, load_config, save_config
+from t3d.config.release import RELEASE_KEYS
 from t3d.errors import ConfigError
 
 ROOT = Path(__file__).parents[1]
@@ -55,6 +56,23 @@ class TestLayers:
     def test_an_empty_file_changes_nothing(self, tmp_path):
         assert decode_config(yaml_file(tmp_path, "")) == decode_config()
 
+    @pytest.mark.parametrize("text", ["rollout:", "rollout: null", "rollout: {}", "rollout: ~\nevaluation:"])
+    def test_a_group_with_nothing_in_it_changes_nothing(self, tmp_path, text):
+        assert decode_config(yaml_file(tmp_path, text)) == decode_config()
+
+    def test_a_file_may_lie_in_the_home_folder(self, tmp_path, monkeypatch):
+        monkeypatch.setenv("HOME", str(tmp_path))
+        yaml_file(tmp_path, "rollout: {seed: 5}")
+        (tmp_path / "other").mkdir()
+        above = yaml_file(tmp_path / "other", "base: ~/config.yaml")
+        assert decode_config("config=~/config.yaml").rollout.seed == decode_config(above).rollout.seed == 5
+
+    def test_anchors_and_merged_mappings_are_read(self, tmp_path):
+        file = yaml_file(tmp_path, "rollout: &x {seed: 5}\nexperiment: {project: &y 010, output_dir: *y}")
+        assert (decode_config(file).rollout.seed, decode_config(file).experiment.output_dir) == (5, "010")
+        merged = yaml_file(tmp_path, "rollout:\n  <<: {seed: 5, top_k: 3}\n  seed: 6")
+        assert (decode_config(merged).rollout.seed, decode_config(merged).rollout.top_k) == (6, 3)
+
     def test_values_become_plain_objects_of_the_declared_types(self):
         config = decode_config("rollout.stop_token_list=[7, '<|im_end|>']", "rollout.temperature=1")
         assert config.rollout.stop_token_list == [7, "<|im_end|>"]
@@ -87,6 +105,88 @@ class TestLayers:
 
     def test_an_unquoted_no_is_the_choice_no(self, tmp_path):
         assert train_config(yaml_file(tmp_path, "training: {mixed_precision: no}")).training.mixed_precision == "no"
+
+
+class TestText:
+    """A key declared as text takes the text as it is written."""
+
+    TEXTS = (
+        *("0042", "2026_11_28", "12e5678", "1e3", "0x1F", "1:30", "yes", "off", "true", "2026-11-28", "1.50"),
+        *("a=b", "=", "<<", "&x", "*x", "!x", "- a", "a: b", "%x", "@x", "`x`", "C:\\new", "~/runs", "é 漢字"),
+    )
+
+    @pytest.mark.parametrize("text", [*TEXTS, "run #2", "{a: 1}", "#1", "'", '"a', "a'b'", "it's", " x "])
+    def test_on_the_command_line(self, text):
+        config = decode_config(f"experiment.project={text}", f"experiment.output_dir={text}", f"table.title={text}")
+        assert (config.experiment.project, config.experiment.output_dir, config.table.title) == (text,) * 3
+
+    @pytest.mark.parametrize("text", ["0042", "2026_11_28", "12e5678", "1:30", "yes", "2026-11-28", "run#2", "~/runs"])
+    def test_in_a_file(self, tmp_path, text):
+        config = decode_config(yaml_file(tmp_path, f"experiment: {{project: {text}, output_dir: {text}}}"))
+        assert (config.experiment.project, config.experiment.output_dir) == (text, text)
+
+    @pytest.mark.parametrize("text", [*TEXTS, "run #2", "null", "", "no"])
+    def test_and_a_saved_configuration_keeps_it(self, tmp_path, text):
+        config = decode_config()
+        config.experiment.project = config.experiment.output_dir = text
+        config.table.checkpoints, config.table.decodings = {text or "x": text}, [[4, 1]]
+        config.rollout.stop_token_list = [text, 10]
+        save_config(config, tmp_path / "saved.yaml")
+        assert decode_config(f"config={tmp_path / 'saved.yaml'}") == config
+
+    def test_in_lists_and_mappings(self, tmp_path):
+        file = yaml_file(tmp_path, "table: {checkpoints: {0042: 010, 1.7: 2026_11_28}, datasets: [007, on]}")
+        config = decode_config(file, "table.decodings=[[4,1]]", "rollout.stop_token_list=[10, 010, '11', yes]")
+        assert config.table.checkpoints == {"0042": "010", "1.7": "2026_11_28"}
+        assert config.table.datasets == ["007", "on"]
+        assert config.rollout.stop_token_list == [10, "010", "11", "yes"]
+
+    def test_quotes_around_the_whole_are_taken_off(self):
+        config = decode_config("experiment.project='0042'", 'experiment.output_dir="null"', "table.title=''")
+        assert (config.experiment.project, config.experiment.output_dir, config.table.title) == ("0042", "null", "")
+
+    def test_nothing_and_null_unset_it(self, tmp_path):
+        for nothing in ("", "null", "~"):
+            file = yaml_file(tmp_path, f"experiment:\n  output_dir: {nothing}")
+            assert decode_config(file).experiment.output_dir is None
+            assert decode_config(f"experiment.output_dir={nothing}").experiment.output_dir is None
+            assert "experiment.project: expected str, found " in refusal(decode_config, f"experiment.project={nothing}")
+
+    def test_a_row_of_a_table_may_have_dots_in_its_name(self):
+        config = decode_config(
+            "table.checkpoints.SDAR-1.7B=a/b=c", "table.checkpoints.x=010", "table.decodings=[[4,1]]"
+        )
+        assert config.table.checkpoints == {"SDAR-1.7B": "a/b=c", "x": "010"}
+
+
+class TestNumbers:
+    @pytest.mark.parametrize(
+        "text", ["010", "0x10", "0b11", "0o17", "1:30", "00", "1__0", "_1", "1_", "١٢", "1.0", "1e2"]
+    )
+    def test_whole_numbers_are_decimal(self, tmp_path, text):
+        for source in (f"rollout.seed={text}", yaml_file(tmp_path, f"rollout: {{seed: {text}}}")):
+            assert f"rollout.seed: expected int, found {text}" in refusal(decode_config, source)
+        assert f"expected list[list[int]], found {text}" in refusal(decode_config, f"table.decodings=[[{text}, 1]]")
+
+    @pytest.mark.parametrize(("text", "number"), [("0", 0), ("+5", 5), ("1_000_000", 10**6), ("'7'", 7), (" 8", 8)])
+    def test_decimal_ones_are_read(self, text, number):
+        assert decode_config(f"rollout.seed={text}").rollout.seed == number
+
+    @pytest.mark.parametrize(
+        ("text", "number"), [("1e-3", 1e-3), ("1", 1.0), (".5", 0.5), ("1_0.5", 10.5), ("5.", 5.0)]
+    )
+    def test_so_are_those_with_a_point_or_an_exponent(self, text, number):
+        assert decode_config(f"rollout.temperature={text}").rollout.temperature == number
+
+    @pytest.mark.parametrize("text", ["1:30.5", "0x1p3", "1e", "1,5", "e5", "."])
+    def test_and_nothing_else(self, text):
+        assert f"rollout.temperature: expected float, found {text}" in refusal(
+            decode_config, f"rollout.temperature={text}"
+        )
+
+    @pytest.mark.parametrize(("text", "value"), [("yes", True), ("Off", False), ("TRUE", True), ("false", False)])
+    def test_truth_values_have_their_usual_names(self, text, value):
+        assert decode_config(f"rollout.resume={text}").rollout.resume is value
 
 
 class TestMistakesInKeys:
@@ -122,11 +222,11 @@ class TestMistakesInKeys:
             ("=4", "config=FILE or key=value, found =4"),
             ("rollout.block_size: 4", "config=FILE or key=value, found rollout.block_size: 4"),
             ("rollout.block_size=[4", "key=value, found rollout.block_size=[4"),
-            ("rollout.block_size=${", "key=value, found rollout.block_size=${"),
+            ("rollout.block_size=${", "int, found no viable alternative at input"),
             ("rollout=5", "a group of keys, found 5"),
-            ("rollout=null", "a group of keys, found None"),
+            ("rollout=null", "a group of keys, found null"),
             ("rollout.=5", "a known key (nearest: rollout), found an unknown one"),
-            ("rollout.seed.deep=5", "int, found Value '{'deep': 5}'"),
+            ("rollout.seed.deep=5", "int, found Value '{'deep': '5'}'"),
         ],
     )
     def test_arguments_that_are_no_key_and_value_are_refused(self, argument, expected):
@@ -149,7 +249,9 @@ class TestMistakesInFiles:
             ("rollout:\n\tseed: 4", "cannot start any token"),
             ("rollout:\n  seed: 4\n  seed: 5", "duplicate key seed"),
             ("rollout: {seed: !!python/object/apply:os.getpid []}", "could not determine a constructor"),
-            ("null: 4", "Incompatible key type"),
+            ("rollout: {seed: 4, 'seed': 5}", "duplicate key seed"),
+            ("a: 1\nb: 2\na: 3", "duplicate key a"),
+            ("a: *b", "undefined alias"),
             ("\x00", "control characters are not allowed"),
         ],
     )
@@ -157,6 +259,10 @@ class TestMistakesInFiles:
         message = refusal(decode_config, yaml_file(tmp_path, text))
         assert message.startswith(f"{tmp_path / 'config.yaml'}: expected a readable YAML file, found ")
         assert found in message
+
+    def test_a_list_inside_itself_is_refused(self, tmp_path):
+        file = yaml_file(tmp_path, "rollout: {stop_token_list: &x [*x]}")
+        assert "maximum recursion depth exceeded" in refusal(decode_config, file)
 
     def test_bytes_that_are_no_text_are_refused(self, tmp_path):
         (tmp_path / "x.yaml").write_bytes(b"\xff\xfe\x80")
@@ -173,7 +279,7 @@ class TestMistakesInFiles:
     def test_a_folder_is_no_file(self, argument):
         assert "Is a directory" in refusal(decode_config, argument)
 
-    @pytest.mark.parametrize("text", ["rollout:", "rollout: 5", "rollout: [1]", "rollout: ${evaluation}"])
+    @pytest.mark.parametrize("text", ["rollout: 5", "rollout: [1]", "rollout: ${evaluation}"])
     def test_a_group_must_hold_keys(self, tmp_path, text):
         assert "rollout: expected a group of keys" in refusal(decode_config, yaml_file(tmp_path, text))
 
@@ -231,14 +337,12 @@ class TestMistakesInValues:
             ("rollout.tensor_parallel_size=0", "at least 1, found 0"),
             ("rollout.num_workers=-1", "at least 0, found -1"),
             ("rollout.confidence=odd", "one of scaled, raw, found odd"),
-            ("rollout.random_init_ratio=0.5", "0, found 0.5"),
             ("rollout.dtype=int8", "one of auto, "),
             ("evaluation.data_type=chess", "one of math, code, option, found chess"),
             ("evaluation.node_index=1", "below evaluation.num_node = 1, found 1"),
             ("evaluation.node_index=-1", "at least 0, found -1"),
             ("evaluation.limit=0", "at least 1, found 0"),
             ("execute.sandbox=trust", "one of auto, bwrap, sandlock, none, found trust"),
-            ("model_base=llama", "one of sdar, found llama"),
         ],
     )
     def test_an_impossible_decoding_value_is_refused(self, argument, expected):
@@ -254,13 +358,10 @@ class TestMistakesInValues:
             ("training.mask_ratios=[.nan]", "a non-empty list of ratios in (0, 1], found [nan]"),
             ("training.objective=magic", "one of sft, redi, dparallel, td, ddo, t3d, found magic"),
             ("training.mask_strategy=latest", "one of trace, random, trace_earliest, found latest"),
-            ("training.method=ar", "one of semi-ar, found ar"),
-            ("training.target_temp=0.5", "0, found 0.5"),
             ("training.round_interval=0", "at least 1, found 0"),
             ("training.reference_temp=1", "0 with fake_expectation=argmax, above 0 with sample or exact"),
             ("training.block_size_choices=[4]", "sizes of at least 1, and no path loss, found [4]"),
             ("model.random_ratio=1.5", "0 to 1, found 1.5"),
-            ("optimizer.name=sgd", "one of adamw, found sgd"),
             ("optimizer.params.learning_rate=nan", "a finite number, found nan"),
             ("optimizer.params.learning_rate=1e400", "a finite number, found inf"),
             ("optimizer.params.learning_rate=-1e-5", "at least 0, found -1e-05"),
@@ -281,6 +382,45 @@ class TestMistakesInValues:
         message = refusal(train_config, f"{key}={value}")
         assert message == f"{key}: expected null or the value of its namesake, {own}, found {value}"
         train_config(f"{key}={own}")
+
+    @pytest.mark.parametrize(
+        ("load", "argument", "expected"),
+        [
+            (decode_config, "model_base=llama", "sdar, found llama"),
+            (decode_config, "rollout.random_init_ratio=0.5", "0, found 0.5"),
+            (decode_config, "rollout.random_init_ratio=some", "0, found some"),
+            (
+                decode_config,
+                "rollout.num_task_per_step=0",
+                "a whole number, without effect in the release either, found",
+            ),
+            (train_config, "training.method=ar", "semi-ar, found ar"),
+            (train_config, "training.target_temp=0.5", "0, found 0.5"),
+            (train_config, "training.target_temp=null", "0, found null"),
+            (train_config, "optimizer.name=sgd", "adamw, found sgd"),
+        ],
+    )
+    def test_a_key_of_the_release_that_asks_for_what_is_not_there_is_refused(self, load, argument, expected):
+        key = argument.partition("=")[0]
+        assert refusal(load, argument).startswith(f"command line: {key}: expected {expected}")
+
+    @pytest.mark.parametrize(
+        ("load", "arguments"),
+        [
+            (decode_config, ["model_base=sdar", "rollout.random_init_ratio=0.0", "rollout.num_task_per_step=7"]),
+            (train_config, ["training.method=semi-ar", "training.target_temp=0", "optimizer.name=adamw"]),
+        ],
+    )
+    def test_a_key_of_the_release_that_asks_for_what_is_done_anyway_sets_nothing(self, load, arguments, tmp_path):
+        assert load(*arguments) == load()
+        save_config(load(*arguments), tmp_path / "saved.yaml")
+        assert not {argument.partition("=")[0].rpartition(".")[2] for argument in arguments} & set(
+            (tmp_path / "saved.yaml").read_text().replace(":", "").split()
+        )
+
+    def test_a_key_of_the_release_is_one_of_its_own_groups_alone(self):
+        assert "training: expected a known key" in refusal(decode_config, "training.method=semi-ar")
+        assert "rollout: expected a known key" in refusal(train_config, "rollout.num_task_per_step=1")
 
     def test_a_table_and_given_rollouts_exclude_each_other(self):
         table = ["table.checkpoints.a=x", "table.decodings=[[4,4]]"]
@@ -400,6 +540,28 @@ class TestFiles:
         assert replace(ours.training, objective="t3d", lambda_path=theirs.training.lambda_path) == theirs.training
         assert (ours.model, ours.optimizer, ours.lr_scheduler) == (theirs.model, theirs.optimizer, theirs.lr_scheduler)
 
+    @pytest.mark.parametrize("name", ["sft", "redi", "dparallel", "td", "ddo", "ddo_sdar_full_self"])
+    def test_data_and_folder_follow_the_model_and_the_kind_of_problem(self, name):
+        file = f"config={ROOT / 'configs' / f'{name}.yaml'}"
+        for model, data_type, data in (
+            ("JetLM/SDAR-4B-Chat", "math", "SDAR-4B-Chat-MATH_train_renamed"),
+            ("/models/SDAR-1.7B-Chat", "code", "SDAR-1.7B-Chat-PrimeIntellect_renamed"),
+        ):
+            asked = [file, f"model.pretrained_model={model}", f"dataset.data_type={data_type}"]
+            config = load_config(TrainConfig, asked, "", "")
+            assert config.dataset.optimization_data == ("Bespoke-Stratos-17k_600" if name == "sft" else data)
+            assert config.experiment.output_dir is None
+            assert config.experiment.project == name.replace("ddo_sdar_full_self", "t3d")
+        assert (
+            load_config(TrainConfig, [file, "dataset.optimization_data=mine"], "", "").dataset.optimization_data
+            == "mine"
+        )
+
+    def test_a_kind_without_training_problems_of_the_paper_needs_its_data_named(self):
+        file = f"config={ROOT / 'configs/td.yaml'}"
+        with pytest.raises(ConfigError, match=r"dataset\.optimization_data: .*no training problems of the kind option"):
+            load_config(TrainConfig, [file, "dataset.data_type=option"], "", "")
+
     def test_a_file_wins_over_its_base_and_the_command_line_over_both(self, tmp_path):
         (tmp_path / "deep").mkdir()
         (tmp_path / "first.yaml").write_text("rollout: {block_size: 8, max_token: 5, seed: 1}")
@@ -461,7 +623,7 @@ def test_help_lists_every_key_with_its_default_and_exits_with_0(schema, flag, ca
     assert page.startswith("What it is for.\n")
     assert page.endswith("Example:\n  python x.py a=b\n")
     if schema is DecodeConfig:
-        known = ["table.decodings = []", "model_base = sdar"]
+        known = ["table.decodings = []"]
         known += [
             f"{group}.{name} = " for group in ("experiment", "evaluation", "execute") for name in RELEASE_SAMPLE[group]
         ]
@@ -471,8 +633,14 @@ def test_help_lists_every_key_with_its_default_and_exits_with_0(schema, flag, ca
         known += [
             f"{group}.{name} = " for group in ("model", "dataset", "training", "wandb") for name in sections[group]
         ]
+        known = [line for line in known if line.removesuffix(" = ") not in RELEASE_KEYS]
     for line in known:
         assert f"\n  {line}" in page
+    (last,) = [
+        line for line in page.splitlines() if line.startswith("Accepted from the authors' files, setting nothing")
+    ]
+    theirs = [path for path in RELEASE_KEYS if path.startswith(("training", "optimizer")) is (schema is TrainConfig)]
+    assert all(f"{path} (" in last and f"\n  {path} = " not in page for path in theirs if path != "model_base")
 
 
 @pytest.mark.parametrize(

@@ -47,11 +47,10 @@ def test_stage_1_and_evaluation_from_the_folders_that_people_use(checkpoint, tmp
     ]
     evaluated = run(ROOT, "eval.py", "config=configs/toy/eval.yaml", *common)
     assert evaluated.returncode == 0, evaluated.stderr
-    rollouts = tmp_path / "project" / "temp_data" / "outputs-eval-checkpoint-TinyMath.json"
-    assert len(json.loads(rollouts.read_text())) == 3
-    results = tmp_path / "project" / "results" / "results-eval-checkpoint-TinyMath.json"
+    (results,) = (tmp_path / "project" / "results").glob("results-eval-checkpoint-TinyMath-*.json")
     assert json.loads(results.read_text())["n"] == 3
-    before = rollouts.read_bytes()
+    decoded = tmp_path / "project" / "temp_data" / results.name.replace("results-", "outputs-")
+    assert len(json.loads(decoded.read_text())) == 3
 
     common[1] = f"evaluation.checkpoint_path={os.path.relpath(checkpoint, ROOT / 'sample')}"
     sampled = run(
@@ -59,10 +58,10 @@ def test_stage_1_and_evaluation_from_the_folders_that_people_use(checkpoint, tmp
         "sdar_sample.py",
         "config=../configs/toy/sdar_sample.yaml",
         *common,
-        "rollout.resume=false",
     )
     assert sampled.returncode == 0, sampled.stderr
-    assert rollouts.read_bytes() == before
+    rollouts = tmp_path / "project" / "temp_data" / "outputs-eval-checkpoint-TinyMath.json"
+    assert rollouts.read_bytes() == decoded.read_bytes()
     assert "Traceback" not in evaluated.stderr + sampled.stderr
 
 
@@ -177,13 +176,33 @@ def test_the_releases_commands_run_one_after_the_other(checkpoint, tmp_path):
         "training.gradient_accumulation_steps=2",
     )
     assert trained.returncode == 0, trained.stderr
-    (student,) = tmp_path.glob("experiments/checkpoint/math/ddo_sdar_full_self/*/ckpt/optimized")
+    (student,) = tmp_path.glob("experiments/checkpoint/math/t3d/*/ckpt/optimized")
     evaluated = run(
         tmp_path,
         str(ROOT / "eval.py"),
         f"config={ROOT}/configs/eval.yaml",
-        f"evaluation.checkpoint_path={student}",
+        "evaluation.checkpoint_path=experiments/checkpoint/math/t3d/ckpt/optimized",
         *decoding,
     )
     assert evaluated.returncode == 0, evaluated.stderr
-    assert json.loads((tmp_path / "mine/results/results-eval-optimized-TinyMath.json").read_text())["n"] == 8
+    (results,) = (tmp_path / "mine/results").glob("results-eval-optimized-TinyMath-checkpoint-math-t3d-*.json")
+    assert json.loads(results.read_text())["n"] == 8
+    assert json.loads(results.read_text())["checkpoint"] == str(student.relative_to(tmp_path))
+
+
+def test_a_dry_run_examines_the_command_and_writes_nothing(checkpoint, dataset, tmp_path):
+    keys = [
+        f"experiment.project={tmp_path / 'project'}",
+        f"evaluation.checkpoint_path={checkpoint}",
+        f"evaluation.eval_dataset={dataset}",
+    ]
+    good = run(ROOT, "eval.py", "--dry-run", "rollout.max_token=8", *keys)
+    assert good.returncode == 0, good.stderr
+    assert good.stdout.startswith("t3d doctor: eval ")
+    assert good.stdout.endswith("no errors, no warnings\n") or " warning" in good.stdout.splitlines()[-1]
+    bad = run(ROOT, "-m", "t3d.doctor", *keys[:2], "evaluation.eval_dataset=Nowhere")
+    assert bad.returncode == 2
+    assert "  error    problems        Nowhere: none there\n" in bad.stdout
+    assert bad.stderr.splitlines()[-1].startswith("error: doctor: expected a command that will run, found 1 error")
+    assert "Traceback" not in good.stderr + bad.stderr
+    assert list(tmp_path.iterdir()) == []

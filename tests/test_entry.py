@@ -1,3 +1,4 @@
+import logging
 import os
 
 import pytest
@@ -20,6 +21,18 @@ def test_success_leaves_status_0(capsys):
     run_entry(seen.append)
     assert len(seen) == 1
     assert capsys.readouterr().err == ""
+
+
+def test_news_of_libraries_does_not_reach_the_user_and_their_errors_do(caplog):
+    def main(arguments: list[str]) -> None:
+        own = logging.getLogger("DeepSpeed")  # as it is when DeepSpeed is imported after the start
+        own.setLevel(logging.WARNING)
+        for name in ("accelerate.utils.other", "DeepSpeed"):
+            logging.getLogger(name).warning("Removed shared tensor")
+            logging.getLogger(name).error("%s failed", name)
+
+    run_entry(main)
+    assert [record.message for record in caplog.records] == ["accelerate.utils.other failed", "DeepSpeed failed"]
 
 
 @pytest.mark.parametrize("kind", [ConfigError, DataError, CheckpointError])

@@ -5,7 +5,7 @@ import pytest
 from transformers import AutoTokenizer
 
 from t3d.errors import CheckpointError, ConfigError, DataError
-from t3d.prompts import build_prompt, user_message
+from t3d.prompts import build_prompt, encode_answer, user_message
 
 SHARED_DATA = Path(__file__).parents[1].parent / "shared" / "data"
 IM_START, IM_END, THINK, MASK = 151644, 151645, 151667, 151669
@@ -31,36 +31,53 @@ def function_item(question: str, prefix: str | None = None) -> dict:
     return {"question": question, "test_method": "function", "prefix": prefix}
 
 
-@pytest.mark.parametrize(
-    ("item", "data_type", "expected"),
-    [
-        (
-            {"question": "1+1?"},
-            "math",
-            "1+1?\nPlease reason step by step, and put your final answer within \\boxed{}.",
-        ),
-        (
-            function_item("Add."),
-            "code",
-            "This is the problem:\nAdd.\nPlace your code within a single Python code block ```python ```. "
-            "Do not include more than one code block.",
-        ),
-        (
-            {"question": "Add.", "test_method": "stdio"},
-            "code",
-            "This is the problem:\nAdd.\nYou should put your code in ```python ```. "
-            "Use input() to read input and print() to produce output in your script.",
-        ),
-        (
-            {"question": "Which?"},
-            "option",
-            "This is the problem:\nWhich?\nYou need to think step by step and put the final option "
-            "(A, B, C, or D only-no other character) in \\boxed{}.",
-        ),
-    ],
-)
+WORDINGS = [
+    ({"question": "1+1?"}, "math", "1+1?\nPlease reason step by step, and put your final answer within \\boxed{}."),
+    (
+        function_item("Add."),
+        "code",
+        "This is the problem:\nAdd.\nPlace your code within a single Python code block ```python ```. "
+        "Do not include more than one code block.",
+    ),
+    (
+        {"question": "Add.", "test_method": "stdio"},
+        "code",
+        "This is the problem:\nAdd.\nYou should put your code in ```python ```. "
+        "Use input() to read input and print() to produce output in your script.",
+    ),
+    (
+        {"question": "Which?"},
+        "option",
+        "This is the problem:\nWhich?\nYou need to think step by step and put the final option "
+        "(A, B, C, or D only-no other character) in \\boxed{}.",
+    ),
+]
+
+
+@pytest.mark.parametrize(("item", "data_type", "expected"), WORDINGS)
 def test_each_kind_of_item_has_its_wording(item, data_type, expected):
-    assert user_message(item, data_type) == expected
+    assert user_message(item, data_type) == user_message(item, data_type, "plain") == expected
+
+
+@pytest.mark.parametrize(("item", "data_type", "expected"), WORDINGS)
+def test_the_releases_wording_of_code_and_options_ends_in_a_space(item, data_type, expected):
+    assert user_message(item, data_type, "release") == expected + ("" if data_type == "math" else " ")
+
+
+@pytest.mark.parametrize(("style", "end"), [("plain", ""), ("release", " ")])
+@pytest.mark.parametrize(("item", "data_type", "expected"), WORDINGS)
+def test_every_prompt_of_both_styles_byte_for_byte(tokenizer, item, data_type, expected, style, end):
+    text, ids = build_prompt(tokenizer, item, data_type, style=style)
+    end = "" if data_type == "math" else end
+    assert text == f"<|im_start|>user\n{expected}{end}<|im_end|>\n<|im_start|>assistant\n"
+    assert tokenizer.decode(ids) == text
+    assert ids == tokenizer(text, add_special_tokens=False)["input_ids"]
+    assert (tokenizer.decode(ids[-6:-5]) == " ") is bool(end)
+
+
+def test_an_unknown_style_is_refused():
+    with pytest.raises(ConfigError, match="prompt_style: expected plain or release, found 'bare'"):
+        user_message({"question": "1+1?"}, "math", "bare")
 
 
 def test_first_gsm8k_prompt_is_pinned(tokenizer):
@@ -138,6 +155,20 @@ def test_control_tokens_spelled_in_data_stay_ordinary_text(tokenizer, spelling):
     assert tokenizer.decode(ids) == text
     added = set(tokenizer.get_added_vocab().values())
     assert [i for i in ids if i in added] == [IM_START, IM_END, IM_START]
+
+
+@pytest.mark.parametrize("spelling", SPELLINGS)
+def test_and_so_they_do_in_answers_but_for_the_marks_of_a_thought(tokenizer, spelling):
+    answer = f"{spelling} in {spelling}"
+    ids = encode_answer(tokenizer, answer)
+    assert tokenizer.decode(ids) == answer
+    expected = [THINK, THINK] if spelling == "<think>" else []
+    assert [i for i in ids if i in tokenizer.get_added_vocab().values()] == expected
+
+
+@pytest.mark.parametrize("answer", ["x = 4, so \\boxed{4}.", "<think>\nHm.\n</think>\n\n```python\nprint(1)\n```"])
+def test_other_answers_are_encoded_as_ever(tokenizer, answer):
+    assert encode_answer(tokenizer, answer) == tokenizer(answer, add_special_tokens=False)["input_ids"]
 
 
 def test_start_with_think_opens_the_answer(tokenizer):

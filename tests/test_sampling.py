@@ -39,6 +39,24 @@ def test_filtered_distributions_worked_by_hand(settings: dict, expected: list[fl
     assert filtered(**settings) == pytest.approx(expected, abs=1e-6)
 
 
+@pytest.mark.parametrize("temperature", [1e-6, 1e-7, 1e-30, 1e-45, 1e-300, 5e-324])
+@pytest.mark.parametrize("scale", [1e-3, 1.0, 1e4, 1e30])
+def test_the_smallest_temperatures_give_the_best_token_everything(temperature: float, scale: float) -> None:
+    probabilities = token_probabilities(SCORES * scale + 40, temperature, 0, 1.0)
+    assert probabilities.tolist() == [[0, 0, 0, 1, 0]]
+    assert draw_tokens(probabilities, torch.tensor([LARGEST_UNIFORM])).tolist() == [3]
+
+
+def test_at_the_smallest_temperatures_equally_good_tokens_share() -> None:
+    assert token_probabilities(torch.tensor([[90.0, 90.0, 89.0]]), 1e-30, 0, 1.0).tolist() == [[0.5, 0.5, 0]]
+
+
+def test_tempered_scores_agree_where_their_computation_changes() -> None:
+    scores = torch.tensor([[0.0, -1e-6, -3e-6]])
+    above, below = (token_probabilities(scores, temperature, 0, 1.0) for temperature in (1e-6, 0.9999999e-6))
+    assert torch.allclose(above, below, atol=1e-5)
+
+
 def test_a_uniform_picks_by_inverse_distribution_function() -> None:
     probabilities = torch.tensor([[0.25, 0.0, 0.5, 0.25]]).expand(5, -1)
     assert draw_tokens(probabilities, torch.tensor([0.0, 0.2, 0.3, 0.7, 0.8])).tolist() == [0, 0, 2, 2, 3]

@@ -1,7 +1,8 @@
 """Configuration: what can be set (`schema`), and how it is read (`loading`)."""
 
-from t3d.config.loading import help_text, load_config, save_config
+from t3d.config.loading import help_text, load_config, named_groups, save_config
 from t3d.config.schema import (
+    DatasetConfig,
     DecodeConfig,
     ExecuteConfig,
     RolloutConfig,
@@ -13,6 +14,7 @@ from t3d.config.schema import (
 )
 
 __all__ = [
+    "DatasetConfig",
     "DecodeConfig",
     "ExecuteConfig",
     "RolloutConfig",
@@ -23,5 +25,6 @@ __all__ = [
     "TrainingConfig",
     "help_text",
     "load_config",
+    "named_groups",
     "save_config",
 ]

@@ -4,19 +4,35 @@ import dataclasses
 import difflib
 import math
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import fields, is_dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, get_args, get_origin
 
 from omegaconf import MISSING, OmegaConf
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 from yaml import YAMLError
 
+from t3d.config.release import check_release_key, release_keys
+from t3d.config.values import as_declared, is_null, parse_argument, parse_yaml
 from t3d.errors import ConfigError
 from t3d.storage.files import atomic_writer
+from t3d.storage.paths import model_name, user_path
 
 Schema = TypeVar("Schema")
+
+TRAINING_SETS = {"math": "MATH_train", "code": "PrimeIntellect"}
+"""Kind of problem -> the paper's training problems."""
+
+
+def _teacher_data(model: str, data_type: str) -> str:
+    """What stage 2 calls a model's own answers to the paper's training problems."""
+    if data_type not in TRAINING_SETS:
+        raise ValueError(f"the paper has no training problems of the kind {data_type}")
+    return f"{model_name(model)}-{TRAINING_SETS[data_type]}_renamed"
+
+
+OmegaConf.register_resolver("teacher_data", _teacher_data, replace=True)
 
 
 def load_config(schema: type[Schema], arguments: list[str], purpose: str, example: str) -> Schema:
@@ -32,14 +48,14 @@ def load_config(schema: type[Schema], arguments: list[str], purpose: str, exampl
         sys.stdout.write(help_text(schema, purpose, example))
         sys.exit(0)
     merged = OmegaConf.structured(schema)
-    kinds = {path: _kind_name(entry.type) for path, entry in _leaves(schema)}
-    for source, values in _sources(arguments):
+    types = {path: entry.type for path, entry in _leaves(schema)}
+    for source, values in _sources(arguments, types):
         for path, value in _known_values(schema, values, source):
             try:
-                OmegaConf.update(merged, path, value, merge=True)
-            except OmegaConfBaseException as error:
-                raise _value_error(f"{source}: {path}", kinds[path], error) from error
-    for path, kind in kinds.items():
+                OmegaConf.update(merged, path, as_declared(value, types[path]), merge=True)
+            except (OmegaConfBaseException, ValueError, RecursionError) as error:
+                raise _value_error(f"{source}: {path}", types[path], error) from error
+    for path, kind in types.items():
         try:
             OmegaConf.select(merged, path, throw_on_missing=True)
         except MissingMandatoryValue as error:
@@ -48,6 +64,15 @@ def load_config(schema: type[Schema], arguments: list[str], purpose: str, exampl
             raise _value_error(path, kind, error) from error
     _check_ranges(schema, merged)
     return OmegaConf.to_object(merged)  # type: ignore[return-value]
+
+
+def named_groups(arguments: list[str]) -> set[str]:
+    """The groups that `config=FILE key=value ...` give keys of, which tell what kind of command they are for.
+
+    Raises:
+        ConfigError: an unreadable file, or an argument that is no such pair.
+    """
+    return {str(name) for _, values in _sources(arguments, {}) for name in values}
 
 
 def save_config(config: object, path: Path) -> None:
@@ -63,7 +88,7 @@ def save_config(config: object, path: Path) -> None:
 def help_text(schema: type, purpose: str, example: str) -> str:
     """The `--help` page of an entry point."""
     lines = [
-        purpose,
+        purpose.strip(),
         "",
         "config=FILE reads a YAML file (and, first, the one that its key `base` names); key=value wins over it.",
         "",
@@ -75,10 +100,13 @@ def help_text(schema: type, purpose: str, example: str) -> str:
         shown = "required" if default == MISSING else "null" if default is None else str(default)
         choices = f" ({' | '.join(entry.metadata['one_of'])})" if entry.metadata["one_of"] else ""
         lines.append(f"  {path} = {shown}: {entry.metadata['meaning']}{choices}")
+    releases = release_keys(_groups([path for path, _ in _leaves(schema)]))
+    accepted = "; ".join(f"{path} ({key.accepted})" for path, key in releases.items())
+    lines += ["", f"Accepted from the authors' files, setting nothing: {accepted}."]
     return "\n".join([*lines, "", "Example:", f"  {example}", ""])
 
 
-def _sources(arguments: list[str]) -> list[tuple[str, dict[str, Any]]]:
+def _sources(arguments: list[str], types: Mapping[str, Any]) -> list[tuple[str, dict[str, Any]]]:
     """(where it was said, nested values) of the file and of each override, in the order in which they win."""
     files: list[tuple[str, dict[str, Any]]] = []
     overrides: list[tuple[str, dict[str, Any]]] = []
@@ -87,14 +115,26 @@ def _sources(arguments: list[str]) -> list[tuple[str, dict[str, Any]]]:
         if not equals or not name or name.startswith("-"):
             raise ConfigError("command line", "config=FILE or key=value", argument)
         if name == "config":
-            files += _read_files(Path(value))
+            files += _read_files(user_path(value))
         else:
             try:
-                parsed = OmegaConf.to_container(OmegaConf.from_dotlist([argument]))
-            except (OmegaConfBaseException, YAMLError) as error:
+                overrides.append(("command line", _override(name, value, types)))
+            except YAMLError as error:
                 raise ConfigError("command line", "key=value", argument) from error
-            overrides.append(("command line", parsed))  # type: ignore[arg-type]
     return files + overrides
+
+
+def _override(name: str, value: str, types: Mapping[str, Any]) -> dict[str, Any]:
+    """One `key=value`; an entry of a mapping is named behind its key, and may hold dots of its own."""
+    if name in types:
+        return {name: parse_argument(value, types[name])}
+    for path, kind in types.items():
+        if get_origin(kind) is dict and name.startswith(f"{path}."):
+            return {path: {name.removeprefix(f"{path}."): parse_argument(value, get_args(kind)[1])}}
+    nested: Any = value
+    for part in reversed(name.split(".")):
+        nested = {part: nested}
+    return nested
 
 
 def _read_files(path: Path, above: tuple[Path, ...] = ()) -> list[tuple[str, dict[str, Any]]]:
@@ -102,23 +142,23 @@ def _read_files(path: Path, above: tuple[Path, ...] = ()) -> list[tuple[str, dic
     if path.resolve() in above:
         raise ConfigError(f"{path}: base", "files that do not lead back to themselves", above[0].name)
     values = _read_yaml(path)
-    base = values.pop("base", None)
+    base = as_declared(values.pop("base", None), str)
     if not isinstance(base, str | None):
         raise ConfigError(f"{path}: base", "the name of a YAML file", base)
-    below = _read_files(path.parent / base, (*above, path.resolve())) if base else []
+    below = _read_files(path.parent / user_path(base), (*above, path.resolve())) if base else []
     return [*below, (str(path), values)]
 
 
 def _read_yaml(path: Path) -> dict[str, Any]:
     try:
-        loaded = OmegaConf.to_container(OmegaConf.load(path))
+        loaded = parse_yaml(path.read_text(encoding="utf-8-sig"))
     except FileNotFoundError as error:
         raise ConfigError(path, "a YAML file", "none there") from error
-    except (OSError, YAMLError, UnicodeDecodeError, OmegaConfBaseException) as error:
+    except (OSError, YAMLError, UnicodeDecodeError) as error:
         raise ConfigError(path, "a readable YAML file", " ".join(str(error).split())) from error
-    if not isinstance(loaded, dict):
-        raise ConfigError(path, "keys with values", f"a {type(loaded).__name__}")
-    return loaded  # type: ignore[return-value]
+    if not isinstance(loaded, dict | None):
+        raise ConfigError(path, "keys with values", "a list" if isinstance(loaded, list) else loaded)
+    return loaded or {}
 
 
 def _leaves(schema: type, prefix: str = "") -> list[tuple[str, dataclasses.Field]]:
@@ -138,15 +178,20 @@ def _known_values(schema: type, values: Mapping[str, Any], source: str) -> Itera
         ConfigError: a key that `schema` does not have, or a group that is no group.
     """
     known = {path for path, _ in _leaves(schema)}
-    groups = {path[:index] for path in known for index, letter in enumerate(path) if letter == "."}
+    groups = _groups(known)
+    releases = release_keys(groups)
 
     def walk(part: Mapping[Any, Any], prefix: str) -> Iterator[tuple[str, Any]]:
         for name, value in part.items():
             path = f"{prefix}{name}"
             if path in groups and isinstance(value, Mapping):
                 yield from walk(value, f"{path}.")
+            elif path in groups and is_null(value):
+                continue
             elif path in groups:
                 raise ConfigError(f"{source}: {path}", "a group of keys", value)
+            elif path in releases:
+                check_release_key(path, value, source)
             elif path not in known:
                 nearest = difflib.get_close_matches(path, sorted(known | groups), n=1, cutoff=0)
                 raise ConfigError(f"{source}: {path}", f"a known key (nearest: {nearest[0]})", "an unknown one")
@@ -156,13 +201,17 @@ def _known_values(schema: type, values: Mapping[str, Any], source: str) -> Itera
     yield from walk(values, "")
 
 
+def _groups(paths: Collection[str]) -> set[str]:
+    return {path[:index] for path in paths for index, letter in enumerate(path) if letter == "."}
+
+
 def _kind_name(kind: Any) -> str:
     name = kind.__name__ if isinstance(kind, type) and not hasattr(kind, "__args__") else str(kind)
     return name.replace("typing.Any", "any")
 
 
-def _value_error(where: str, kind: str, error: OmegaConfBaseException) -> ConfigError:
-    return ConfigError(where, kind, str(error).partition("\n    full_key")[0])
+def _value_error(where: str, kind: Any, error: Exception) -> ConfigError:
+    return ConfigError(where, _kind_name(kind), str(error).partition("\n    full_key")[0])
 
 
 def _check_ranges(schema: type, merged: Any) -> None:
@@ -171,9 +220,6 @@ def _check_ranges(schema: type, merged: Any) -> None:
         low, high, one_of = (entry.metadata[name] for name in ("low", "high", "one_of"))
         if value is None:
             continue
-        if value == "False" and "no" in (one_of or ()):
-            # An unquoted `no` is YAML for false; where "no" is a choice, nothing else can be meant.
-            OmegaConf.update(merged, path, value := "no")
         if one_of is not None and value not in one_of:
             raise ConfigError(path, f"one of {', '.join(one_of)}", value)
         if isinstance(value, float) and not math.isfinite(value):

@@ -7,10 +7,11 @@ from omegaconf import MISSING
 
 from t3d.errors import ConfigError
 from t3d.objectives.registry import OBJECTIVES
-from t3d.prompts import DATA_TYPES
+from t3d.prompts import DATA_TYPES, PROMPT_STYLES
 from t3d.remasking import STRATEGIES
 
 MAX_SEED = 2**63 - 1
+PROMPT_STYLE = "how code and option prompts end; release: in a space; the same in rollouts, training and evaluation"
 TABLE_AXES = ("base", "model", "dataset", "strategy", "block_size", "denoising_steps", "tokps")
 TABLE_FIGURES = (
     *("acc", "tokens_per_second", "latency_s", "avg_steps", "avg_len"),
@@ -35,22 +36,25 @@ def group(schema: type) -> Any:
 class ExperimentConfig:
     """Where a run writes, and how it continues."""
 
-    project: str = key("t3d", "name of the run's folder")
-    output_dir: str | None = key(None, "folder of the run; null: the release's rule (see README)")
+    project: str = key("t3d", "decoding: the folder of rollouts and results; training: the name of the method")
+    output_dir: str | None = key(
+        None, "folder of the run; null: <project>, or experiments/<model>/<data_type>/<project>/<timestamp> in training"
+    )
+    timestamp: bool = key(True, "training: a folder named by its start for each run; false: the method's own folder")
     start_from_scratch: bool = key(True, "false: the same as resume_from=latest")
     resume_from: str | None = key(None, "null | latest | a folder that a killed run left: continue it exactly")
     num_node: int = key(1, "machines of the launch; the launch must agree", low=1)
     num_processes: int | None = key(None, "processes of the launch (null: any); the launch must agree", low=1)
     save_every_steps: int = key(256, "global steps between checkpoints", low=1)
     checkpoints_total_limit: int | None = key(None, "checkpoints kept, the oldest removed first (null: all)", low=1)
-    gradient_clipping: bool = key(True, "clip gradients at training.max_grad_norm")
+    gradient_clipping: bool = key(True, "clip gradients at training.max_grad_norm; false: never")
     max_grad_norm: float | None = key(None, "the release's second name for training.max_grad_norm", low=0)
     trackers: list[str] = key([], "of wandb, tensorboard; metrics.jsonl is always written")
 
 
 @dataclass
 class RolloutConfig:
-    """How responses are decoded (SPEC section 1)."""
+    """How responses are decoded."""
 
     block_size: int = key(4, "positions per block", low=1)
     denoising_steps_per_block: int = key(4, "most denoising steps per block; at most block_size", low=1)
@@ -64,7 +68,7 @@ class RolloutConfig:
     num_response_per_task: int = key(1, "responses per problem, each with its own random stream", low=1)
     seed: int = key(0, "seed of every random stream", low=0, high=MAX_SEED)
     resume: bool = key(True, "continue a rollout that was interrupted; false: start over")
-    max_active: int = key(64, "sequences decoded together; does not change results", low=1)
+    max_active: int = key(64, "most sequences decoded together, as memory allows; does not change results", low=1)
     num_workers: int = key(0, "decoding processes on this machine (0: one per visible GPU, or one)", low=0)
     confidence: str = key("scaled", "confidence of remasking", one_of=("scaled", "raw"))
     record: list[str] = key([], "figures per token kept in the rollout file, of logprob, entropy")
@@ -77,8 +81,6 @@ class RolloutConfig:
     dtype: str = key("auto", "auto: as stored", one_of=("auto", "float32", "bfloat16", "float16"))
     compile: bool = key(False, "torch.compile the layers: meant for GPUs; starts later and rounds otherwise")
     tensor_parallel_size: int = key(1, "processes of the launch that hold the model together: all or 1", low=1)
-    num_task_per_step: int = key(1, "accepted from the release's files, where it has no effect either", low=1)
-    random_init_ratio: float = key(0.0, "share of random tokens in fresh blocks; only 0 is supported", low=0, high=0)
 
     def __post_init__(self) -> None:
         """Checks values against each other."""
@@ -103,6 +105,7 @@ class EvaluationConfig:
     checkpoint_path: str | None = key(None, "model folder or hub id")
     eval_dataset: str = key("MATH500", "data set: a JSON file, or the name of one in data/")
     data_type: str = key("math", "kind of problem", one_of=DATA_TYPES)
+    prompt_style: str = key("plain", PROMPT_STYLE, one_of=PROMPT_STYLES)
     limit: int | None = key(None, "only the first N problems (null: all)", low=1)
     rollouts: str | None = key(None, "grade this rollout file; no model is needed")
     repair_known_bad: bool = key(True, "mend test programs that nothing can pass (MBPP has two); false: as published")
@@ -122,7 +125,9 @@ class ExecuteConfig:
 
     num_chunk: int = key(64, "a grading batch (progress moves per batch) is 16 times as many answers", low=1)
     num_workers: int = key(2, "grading processes", low=1)
-    timeout_s: float = key(10.0, "seconds to grade one math answer", low=0.1)
+    timeout_s: float = key(0.5, "seconds to grade one math answer", low=0.1)
+    math_verify: bool = key(True, "ask plain math-verify too, and tell where it disagrees (it decides no grade)")
+    code_block: str = key("last", "which fenced block is the program", one_of=("last", "first", "longest"))
     sandbox: str = key("auto", "isolation of model-written code", one_of=("auto", "bwrap", "sandlock", "none"))
     memory_mb: int = key(1024, "memory of a program under test, and of a math grading process", low=128)
     num_threads: int = key(64, "threads of a program under test", low=1)
@@ -135,7 +140,12 @@ class TableConfig:
     """A grid of evaluations; empty: a single one."""
 
     checkpoints: dict[str, str] = key(
-        {}, "row name -> model folder or hub id; {base} and {data_type} in it are replaced by the cell's"
+        {},
+        "row name -> model folder or hub id; {base} and {data_type} in it are replaced by the cell's; a method's"
+        " <folder>/ckpt/<name> is that of its newest finished run",
+    )
+    trained: dict[str, str] = key(
+        {}, "row name -> the overrides (key=value key=value) that its checkpoint must have been trained with"
     )
     bases: list[str] = key([], "base models: the grid is filled for each, {base} being its name")
     datasets: list[str] = key(
@@ -173,6 +183,11 @@ class TableConfig:
         ):
             if unknown := [value for value in values if value not in known] or len(set(values)) < len(values):
                 raise ConfigError(f"table.{name}", f"different ones of {', '.join(known)}", unknown or values)
+        for row, settings in self.trained.items():
+            if row not in self.checkpoints or not all(word.partition("=")[2] for word in settings.split()):
+                raise ConfigError(
+                    "table.trained", "key=value key=value for a row of table.checkpoints", f"{row}: {settings}"
+                )
         if self.average and ("model" not in self.rows or self.figures != ["acc"]):
             raise ConfigError("table.average", "false, or model among table.rows and figures: [acc]", True)
 
@@ -193,11 +208,12 @@ class DatasetConfig:
 
     optimization_data: str = key(MISSING, "training data: a JSON file or a folder of them, or its name in data/")
     data_type: str = key("math", "kind of problem", one_of=DATA_TYPES)
+    prompt_style: str = key("plain", PROMPT_STYLE, one_of=PROMPT_STYLES)
 
 
 @dataclass
 class TrainingConfig:
-    """States, losses and schedule of a run (SPEC sections 2 and 3)."""
+    """States, losses and schedule of a run."""
 
     objective: str = key("t3d", "loss and states", one_of=OBJECTIVES)
     mask_strategy: str = key("trace", "states of the trace objectives", one_of=("trace", "random", "trace_earliest"))
@@ -217,7 +233,6 @@ class TrainingConfig:
     ddo_level: str = key("sample", "where log-ratios are averaged", one_of=("sample", "block", "token"))
     fake_expectation: str = key("argmax", "d_fake's expectation over p_ref", one_of=("argmax", "sample", "exact"))
     reference_temp: float = key(0.0, "temperature of p_ref in d_fake: 0 with argmax, else above 0", low=0)
-    target_temp: float = key(0.0, "0: real tokens are those recorded; nothing else is", low=0, high=0)
     certainty_weight: float | None = key(
         None, "weight of the certainty term; null: the objective's (dparallel 2, else 0)", low=0
     )
@@ -230,7 +245,7 @@ class TrainingConfig:
     tokens_per_batch: int | None = key(
         None, "most tokens per process and forward, whatever samples they are of (null: batch_size_lm samples)", low=1
     )
-    max_grad_norm: float = key(1.0, "gradient norm to clip at", low=0)
+    max_grad_norm: float = key(1.0, "gradient norm to clip at; 0: never clip", low=0)
     max_prompt_len: int = key(512, "longer prompts are left out, and counted", low=1)
     max_gen_length: int = key(1024, "responses are cut here", low=1)
     post_num: int = key(2, "pad tokens trained after the stop token", low=0)
@@ -246,7 +261,6 @@ class TrainingConfig:
     )
     enable_tf32: bool = key(True, "TF32 matrix products on CUDA")
     gradient_checkpointing_enable: bool = key(True, "recompute activations in the backward pass")
-    method: str = key("semi-ar", "the only training method of the release", one_of=("semi-ar",))
 
     @property
     def path_weight(self) -> float:
@@ -291,9 +305,8 @@ class OptimizerParams:
 
 @dataclass
 class OptimizerConfig:
-    """The optimizer."""
+    """The optimizer, AdamW."""
 
-    name: str = key("adamw", "optimizer", one_of=("adamw",))
     params: OptimizerParams = group(OptimizerParams)
 
 
@@ -321,7 +334,7 @@ class WandbConfig:
     entity: str | None = key(None, "user or team")
     project: str | None = key(None, "project; null: experiment.project")
     resume: bool = key(False, "continue the run run_id")
-    run_id: str | None = key(None, "run to continue; null: a new one")
+    run_id: str | None = key(None, "run to continue; null: a new one, or that of the run that is resumed")
 
 
 @dataclass
@@ -333,7 +346,6 @@ class DecodeConfig:
     evaluation: EvaluationConfig = group(EvaluationConfig)
     execute: ExecuteConfig = group(ExecuteConfig)
     table: TableConfig = group(TableConfig)
-    model_base: str = key("sdar", "model family", one_of=("sdar",))
 
     def __post_init__(self) -> None:
         """Checks groups against each other."""
@@ -352,6 +364,11 @@ class TrainConfig:
     optimizer: OptimizerConfig = group(OptimizerConfig)
     lr_scheduler: SchedulerConfig = group(SchedulerConfig)
     wandb: WandbConfig = group(WandbConfig)
+
+    @property
+    def gradient_limit(self) -> float | None:
+        """Gradient norm to clip at; None: never."""
+        return (self.training.max_grad_norm or None) if self.experiment.gradient_clipping else None
 
     def __post_init__(self) -> None:
         """Checks groups against each other."""

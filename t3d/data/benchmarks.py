@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from t3d.errors import ConfigError, DataError
+from t3d.grading.options import LETTERS
 from t3d.prompts import DATA_TYPES, TEST_METHODS, check_text
-from t3d.storage.files import json_kind, read_json
+from t3d.storage.files import iter_json_list, json_kind
 from t3d.storage.paths import dataset_name
 
 
@@ -48,7 +49,7 @@ DATASETS = {
 }
 
 _MATH_TEST_NAMES = ("MATH", "MATH_test")
-OPTIONS = ("A", "B", "C", "D")
+OPTIONS = LETTERS
 """What an option problem's answer may be: the prompt offers these letters."""
 ID_FIELDS = ("id", "task_id", "unique_id")
 """Fields that name a record, where a file has them: no two records share a value."""
@@ -64,7 +65,7 @@ def load_benchmark(path: Path, data_type: str, limit: int | None = None) -> list
     asks one of its problems twice.)
 
     Args:
-        path: a JSON list of records.
+        path: a JSON list of records, or JSON Lines.
         data_type: "math", "code" or "option".
         limit: how many records to return, from the first; None for all.
 
@@ -79,9 +80,7 @@ def load_benchmark(path: Path, data_type: str, limit: int | None = None) -> list
         raise ConfigError("evaluation.data_type", " or ".join(DATA_TYPES), repr(data_type))
     if limit is not None and limit < 1:
         raise ConfigError("evaluation.limit", "a whole number of at least 1", limit)
-    records = read_json(path)
-    if not isinstance(records, list):
-        raise DataError(path, "a list of records", f"a JSON {json_kind(records)}")
+    records = list(iter_json_list(path))
     if not records:
         raise DataError(path, "at least one record", "an empty list")
     items = [_checked_item(record, data_type, f"{path}, record {i}") for i, record in enumerate(records)]

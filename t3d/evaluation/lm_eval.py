@@ -26,13 +26,15 @@ from tqdm import tqdm
 from t3d.config import load_config
 from t3d.config.schema import MAX_SEED, key
 from t3d.decoding import DecodingConfig, iter_decode
+from t3d.decoding.config import CONFIDENCES, warn_of_threshold
 from t3d.decoding.likelihood import iter_likelihoods
 from t3d.entry import run_entry
 from t3d.errors import CheckpointError, ConfigError, DataError
 from t3d.remasking import STRATEGIES
 from t3d.rollout.records import response_text
 from t3d.rollout.worker import pick_device
-from t3d.sdar.checkpoint import default_stop_ids, load_decoder, load_tokenizer, resolve_checkpoint
+from t3d.sdar.checkpoint import default_stop_ids, load_decoder
+from t3d.sdar.opening import open_checkpoint
 
 HARNESS_DEVICE = "cuda:0"
 """The harness's default of --device, said on machines without CUDA too."""
@@ -54,6 +56,7 @@ class ModelArguments:
     remasking_strategy: str = key("low_confidence_static", "which tokens a step reveals", one_of=STRATEGIES)
     dynamic_threshold: float = key(0.9, "confidence for low_confidence_dynamic", low=0, high=1)
     eb_threshold: float = key(0.35, "entropy sum, in nats, for entropy_bounded", low=0)
+    confidence: str = key("scaled", "confidence of remasking", one_of=CONFIDENCES)
     seed: int = key(0, "seed of every random stream", low=0, high=MAX_SEED)
     max_active: int = key(32, "sequences in one forward; does not change results", low=1)
     device: str = key("auto", "auto (cuda, else mps, else cpu) or a torch device string")
@@ -89,19 +92,20 @@ class T3DLM(TemplateLM):
         super().__init__()
         given = [f"{name}={json.dumps(value)}" for name, value in model_args.items()]
         self.settings = load_config(ModelArguments, given, "", "")
-        folder = resolve_checkpoint(self.settings.pretrained)
-        self.tokenizer = load_tokenizer(folder)
+        checkpoint = open_checkpoint(self.settings.pretrained, self.settings.block_size)
+        self.tokenizer = checkpoint.tokenizer
         self._device = pick_device(self.settings.device)
-        self.model = load_decoder(folder, self.settings.dtype, self._device)
+        self.model = load_decoder(checkpoint.folder, self.settings.dtype, self._device, config=checkpoint.config)
         self._decoding = DecodingConfig(
-            mask_id=self.model.config.mask_token_id,
+            mask_id=checkpoint.mask_id,
             block_size=self.settings.block_size,
             denoising_steps=self.settings.denoising_steps or self.settings.block_size,
             max_new_tokens=self.settings.max_new_tokens,
             remasking_strategy=self.settings.remasking_strategy,
             dynamic_threshold=self.settings.dynamic_threshold,
             eb_threshold=self.settings.eb_threshold,
-            stop_ids=default_stop_ids(folder, self.tokenizer),
+            stop_ids=default_stop_ids(checkpoint.folder, self.tokenizer),
+            confidence=self.settings.confidence,
             seed=self.settings.seed,
             **self.settings.sampling(),
         )
@@ -177,6 +181,7 @@ class T3DLM(TemplateLM):
         texts = [""] * len(requests)
         with tqdm(total=len(requests), desc="generate", unit="response", disable=disable_tqdm) as progress:
             for decoding, numbers in groups.items():
+                warn_of_threshold(decoding)
                 prompts = [self.tok_encode(requests[number].args[0]) for number in numbers]
                 mine = [streams[number] for number in numbers]
                 for place, done in iter_decode(self.model, prompts, decoding, self.settings.max_active, mine):

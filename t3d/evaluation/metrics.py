@@ -3,6 +3,7 @@
 import math
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 from t3d.decoding.limits import prefill_forwards
@@ -11,7 +12,47 @@ FAILED = "error"
 """The finish reason of a response whose decoding failed; what failed has neither grade nor cost."""
 
 
-def metrics(records: Sequence[dict[str, Any]], seconds: float | None) -> dict[str, Any]:
+@dataclass(frozen=True)
+class Metrics:
+    """Accuracy and cost over all responses; a cost is None where the records do not tell.
+
+    Attributes:
+        n: graded responses.
+        acc: share of them that is right, 0-1.
+        stderr: standard error of `acc`, see `metrics`.
+        avg_len: tokens per response.
+        avg_steps: denoising steps per response.
+        tokens_per_step: all tokens over all denoising steps.
+        tokens_per_forward: all tokens over all forwards, prefill included.
+        tokens_per_forward_decode: the same, prefill left out.
+        tokens_per_second: all tokens over the decoding time.
+        latency_s: decoding time over responses, in seconds.
+        responses: all responses.
+        failed: responses whose decoding failed.
+        finish_reasons: number of responses by the reason for which they ended.
+        grading: number of responses by the status of their grading.
+        shared_interpreter: programs with a test that had to share an interpreter with them (see
+            `t3d.grading.code_grader`).
+    """
+
+    n: int
+    acc: float
+    stderr: float
+    avg_len: float | None = None
+    avg_steps: float | None = None
+    tokens_per_step: float | None = None
+    tokens_per_forward: float | None = None
+    tokens_per_forward_decode: float | None = None
+    tokens_per_second: float | None = None
+    latency_s: float | None = None
+    responses: int | None = None
+    failed: int | None = None
+    finish_reasons: dict[str, int] = field(default_factory=dict)
+    grading: dict[str, int] = field(default_factory=dict)
+    shared_interpreter: int = 0
+
+
+def metrics(records: Sequence[dict[str, Any]], seconds: float | None) -> Metrics:
     r"""Accuracy and cost over all responses.
 
     Responses to one problem resemble each other, so the standard error takes problems, not responses, as what
@@ -30,11 +71,8 @@ def metrics(records: Sequence[dict[str, Any]], seconds: float | None) -> dict[st
             what the file has.
         seconds: decoding time of all of them, if known.
 
-    Returns:
-        n (graded responses), acc (0-1), stderr; avg_len (tokens), avg_steps, tokens_per_step,
-        tokens_per_forward (prefill included), tokens_per_forward_decode (prefill left out),
-        tokens_per_second, latency_s (decoding time over responses), each None where the records or `seconds`
-        do not tell; responses (all), failed (decoding failed), finish_reasons and grading, which count.
+    Raises:
+        ValueError: not one response has a grade.
     """
     tokens, steps, forwards = (_total(records, name) for name in ("response_length", "num_steps", "num_forwards"))
     reasons = Counter(reason for record in records for reason in record.get("finish_reason", []))
@@ -42,30 +80,35 @@ def metrics(records: Sequence[dict[str, Any]], seconds: float | None) -> dict[st
     answered = responses - reasons[FAILED]
     prefills = _prefills(records)
     decoding = None if forwards is None or prefills is None else forwards - prefills
-    return _accuracy([record["correctness"] for record in records]) | {
-        "avg_len": _ratio(tokens, answered),
-        "avg_steps": _ratio(steps, answered),
-        "tokens_per_step": _ratio(tokens, steps),
-        "tokens_per_forward": _ratio(tokens, forwards),
-        "tokens_per_forward_decode": _ratio(tokens, decoding),
-        "tokens_per_second": _ratio(tokens, seconds),
-        "latency_s": _ratio(seconds, answered),
-        "responses": responses,
-        "failed": reasons[FAILED],
-        "finish_reasons": dict(reasons),
-        "grading": dict(Counter(status for record in records for status in record["grading"])),
-    }
+    n, acc, stderr = _accuracy([record["correctness"] for record in records])
+    return Metrics(
+        n=n,
+        acc=acc,
+        stderr=stderr,
+        avg_len=_ratio(tokens, answered),
+        avg_steps=_ratio(steps, answered),
+        tokens_per_step=_ratio(tokens, steps),
+        tokens_per_forward=_ratio(tokens, forwards),
+        tokens_per_forward_decode=_ratio(tokens, decoding),
+        tokens_per_second=_ratio(tokens, seconds),
+        latency_s=_ratio(seconds, answered),
+        responses=responses,
+        failed=reasons[FAILED],
+        finish_reasons=dict(reasons),
+        grading=dict(Counter(status for record in records for status in record["grading"])),
+        shared_interpreter=sum(count > 0 for record in records for count in record.get("shared_interpreter", [])),
+    )
 
 
-def _accuracy(correctness: Sequence[Sequence[bool | None]]) -> dict[str, Any]:
+def _accuracy(correctness: Sequence[Sequence[bool | None]]) -> tuple[int, float, float]:
     """n, acc and stderr (see `metrics`) of the grades of each problem's responses."""
     graded = [[grade for grade in grades if grade is not None] for grades in correctness]
     n = sum(map(len, graded))
     if not n:
-        return {"n": 0, "acc": None, "stderr": None}
+        raise ValueError("no response has a grade")
     acc = sum(map(sum, graded)) / n
     squares = sum((sum(grades) - acc * len(grades)) ** 2 for grades in graded)
-    return {"n": n, "acc": acc, "stderr": math.sqrt(squares) / n}
+    return n, acc, math.sqrt(squares) / n
 
 
 def _ratio(above: float | None, below: float | None) -> float | None:

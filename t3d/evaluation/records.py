@@ -6,20 +6,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from omegaconf import OmegaConf
-from yaml import YAMLError
-
 from t3d.config import DecodeConfig
 from t3d.data.benchmarks import load_benchmark
 from t3d.errors import DataError
+from t3d.evaluation.results import UNKNOWN_DECODING, Decoding
+from t3d.storage.experiments import recorded, run_config
+from t3d.storage.fields import read_fields
 from t3d.storage.files import json_kind, read_json
 from t3d.storage.paths import find_data
-
-DECODING = (
-    *("block_size", "denoising_steps", "temperature", "top_k", "top_p", "remasking_strategy", "seed"),
-    *("dynamic_threshold", "max_new_tokens"),
-)
-"""Decoding settings that results repeat."""
 
 
 @dataclass(frozen=True)
@@ -31,14 +25,25 @@ class Details:
         checkpoint: the model, as it was named.
         problems: number of records.
         seconds: decoding time of all of them.
-        decoding: the entries of `DECODING`.
+        decoding: how they were decoded.
     """
 
     dataset: str | None = None
     checkpoint: str | None = None
     problems: int | None = None
     seconds: float | None = None
-    decoding: dict[str, Any] | None = None
+    decoding: Decoding = UNKNOWN_DECODING
+
+
+@dataclass(frozen=True)
+class _Recorded:
+    """What of `Details` lies in a file of this version."""
+
+    dataset: str
+    checkpoint: str
+    problems: int
+    seconds: float
+    fingerprint: Decoding
 
 
 def read_rollouts(path: Path, data_type: str, limit: int | None) -> list[dict[str, Any]]:
@@ -59,20 +64,17 @@ def read_details(path: Path) -> Details:
     """Reads the `.meta.json` that stage 1 writes beside a rollout file; without one, nothing is known.
 
     Raises:
-        DataError: it is no object, or lacks a field of this version.
+        DataError: it lacks a field of this version, or is another file.
     """
     details = path.with_suffix(".meta.json")
     if not details.exists():
         return Details()
-    recorded = read_json(details)
-    decoding = _field(recorded, "fingerprint", dict, details)
-    return Details(
-        dataset=_field(recorded, "dataset", str, details),
-        checkpoint=_field(recorded, "checkpoint", str, details),
-        problems=_field(recorded, "problems", int, details),
-        seconds=_field(recorded, "seconds", int | float, details),
-        decoding={name: _field(decoding, name, int | float | str, details, "fingerprint.") for name in DECODING},
-    )
+    try:
+        told = read_fields(_Recorded, read_json(details), details)
+    except DataError as error:
+        expected = f"{error.expected} (without the file, rollouts are graded too)"
+        raise DataError(error.where, expected, error.found) from error
+    return Details(told.dataset, told.checkpoint, told.problems, told.seconds, told.fingerprint)
 
 
 def check_same_problems(records: list[dict[str, Any]], path: Path, config: DecodeConfig) -> bool:
@@ -101,16 +103,10 @@ def training_data(checkpoint: str | None) -> str | None:
     """Names the data that a checkpoint of this project was trained on, as its run's config.yaml tells.
 
     Raises:
-        DataError: that file is there and is not YAML.
+        DataError: that file is there and is no configuration.
     """
-    folder = Path(checkpoint or "").resolve()
-    source = folder.parent.parent / "config.yaml"
-    if folder.parent.name != "ckpt" or not source.is_file():
-        return None
-    try:
-        name = OmegaConf.select(OmegaConf.load(source), "dataset.optimization_data")
-    except (OSError, YAMLError, UnicodeDecodeError) as error:
-        raise DataError(source, "the configuration of a training run", error) from error
+    found = None if checkpoint is None else run_config(checkpoint)
+    name = None if found is None else recorded(found[1], "dataset.optimization_data")
     return None if name is None else str(name)
 
 
@@ -142,13 +138,3 @@ _ENTRIES: dict[str, tuple[str, Callable[[Any], bool]]] = {
     "finish_reason": ("strings", lambda value: isinstance(value, str)),
     "error": ("strings or nulls", lambda value: value is None or isinstance(value, str)),
 }
-
-
-def _field(recorded: Any, name: str, kind: Any, path: Path, group: str = "") -> Any:
-    """One entry of a `.meta.json` file."""
-    value = recorded.get(name) if isinstance(recorded, dict) else None
-    if not isinstance(value, kind) or isinstance(value, bool):
-        found = "nothing" if value is None else json_kind(value)
-        expected = "what this version records (without the file, rollouts are graded too)"
-        raise DataError(f"{path}, field {group}{name}", expected, found)
-    return value

@@ -4,6 +4,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from t3d.sampling import tempered
+
 
 def full_log_softmax(logits: Float[Tensor, "rows vocab"]) -> Float[Tensor, "rows vocab"]:
     """Log-probabilities in at least single precision, whatever the network computes in."""
@@ -29,6 +31,6 @@ def expected_log_ratio(
         temperature: of the distribution the expectation is taken over, above 0.
     """
     reference = reference.detach()
-    weights = (reference / temperature).softmax(-1)
+    weights = tempered(reference, temperature).softmax(-1)
     # 0 * (-inf - -inf) is 0 here: a token the reference excludes has no weight.
     return (weights * torch.where(weights > 0, student - reference, 0)).sum(-1)

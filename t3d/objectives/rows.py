@@ -8,7 +8,7 @@ from torch import Tensor
 
 from t3d.objectives.certainty import sharpened_entropy
 from t3d.objectives.log_probs import expected_log_ratio, full_log_softmax, token_log_probs
-from t3d.sampling import best_tokens, draw_tokens
+from t3d.sampling import best_tokens, draw_tokens, tempered
 
 
 @dataclass(frozen=True)
@@ -50,7 +50,7 @@ def reference_rows(
     if fake_expectation == "argmax":
         _, fakes = best_tokens(log_probs)
     else:
-        fakes = draw_tokens((log_probs / temperature).softmax(-1), uniforms)
+        fakes = draw_tokens(tempered(log_probs, temperature).softmax(-1), uniforms)
     return ReferenceRows(real, fakes, token_log_probs(log_probs, fakes))
 
 

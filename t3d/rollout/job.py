@@ -3,7 +3,6 @@
 import json
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
 from transformers import PreTrainedTokenizerBase
@@ -13,8 +12,9 @@ from t3d.data.benchmarks import load_benchmark
 from t3d.decoding import DecodingConfig
 from t3d.errors import ConfigError
 from t3d.prompts import build_prompt
-from t3d.rollout.fingerprint import model_digest, text_digest
-from t3d.sdar.checkpoint import default_stop_ids, load_config, load_tokenizer, resolve_checkpoint
+from t3d.sdar.checkpoint import default_stop_ids
+from t3d.sdar.opening import Checkpoint, open_checkpoint
+from t3d.storage.fingerprint import model_digest, text_digest
 from t3d.storage.paths import find_data
 
 
@@ -43,8 +43,7 @@ class Job:
 
     Attributes:
         config: the settings.
-        model: the checkpoint's folder.
-        tokenizer: the checkpoint's.
+        checkpoint: the model.
         items: this machine's problems.
         requests: every response to decode, by number.
         decoding: the decoder's settings.
@@ -52,8 +51,7 @@ class Job:
     """
 
     config: DecodeConfig
-    model: Path
-    tokenizer: PreTrainedTokenizerBase
+    checkpoint: Checkpoint
     items: list[dict[str, Any]]
     requests: list[Request]
     decoding: DecodingConfig
@@ -66,36 +64,35 @@ def make_job(config: DecodeConfig) -> Job:
     Raises:
         UserError: a mistake in configuration, data or checkpoint.
     """
-    model = resolve_checkpoint(str(config.evaluation.checkpoint_path))
-    load_config(model)
-    tokenizer = load_tokenizer(model)
+    checkpoint = open_checkpoint(str(config.evaluation.checkpoint_path), config.rollout.block_size)
     first, items = _problems(config)
-    requests = list(_requests(first, items, tokenizer, config))
-    decoding = decoding_config(config.rollout, model, tokenizer)
+    requests = list(_requests(first, items, checkpoint.tokenizer, config))
+    decoding = decoding_config(config.rollout, checkpoint)
     fingerprint = {
-        "model": model_digest(model),
+        "model": model_digest(checkpoint.folder),
         "problems": text_digest(items),
         "prompts": text_digest([request.prompt_ids for request in requests]),
+        "prompt_style": config.evaluation.prompt_style,
         "num_response_per_task": config.rollout.num_response_per_task,
         "step_maps": config.evaluation.output_unmasking_history,
         "dtype": config.rollout.dtype,
         "compile": config.rollout.compile,
         **json.loads(json.dumps(asdict(decoding))),
     }
-    return Job(config, model, tokenizer, items, requests, decoding, fingerprint)
+    return Job(config, checkpoint, items, requests, decoding, fingerprint)
 
 
-def decoding_config(settings: RolloutConfig, folder: Path, tokenizer: PreTrainedTokenizerBase) -> DecodingConfig:
+def decoding_config(settings: RolloutConfig, checkpoint: Checkpoint) -> DecodingConfig:
     """The decoder's settings: the configuration's, with the model's mask token and stop tokens.
 
     Raises:
         ConfigError: a stop token that the tokenizer does not have.
     """
-    stop_ids = default_stop_ids(folder, tokenizer)
+    stop_ids = default_stop_ids(checkpoint.folder, checkpoint.tokenizer)
     if settings.stop_token_list is not None:
-        stop_ids = tuple(_token_id(token, tokenizer) for token in settings.stop_token_list)
+        stop_ids = tuple(_token_id(token, checkpoint.tokenizer) for token in settings.stop_token_list)
     return DecodingConfig(
-        mask_id=load_config(folder).mask_token_id,
+        mask_id=checkpoint.mask_id,
         block_size=settings.block_size,
         denoising_steps=settings.denoising_steps_per_block,
         max_new_tokens=settings.max_token,
@@ -125,9 +122,11 @@ def _problems(config: DecodeConfig) -> tuple[int, list[dict[str, Any]]]:
 def _requests(
     first: int, items: Sequence[dict[str, Any]], tokenizer: PreTrainedTokenizerBase, config: DecodeConfig
 ) -> Iterator[Request]:
-    responses = config.rollout.num_response_per_task
+    responses, evaluation = config.rollout.num_response_per_task, config.evaluation
     for place, item in enumerate(items):
-        prompt, ids = build_prompt(tokenizer, item, config.evaluation.data_type, config.rollout.start_with_think)
+        prompt, ids = build_prompt(
+            tokenizer, item, evaluation.data_type, config.rollout.start_with_think, evaluation.prompt_style
+        )
         for number in range(place * responses, (place + 1) * responses):
             yield Request(number, place, first * responses + number, prompt, ids)
 

@@ -1,4 +1,4 @@
-"""The records of a rollout file (SPEC section 5, CONTRACT)."""
+"""The records of a rollout file: the data set's fields, and per response text, ids, step map and counts."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -21,13 +21,15 @@ def records(job: Job, shards: Shards) -> Iterator[dict[str, Any]]:
 
 
 def _record(item: dict[str, Any], request: Request, trajectories: list[Trajectory], job: Job) -> dict[str, Any]:
-    texts = [response_text(trajectory, job.decoding, job.tokenizer) for trajectory in trajectories]
+    texts = [response_text(trajectory, job.decoding, job.checkpoint.tokenizer) for trajectory in trajectories]
     record = {
         **item,
         "prompt": request.prompt,
         "prompt_ids": request.prompt_ids,
         "full_output": texts,
-        "extracted_output": [extract(text, item, job.config.evaluation.data_type) for text in texts],
+        "extracted_output": [
+            extract(text, item, job.config.evaluation.data_type, job.config.execute.code_block) for text in texts
+        ],
         "response_ids": [trajectory.response_ids for trajectory in trajectories],
         "response_length": [len(trajectory.response_ids) for trajectory in trajectories],
         "step_map": [trajectory.step_map for trajectory in trajectories],

@@ -11,6 +11,7 @@ import torch
 from tqdm.contrib.logging import logging_redirect_tqdm
 
 from t3d.config import DecodeConfig, RolloutConfig, save_config
+from t3d.decoding.config import warn_of_threshold
 from t3d.errors import ConfigError, DataError
 from t3d.rollout.job import Job, Request, make_job
 from t3d.rollout.pool import run_workers
@@ -19,8 +20,8 @@ from t3d.rollout.ranks import Ranks, join_ranks
 from t3d.rollout.records import records
 from t3d.rollout.shard import Shards
 from t3d.rollout.worker import Share, decode_share
-from t3d.storage.files import read_json, remove_temporaries, write_json_atomic, write_json_list
-from t3d.storage.paths import dataset_name, workspace
+from t3d.storage.files import read_json, remove_temporaries, set_aside, write_json_atomic, write_json_list
+from t3d.storage.paths import dataset_name, model_name, user_path, workspace
 
 log = logging.getLogger(__name__)
 
@@ -30,14 +31,13 @@ def outputs_name(config: DecodeConfig) -> str:
     evaluation = config.evaluation
     if evaluation.checkpoint_path is None:
         raise ConfigError("evaluation.checkpoint_path", "a model folder or hub id", "null")
-    model = Path(evaluation.checkpoint_path.rstrip("/")).name
-    name = f"eval-{model}-{dataset_name(evaluation.eval_dataset)}"
+    name = f"eval-{model_name(evaluation.checkpoint_path)}-{dataset_name(evaluation.eval_dataset)}"
     return f"{evaluation.node_index}-{name}" if evaluation.num_node > 1 else name
 
 
 def project_folder(config: DecodeConfig) -> Path:
     """The folder of a decoding project."""
-    return Path(config.experiment.output_dir or workspace() / config.experiment.project)
+    return user_path(config.experiment.output_dir or str(workspace() / user_path(config.experiment.project)))
 
 
 def rollout_path(config: DecodeConfig) -> Path:
@@ -48,6 +48,19 @@ def rollout_path(config: DecodeConfig) -> Path:
 def rollout(config: DecodeConfig) -> Path:
     """Decodes the data set with the checkpoint and returns the rollout file.
 
+    The file has the release's name, whatever the settings; see `decode_job`.
+
+    Raises:
+        UserError: see `make_job` and `decode_job`.
+    """
+    path = rollout_path(config)
+    decode_job(make_job(config), path)
+    return path
+
+
+def decode_job(job: Job, path: Path) -> None:
+    """Decodes a job into the rollout file `path`.
+
     The same settings and seed give the same file, whatever the batching and the number of processes, and after
     any interruption.  A finished file of the same settings is kept; one of other settings is renamed, never lost.
     In a launch of several processes (torchrun, accelerate) each decodes its part, and each returns once the file
@@ -57,15 +70,14 @@ def rollout(config: DecodeConfig) -> Path:
         UserError: a mistake in configuration, data or checkpoint, a full disk, a worker that died; what is
             already decoded stays, and the same call continues.
     """
-    path = rollout_path(config)
-    job, ranks = make_job(config), join_ranks()
-    num_workers = count_workers(config.rollout, ranks)
+    ranks, settings = join_ranks(), job.config.rollout
+    num_workers = count_workers(settings, ranks)
     shards = Shards(path, job.fingerprint)
     waiting = ranks.on_first(lambda: _open(job, shards))
     if waiting is None:
-        return path
+        return
     session = ranks.on_first(lambda: secrets.token_hex(8))
-    divided = config.rollout.tensor_parallel_size > 1
+    divided = settings.tensor_parallel_size > 1
     mine = [job.requests[number] for number in (waiting if divided else waiting[ranks.rank :: ranks.size])]
     try:
         if divided:  # in step with the others at every layer: none can wait for the rest of them before it fails
@@ -76,7 +88,6 @@ def rollout(config: DecodeConfig) -> Path:
         kept = f"the finished responses are kept in {path.parent}, the same command goes on from there"
         raise KeyboardInterrupt(kept) from None
     ranks.on_first(lambda: _finish(job, shards))
-    return path
 
 
 def count_workers(settings: RolloutConfig, ranks: Ranks) -> int:
@@ -100,6 +111,7 @@ def count_workers(settings: RolloutConfig, ranks: Ranks) -> int:
 
 def _open(job: Job, shards: Shards) -> list[int] | None:
     """The numbers of the requests to decode, or None if the rollout file is complete."""
+    warn_of_threshold(job.decoding)
     path = shards.target
     resume = job.config.rollout.resume
     if resume and path.exists() and _same(path.with_suffix(".meta.json"), job.fingerprint):
@@ -125,7 +137,8 @@ def _decode(
         Share(
             worker=ranks.local_rank + worker,
             requests=list(requests[worker::num_workers]),
-            model=job.model,
+            model=job.checkpoint.folder,
+            model_config=job.checkpoint.config,
             settings=settings,
             decoding=job.decoding,
             shard=shards.path(ranks.rank + worker) if writes else None,
@@ -177,12 +190,8 @@ def _same(details: Path, fingerprint: dict[str, Any]) -> bool:
 
 def _set_aside(path: Path) -> None:
     """Renames a finished file of other settings, so that a new run does not destroy it."""
-    if not path.exists():
-        return
-    number = 1
-    while (kept := path.with_suffix(f".old-{number}.json")).exists():
-        number += 1
-    for suffix in (".meta.json", ".config.yaml", ".json"):  # the file itself last: until then, it is found again
-        with suppress(FileNotFoundError):
-            path.with_suffix(suffix).rename(kept.with_suffix(suffix))
-    log.warning("an earlier rollout of other settings is now %s", kept)
+    if path.exists():
+        stem = path.with_suffix("")
+        # The file itself last: until then, it is found again.
+        age = set_aside([(stem, ending) for ending in (".meta.json", ".config.yaml", ".json")])
+        log.warning("an earlier rollout of other settings is now %s", path.with_suffix(f".{age}.json"))

@@ -12,8 +12,8 @@ from pathlib import Path
 from typing import IO, Any
 
 from t3d.errors import DataError
-from t3d.rollout.fingerprint import difference
 from t3d.storage.files import whole_lines
+from t3d.storage.fingerprint import difference
 from t3d.storage.folders import make_folder
 from t3d.trajectory import Trajectory
 

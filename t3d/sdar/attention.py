@@ -25,7 +25,7 @@ def block_index(
 def block_causal_mask(
     query_positions: Int[Tensor, "*batch query"], key_positions: Int[Tensor, "*batch key"], block_size: int
 ) -> Bool[Tensor, "*batch query key"]:
-    """Bidirectional inside a block, causal across blocks (SPEC section 1).
+    """Bidirectional inside a block, causal across blocks.
 
     The same function serves a whole sequence (queries are the keys), prefill and cached decoding (queries are the
     newest blocks): a key of a later block is hidden whatever the cache holds there.

@@ -30,12 +30,17 @@ from t3d.storage.folders import atomic_folder
 
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 WEIGHTS = re.compile(r".*\.(safetensors|bin|pt|pth|gguf)|.*\.(safetensors|bin)\.index\.json")
+MODEL_TYPE, MIXTURE = "sdar", "sdar_moe"
 CHAT_END = "<|im_end|>"
 MAX_SHARD_SIZE = "5GB"
 
 
-def resolve_checkpoint(name: str) -> Path:
+def resolve_checkpoint(name: str, only: str | None = None) -> Path:
     """The folder of a model: `name` itself, or the hub's copy if `name` is an id such as JetLM/SDAR-4B-Chat.
+
+    Args:
+        name: a folder or a hub id.
+        only: the one file that is wanted of the hub's copy; None wants all.
 
     Raises:
         CheckpointError: neither a folder nor a model that the hub gives out.
@@ -46,25 +51,30 @@ def resolve_checkpoint(name: str) -> Path:
     if not HUB_ID.fullmatch(name):
         raise CheckpointError(name, "a model folder or a hub id (organisation/name)", "no such folder")
     try:
-        return Path(snapshot_download(name))
+        return Path(snapshot_download(name, allow_patterns=only))
     except (HfHubHTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled, OSError) as error:
         reason = " ".join(str(error).split())[:200]
         raise CheckpointError(name, "a model folder or a model on the hub", f"neither ({reason})") from error
 
 
 def load_config(folder: Path) -> SDARConfig:
-    """Reads `config.json`.
+    """Reads `config.json`, which may leave out block size and mask token (see `t3d.sdar.opening`).
 
     Raises:
         CheckpointError: no readable `config.json`, or one of another model type, or with impossible values.
     """
     path = folder / "config.json"
     fields = _read_fields(path)
-    if fields.get("model_type") != "sdar":
-        raise CheckpointError(path, 'model_type "sdar"', fields.get("model_type", "none"))
-    for name in ("block_size", "mask_token_id", "vocab_size"):
-        if not isinstance(fields.get(name), int):
+    kind = fields.get("model_type", "none")
+    if kind != MODEL_TYPE:
+        dense = ", a dense network (mixtures of experts are not supported yet)" if kind == MIXTURE else ""
+        raise CheckpointError(path, f'model_type "{MODEL_TYPE}"{dense}', kind)
+    for name in ("vocab_size", "block_size", "mask_token_id"):
+        value = fields.get(name)
+        if type(value) is not int and (name == "vocab_size" or value is not None):  # a bool is an int to isinstance
             raise CheckpointError(path, f"{name}, an integer", fields.get(name, "none"))
+    if fields.get("use_sliding_window"):
+        raise CheckpointError(path, "use_sliding_window false: every token sees all earlier blocks", "true")
     try:
         return SDARConfig.from_pretrained(folder)
     except (StrictDataclassError, TypeError, ValueError) as error:
@@ -84,7 +94,11 @@ def _read_fields(path: Path) -> dict[str, Any]:
 
 
 def load_model(
-    folder: Path, dtype: torch.dtype | None = None, random_init: bool = False, num_parts: int = 1
+    folder: Path,
+    dtype: torch.dtype | None = None,
+    random_init: bool = False,
+    num_parts: int = 1,
+    config: SDARConfig | None = None,
 ) -> SDARForCausalLM:
     """Loads the network in eval mode, on the CPU unless it is divided.
 
@@ -94,12 +108,13 @@ def load_model(
         random_init: ignore the weights and initialise from torch's global random stream.
         num_parts: processes of the launch, each of which loads its part of every layer (transformers' tensor
             parallelism) on its own device.
+        config: its configuration, completed (see `t3d.sdar.opening`); None takes the folder's as it is.
 
     Raises:
         CheckpointError: weights missing, unreadable, or of other names or shapes than the configuration's; or
             heads that cannot be divided into `num_parts`.
     """
-    config = load_config(folder)
+    config = config or load_config(folder)
     if random_init:
         return SDARForCausalLM(config).to(dtype or torch.float32).eval()  # type: ignore[arg-type]
     if not any(folder.glob("*.safetensors")):
@@ -124,7 +139,9 @@ def load_model(
     return model.eval()
 
 
-def load_decoder(folder: Path, dtype: str, device: torch.device, compiled: bool = False) -> SDARForCausalLM:
+def load_decoder(
+    folder: Path, dtype: str, device: torch.device, compiled: bool = False, config: SDARConfig | None = None
+) -> SDARForCausalLM:
     """Loads a network that will only decode: on its device, with the fastest products that this has.
 
     Args:
@@ -132,11 +149,12 @@ def load_decoder(folder: Path, dtype: str, device: torch.device, compiled: bool 
         dtype: name of a torch type; "auto" keeps the stored one.
         device: where to.
         compiled: see `compile_layers`.
+        config: see `load_model`.
 
     Raises:
         CheckpointError: see `load_model`.
     """
-    model = load_model(folder, None if dtype == "auto" else getattr(torch, dtype))
+    model = load_model(folder, None if dtype == "auto" else getattr(torch, dtype), config=config)
     model.to(device)  # type: ignore[arg-type]
     if compiled:
         compile_layers(model)

@@ -14,6 +14,7 @@ from t3d.sdar.attention import block_causal_mask
 from t3d.sdar.backend import ATTENTION, AttentionPlan, CachedPlan
 from t3d.sdar.configuration import SDARConfig
 from t3d.sdar.last_layer import LastLayer
+from t3d.sdar.rotary import ExactRotaryEmbedding
 
 
 class SDARForCausalLM(Qwen3ForCausalLM):
@@ -31,6 +32,7 @@ class SDARForCausalLM(Qwen3ForCausalLM):
         if self.config._attn_implementation == "sdpa":
             self.config._attn_implementation = ATTENTION
         self.model.layers[-1].__class__ = LastLayer  # the same weights under the same names
+        self.model.rotary_emb.__class__ = ExactRotaryEmbedding
 
     def forward(
         self,
@@ -58,8 +60,8 @@ class SDARForCausalLM(Qwen3ForCausalLM):
             `logits` [batch, seq, vocab], or [rows, vocab] when `logit_rows` is given; with `head`, what it returns.
 
         Raises:
-            ValueError: no mask although there is a cache (its layout would have to be guessed); a mask that is not
-                4-dimensional; an attention implementation that would not honour one.
+            ValueError: no mask although there is a cache (its layout would have to be guessed) or no block size; a
+                mask that is not 4-dimensional; an attention implementation that would not honour one.
         """
         if position_ids is None:
             position_ids = torch.arange(input_ids.shape[1], device=input_ids.device).expand_as(input_ids)
@@ -67,7 +69,7 @@ class SDARForCausalLM(Qwen3ForCausalLM):
             found = type(attention_mask).__name__
             raise ValueError(f"attention_mask: expected a mask over the cached keys, found {found}")
         if attention_mask is None:
-            attention_mask = block_causal_mask(position_ids, position_ids, self.config.block_size)[:, None]
+            attention_mask = self._block_causal(position_ids)
         if isinstance(attention_mask, Tensor):
             if attention_mask.dim() != 4:
                 raise ValueError(f"attention_mask: expected [batch, 1, seq, key], found {list(attention_mask.shape)}")
@@ -82,6 +84,12 @@ class SDARForCausalLM(Qwen3ForCausalLM):
         ).last_hidden_state
         rows = hidden if logit_rows is None else hidden[0]
         return CausalLMOutputWithPast(logits=self.lm_head(rows)) if head is None else head(self.lm_head, rows)
+
+    def _block_causal(self, position_ids: Int[Tensor, "batch seq"]) -> Bool[Tensor, "batch 1 seq seq"]:
+        block_size = self.config.block_size
+        if block_size is None:
+            raise ValueError("config.block_size: expected positions per block where no mask is given, found none")
+        return block_causal_mask(position_ids, position_ids, block_size)[:, None]
 
     def _backend_mask(self, mask: Bool[Tensor, "batch 1 seq key"] | AttentionPlan) -> Tensor | AttentionPlan:
         """The mask as the attention takes it: eager adds it to the scores, some others ignore it."""

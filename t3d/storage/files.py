@@ -4,8 +4,8 @@ import glob
 import json
 import os
 import secrets
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -28,26 +28,29 @@ def read_json(path: Path) -> Any:
     """Reads one JSON file (UTF-8, with or without a byte order mark).
 
     Raises:
-        DataError: no readable file, no UTF-8, or no JSON; the line and column are named.
+        DataError: no readable file, no UTF-8, no JSON (the line and column are named), or an object with a key
+            twice.
     """
     with _reading(path) as file:
         text = file.read()
     try:
-        return json.loads(text)
+        return json.loads(text, object_pairs_hook=_object)
     except json.JSONDecodeError as error:
         found = "an empty file" if not text.strip() else error.msg
         raise DataError(f"{path}, line {error.lineno} column {error.colno}", "JSON", found) from error
     except RecursionError as error:
         raise DataError(path, "JSON", "values nested too deeply") from error
-    except ValueError as error:  # a whole number too long for int()
+    except ValueError as error:  # a whole number too long for int(), or a key twice
         raise DataError(path, "JSON", error) from error
 
 
 def iter_json_list(path: Path) -> Iterator[Any]:
-    """Yields the values of a file that holds one JSON list, keeping one value and one buffer in memory.
+    """Yields the values of a file that holds one JSON list or JSON Lines, keeping one value and one buffer in memory.
+
+    JSON Lines are objects, one on each line; the file's first character tells which it is.
 
     Raises:
-        DataError: as `read_json`, or the file's value is no list. Raised when reached, not before.
+        DataError: as `read_json`, or the file holds neither. Raised when reached, not before.
     """
     with _reading(path) as file:
         yield from _ListReader(path, file).values()
@@ -68,6 +71,24 @@ def whole_lines(path: Path) -> list[bytes]:
     except OSError as error:
         raise DataError(path, "a readable file", error.strerror or error) from error
     return [line for line in content.splitlines(keepends=True) if line.endswith(b"\n")]
+
+
+def set_aside(names: Sequence[tuple[Path, str]]) -> str:
+    """Renames files that belong together, so that what is written next takes nothing's place.
+
+    Args:
+        names: each file's path without its ending, and the ending; those that are there are renamed in this order.
+
+    Returns:
+        The first of `old-1`, `old-2`, ... under which there is none, which now stands before each ending.
+    """
+    number = 1
+    while any(Path(f"{stem}.old-{number}{ending}").exists() for stem, ending in names):
+        number += 1
+    for stem, ending in names:
+        with suppress(FileNotFoundError):
+            Path(f"{stem}{ending}").rename(f"{stem}.old-{number}{ending}")
+    return f"old-{number}"
 
 
 def remove_temporaries(path: Path) -> None:
@@ -144,20 +165,47 @@ def _reading(path: Path) -> Iterator[TextIO]:
         raise DataError(path, "a readable file", error.strerror or error) from error
 
 
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """An object as a dictionary, which would keep only the last of the values of a key."""
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        names = [name for name, _ in pairs]
+        raise ValueError(f"the key {next(name for name in names if names.count(name) > 1)!r} twice in an object")
+    return found
+
+
 class _ListReader:
-    """A cursor over the text of a JSON list of which only a window is in memory."""
+    """A cursor over the text of a JSON list, or of JSON Lines, of which only a window is in memory."""
 
     def __init__(self, path: Path, file: TextIO) -> None:
         self.path, self.file = path, file
         self.window, self.position, self.ended = "", 0, False
         self.line, self.column = 1, 1  # of the window's first character
-        self.decoder = json.JSONDecoder()
+        self.decoder = json.JSONDecoder(object_pairs_hook=_object)
 
     def values(self) -> Iterator[Any]:
-        """Yields the list's values and checks that nothing follows them."""
+        """Yields the values of whichever it is, and checks that nothing follows them."""
         opening = self.peek()
-        if opening != "[":
-            raise self.error("a JSON list", f"text starting {opening!r}" if opening else "an empty file")
+        if opening not in ("[", "{"):
+            found = f"text starting {opening!r}" if opening else "an empty file"
+            raise self.error("a JSON list, or an object on each line", found)
+        yield from self.list() if opening == "[" else self.lines()
+
+    def lines(self) -> Iterator[Any]:
+        """Yields the objects of JSON Lines; empty lines are passed over."""
+        while opening := self.peek():
+            if opening != "{":
+                raise self.error("an object on each line", f"text starting {opening!r}")
+            value, length = self.parse()
+            if "\n" in self.window[self.position : self.position + length]:
+                raise self.error("a JSON list, or an object on each line", "an object over several lines")
+            self.position += length
+            if (following := self.peek(_WHITESPACE.replace("\n", ""))) not in ("\n", ""):
+                raise self.error("the end of the line after an object", f"text starting {following!r}")
+            yield value
+
+    def list(self) -> Iterator[Any]:
+        """Yields the values of a list."""
         self.position += 1
         if self.peek() == "]":
             self.position += 1
@@ -172,15 +220,20 @@ class _ListReader:
 
     def value(self) -> tuple[Any, str]:
         """Parses the value at the cursor and consumes it with the "," or "]" behind it."""
-        value = self.parse()
+        value, length = self.parse()
+        self.position += length
         separator = self.peek()
         if separator not in (",", "]"):
             raise self.error('"," or "]" after a value', repr(separator) if separator else "the end of the file")
         self.position += 1
         return value, separator
 
-    def parse(self) -> Any:
-        """Parses the value at the cursor, reading on for as long as the window may end inside it."""
+    def parse(self) -> tuple[Any, int]:
+        """Parses the value at the cursor, reading on for as long as the window may end inside it.
+
+        Returns:
+            The value, and its length in characters; the cursor stays.
+        """
         while True:
             try:
                 value, end = self.decoder.raw_decode(self.window, self.position)
@@ -190,23 +243,22 @@ class _ListReader:
                     raise self.error("JSON", error.msg) from error
             except RecursionError as error:
                 raise self.error("JSON", "values nested too deeply") from error
-            except ValueError as error:  # a whole number too long for int()
+            except ValueError as error:  # a whole number too long for int(), or a key twice
                 raise self.error("JSON", error) from error
             else:
                 # The "1" of "1.5" is a value too: it counts only with enough text behind it.
                 if self.ended or not self.near_end(end):
-                    self.position = end
-                    return value
+                    return value, end - self.position
             self.read_more()
 
     def near_end(self, position: int) -> bool:
         """Whether more text could change what was found at `position`."""
         return position > len(self.window) - _LONGEST_CUT
 
-    def peek(self) -> str:
-        """Moves the cursor to the next character that is no white space and returns it, or "" at the end."""
+    def peek(self, passed_over: str = _WHITESPACE) -> str:
+        """Moves the cursor to the next character that is not passed over and returns it, or "" at the end."""
         while True:
-            while self.position < len(self.window) and self.window[self.position] in _WHITESPACE:
+            while self.position < len(self.window) and self.window[self.position] in passed_over:
                 self.position += 1
             if self.position < len(self.window):
                 return self.window[self.position]

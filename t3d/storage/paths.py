@@ -16,6 +16,11 @@ def cache_root() -> Path:
     return Path(os.environ.get(CACHE_ROOT, "~/.cache/t3d")).expanduser()
 
 
+def user_path(name: str) -> Path:
+    """The path that a configuration or command line means by `name`: `~` is the home folder, in and out alike."""
+    return Path(os.path.expanduser(name))  # unlike Path.expanduser, no error for the home of nobody
+
+
 def workspace() -> Path:
     """The folder that holds data/ and receives results: the current one, or its parent in a script folder."""
     here = Path.cwd()
@@ -24,32 +29,37 @@ def workspace() -> Path:
 
 def dataset_name(name: str) -> str:
     """What results call the data set that a configuration names by file or by name."""
-    return Path(name).name.removesuffix(".json")
+    return Path(name).name.removesuffix(".json").removesuffix(".jsonl")
+
+
+def model_name(name: str) -> str:
+    """What files call the model that a configuration names by folder or hub id."""
+    return os.path.basename(os.path.abspath(user_path(name)))  # "." is a folder with a name; links keep theirs
 
 
 def find_data(name: str) -> Path:
-    """The file that a configuration calls `name`: a path, or a name in the workspace's data/.
+    """The file that a configuration calls `name`: a path, or a name in the workspace's data/ (.json, then .jsonl).
 
     Raises:
         DataError: no such file; both places are named.
     """
-    candidates = [Path(name).expanduser(), workspace() / "data" / f"{name}.json"]
+    candidates = [user_path(name), *(workspace() / "data" / f"{name}{suffix}" for suffix in (".json", ".jsonl"))]
     for candidate in candidates:
         if candidate.is_file():
             return candidate
-    raise DataError(name, f"a data file, {candidates[0]} or {candidates[1]}", "none there")
+    raise DataError(name, f"a data file, {candidates[0]} or {candidates[1]} (or .jsonl)", "none there")
 
 
 def find_data_files(name: str) -> list[Path]:
-    """The files of data that may be a folder of shards: `find_data`'s file, or every .json of the folder, by name.
+    """The files of data that may be a folder of shards: `find_data`'s file, or all .json and .jsonl in it, by name.
 
     Raises:
         DataError: no such file or folder, or a folder without one.
     """
-    for folder in (Path(name).expanduser(), workspace() / "data" / name):
+    for folder in (user_path(name), workspace() / "data" / name):
         if folder.is_dir():
-            files = sorted(folder.glob("*.json"))
+            files = sorted(path for path in folder.iterdir() if path.suffix in (".json", ".jsonl"))
             if not files:
-                raise DataError(folder, "a folder with .json files", "none")
+                raise DataError(folder, "a folder with .json or .jsonl files", "none")
             return files
     return [find_data(name)]

@@ -11,12 +11,14 @@ from typing import Any
 from t3d.config import DecodeConfig, TableConfig
 from t3d.data.benchmarks import DATASETS, load_benchmark
 from t3d.errors import CheckpointError, ConfigError, DataError
+from t3d.evaluation.results import Results, from_json, to_json
 from t3d.evaluation.run import evaluate
-from t3d.rollout.fingerprint import model_digest, text_digest
-from t3d.rollout.run import outputs_name, project_folder
 from t3d.sdar.checkpoint import load_config, resolve_checkpoint
+from t3d.storage.experiments import newest_checkpoint
 from t3d.storage.files import read_json, write_json_atomic
+from t3d.storage.fingerprint import model_digest, text_digest
 from t3d.storage.paths import dataset_name, find_data
+from t3d.tables.origin import check_origin
 from t3d.tables.outcomes import Outcomes, load_outcomes
 
 log = logging.getLogger(__name__)
@@ -60,7 +62,7 @@ class Run:
 
     place: Place
     model: str | None = None
-    results: dict[str, Any] | None = None
+    results: Results | None = None
     outcomes: Outcomes | None = None
     path: Path | None = None
 
@@ -69,8 +71,8 @@ def plan(config: DecodeConfig) -> list[Cell]:
     """Every cell of `config.table`, after a check that all can be evaluated.
 
     Raises:
-        UserError: checkpoints that are missing (all are named), a data set that cannot be read, or two cells
-            with one place in the table.
+        UserError: checkpoints that are missing (all are named) or not what their row says, a data set that cannot be
+            read, or two cells with one place in the table.
     """
     table = config.table
     if config.evaluation.num_node > 1:
@@ -91,6 +93,12 @@ def plan(config: DecodeConfig) -> list[Cell]:
         )
         expected = "model folders (table.skip_missing=true leaves their cells empty)"
         raise CheckpointError(where, expected, "; ".join(reasons.values()))
+    for cell in cells:
+        if not cell.is_missing:
+            evaluation = cell.config.evaluation
+            check_origin(
+                table, cell.place["model"], str(evaluation.checkpoint_path), cell.place["base"], evaluation.data_type
+            )
     for reason in reasons.values():
         log.warning("left empty: %s", reason)
     return cells
@@ -114,14 +122,14 @@ def measure(cell: Cell, project: Path) -> Run:
             experiment=replace(cell.config.experiment, output_dir=str(folder)),
             table=TableConfig(),
         )
-        model, results = _digest(config), evaluate(config)
+        model, evaluation = _digest(config), evaluate(config)
         if _digest(config) != model:
             checkpoint = str(config.evaluation.checkpoint_path)
             raise CheckpointError(
                 checkpoint, "the same weights from beginning to end", "others when they were evaluated"
             )
-        outcomes = load_outcomes(project_folder(config) / "results" / f"results-{outputs_name(config)}.json", results)
-        write_json_atomic(path, {"model": model, "results": results, "outcomes": asdict(outcomes)})
+        outcomes = load_outcomes(evaluation.path, evaluation.results)
+        write_json_atomic(path, {"model": model, "results": to_json(evaluation.results), "outcomes": asdict(outcomes)})
     return load_run(path, cell.place)
 
 
@@ -133,7 +141,8 @@ def load_run(path: Path, place: Place) -> Run:
     """
     stored = read_json(path)
     try:
-        return Run(place, stored["model"], stored["results"], Outcomes(**stored["outcomes"]), path)
+        results = from_json(stored["results"], path)
+        return Run(place, stored["model"], results, Outcomes(**stored["outcomes"]), path)
     except (KeyError, TypeError) as error:
         raise DataError(path, "a cell of a table (remove its folder to evaluate it again)", error) from error
 
@@ -159,7 +168,7 @@ def every_cell(config: DecodeConfig) -> Iterator[Cell]:
             denoising_steps_per_block=steps,
             remasking_strategy=strategy,
         )
-        path = checkpoint.replace("{base}", base or "").replace("{data_type}", data_type)
+        path = newest_checkpoint(checkpoint.replace("{base}", base or "").replace("{data_type}", data_type))
         evaluation = replace(config.evaluation, checkpoint_path=path, eval_dataset=dataset, data_type=data_type)
         place = {
             "base": base,

@@ -5,19 +5,22 @@ import logging
 import sys
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 from t3d.arguments import ArgumentParser
 from t3d.entry import run_entry
 from t3d.errors import DataError
+from t3d.evaluation.results import Results, read_results
 from t3d.storage.files import write_json_atomic
-from t3d.tables.outcomes import Outcomes, load_outcomes, load_results
+from t3d.storage.paths import user_path
+from t3d.tables.outcomes import Outcomes, load_outcomes
 from t3d.tables.significance import PairedTest, improvement, paired_test
 
 EXAMPLE = (
-    "python -m t3d.tables.compare eval/results/results-eval-SDAR-4B-Chat-MATH500.json"
-    " eval/results/results-eval-optimized-MATH500.json"
+    "python -m t3d.tables.compare eval/results/results-eval-SDAR-4B-Chat-MATH500-b4-s1-static-t0.1-seed0-5be0c1f2.json"
+    " eval/results/results-eval-optimized-MATH500-SDAR-4B-Chat-math-t3d-b4-s1-static-t0.1-seed0-1f0c9a3e.json"
 )
+DECODING = ("block_size", "denoising_steps", "remasking_strategy", "temperature", "seed")
+"""What is said of how each side was decoded."""
 
 
 @dataclass(frozen=True)
@@ -70,7 +73,7 @@ def compare(a: Outcomes, b: Outcomes, names: tuple[Path, Path]) -> Comparison:
     )
 
 
-def report(comparison: Comparison, a: dict[str, Any], b: dict[str, Any]) -> str:
+def report(comparison: Comparison, a: Results, b: Results) -> str:
     """The comparison in words."""
     test = comparison.test
     kind = "McNemar's exact test" if comparison.one_response else "exact sign-flip test over problems"
@@ -90,9 +93,9 @@ def report(comparison: Comparison, a: dict[str, Any], b: dict[str, Any]) -> str:
     )
 
 
-def _settings(results: dict[str, Any]) -> str:
-    decoding = [f"{name} {results[name]}" for name in ("block_size", "denoising_steps") if name in results]
-    return ", ".join([str(results["checkpoint"]), str(results["dataset"]), *decoding])
+def _settings(results: Results) -> str:
+    told = {name: value for name, value in asdict(results.decoding).items() if value is not None and name in DECODING}
+    return ", ".join([results.model, results.dataset, *(f"{name} {value}" for name, value in told.items())])
 
 
 def _share(grades: list[bool]) -> float:
@@ -102,12 +105,12 @@ def _share(grades: list[bool]) -> float:
 def main(arguments: list[str]) -> None:
     """Compares the two results files that the command line names."""
     parser = ArgumentParser(__doc__ or "", EXAMPLE)
-    parser.add_argument("a", type=Path, metavar="A.json", help="results file of the baseline")
-    parser.add_argument("b", type=Path, metavar="B.json", help="results file of the model to compare with it")
-    parser.add_argument("--out", type=Path, default=None, help="write the figures to this JSON file too")
+    parser.add_argument("a", type=user_path, metavar="A.json", help="results file of the baseline")
+    parser.add_argument("b", type=user_path, metavar="B.json", help="results file of the model to compare with it")
+    parser.add_argument("--out", type=user_path, default=None, help="write the figures to this JSON file too")
     options = parser.parse_args(arguments)
     paths = (options.a, options.b)
-    results = [load_results(path) for path in paths]
+    results = [read_results(path) for path in paths]
     outcomes = [load_outcomes(path, result) for path, result in zip(paths, results, strict=True)]
     comparison = compare(outcomes[0], outcomes[1], paths)
     if options.out is not None:

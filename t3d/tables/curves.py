@@ -100,12 +100,13 @@ def _identity(run: Run) -> tuple:
 def _point(run: Run) -> Point | None:
     """The run as a point; None if its file does not tell how it was decoded, or in how many forwards."""
     assert run.results is not None
-    if run.results["tokens_per_forward"] is None or run.place["block_size"] is None:
+    figures = run.results.metrics
+    if figures.tokens_per_forward is None or run.place["block_size"] is None:
         return None
     return Point(
-        run.results["tokens_per_forward"],
-        100 * run.results["acc"],
-        100 * run.results["stderr"],
+        figures.tokens_per_forward,
+        100 * figures.acc,
+        100 * figures.stderr,
         run.place["block_size"] / run.place["denoising_steps"],
         run.place["block_size"],
         run.place["strategy"],
@@ -158,8 +159,27 @@ def aup(points: Sequence[Point], reference: float) -> float:
     Returns:
         The score; 100 at one token per forward without a mistake, more with more parallelism.
     """
-    front = pareto(points)
-    counted = [point for point in front if point.accuracy >= front[0].accuracy - AUP_TOLERANCE]
+    return _area(pareto(points), reference)
+
+
+def aup_d3llm(panel: Panel) -> dict[str, float]:
+    """Accuracy under parallelism of each model of a panel as d3LLM publishes it: see `aup` for the formula.
+
+    Its reference y_max is the best accuracy of all models in the panel, at any decoding, and all of a model's
+    decodings count, those too that another one beats in both.  (d3LLM's script refuses a model whose last decoding
+    is more than 5 points below its first; here it is left out, as the paper says.)
+    """
+    best = max(point.accuracy for points in panel.curves.values() for point in points)
+    by_parallelism = {
+        model: sorted(points, key=lambda point: (point.parallelism, -point.accuracy))
+        for model, points in panel.curves.items()
+    }
+    return {model: _area(points, best) for model, points in by_parallelism.items()}
+
+
+def _area(points: Sequence[Point], reference: float) -> float:
+    """AUP of points by rising parallelism, those more than the tolerance below the first left out."""
+    counted = [point for point in points if point.accuracy >= points[0].accuracy - AUP_TOLERANCE]
 
     def weighted(point: Point) -> float:
         lost = 1 - point.accuracy / reference if reference else 0.0

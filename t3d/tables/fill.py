@@ -7,6 +7,7 @@ from typing import Any
 from t3d.config import DecodeConfig, TableConfig, load_config, save_config
 from t3d.config.schema import TABLE_AXES
 from t3d.errors import DataError
+from t3d.evaluation.results import to_json
 from t3d.rollout.run import project_folder
 from t3d.storage.files import atomic_writer, read_json, write_json_atomic
 from t3d.storage.folders import make_folder
@@ -69,7 +70,8 @@ def _records(runs: list[Run], table: TableConfig, folder: Path) -> list[dict[str
     best = best_runs(runs, table)
     records = []
     for run in in_order(runs, table):
-        figures = {name: None if run.results is None else run.results[name] for name in SHOWN}
+        told = {} if run.results is None else to_json(run.results)
+        figures = {name: told.get(name) for name in SHOWN}
         cell = None if run.path is None else str(Path("..") / run.path.relative_to(folder.parent))
         records.append({**run.place, **figures, "bold": any(run is one for one in best), "cell": cell})
     return records

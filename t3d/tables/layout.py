@@ -223,13 +223,14 @@ def _entry(run: Run | None, figure: str, best: list[Run]) -> Entry:
     value = None if run is None else _value(run, figure)
     if run is None or run.results is None or value is None:
         return Entry(shown, None)
-    stderr = run.results["stderr"] * shown.scale if shown.has_stderr else None
+    stderr = run.results.metrics.stderr * shown.scale if shown.has_stderr else None
     is_best = shown.better != 0 and any(run is one for one in best)
     return Entry(shown, value * shown.scale, stderr, is_best)
 
 
 def _value(run: Run, figure: str) -> float | None:
-    return None if run.results is None else run.results[figure]
+    """A figure (of `FIGURES`, each a field of the metrics) of a run; None where it has none."""
+    return None if run.results is None else getattr(run.results.metrics, figure)
 
 
 def _at(run: Run, axes: Iterable[str]) -> tuple:
@@ -252,7 +253,7 @@ def _notes(runs: Sequence[Run], table: TableConfig) -> str:
     counts: dict[str, set[int]] = {}
     for run in runs:
         if run.results is not None:
-            counts.setdefault(run.place["dataset"], set()).add(run.results["n"])
+            counts.setdefault(run.place["dataset"], set()).add(run.results.metrics.n)
     sizes = ", ".join(f"{name} {'/'.join(map(str, sorted(values)))}" for name, values in counts.items())
     notes = [f"Accuracy in % ± standard error; responses: {sizes or 'none'}."]
     notes.append(

@@ -8,14 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from t3d.errors import DataError
-from t3d.storage.files import iter_json_list, json_kind, read_json
+from t3d.evaluation.results import Results
+from t3d.storage.files import iter_json_list, json_kind
 
 NAME = "results-"
-FIELDS = {
-    *("dataset", "checkpoint", "n", "acc", "stderr", "block_size", "denoising_steps", "remasking_strategy"),
-    *("avg_len", "avg_steps", "tokens_per_step", "tokens_per_forward", "tokens_per_second"),
-    *("leakage", "environment", "config"),
-}
 
 
 @dataclass(frozen=True)
@@ -31,21 +27,7 @@ class Outcomes:
     questions: dict[str, str]
 
 
-def load_results(path: Path) -> dict[str, Any]:
-    """Reads a results file of an evaluation.
-
-    Raises:
-        DataError: it is not one.
-    """
-    results = read_json(path)
-    if not isinstance(results, dict):
-        raise DataError(path, "results of an evaluation (results-<name>.json)", json_kind(results))
-    if lacking := sorted(FIELDS - results.keys()):
-        raise DataError(path, "results of an evaluation by this version", f"no {', '.join(lacking)}")
-    return results
-
-
-def load_outcomes(path: Path, results: dict[str, Any]) -> Outcomes:
+def load_outcomes(path: Path, results: Results) -> Outcomes:
     """Reads the grades that lie beside the results file `path`, in graded-<name>.json.
 
     A problem without any graded response (decoding failed) is left out of `graded`.
@@ -70,8 +52,9 @@ def load_outcomes(path: Path, results: dict[str, Any]) -> Outcomes:
         if grades:
             graded[problem] = grades
     right, n = (sum(map(count, graded.values())) for count in (sum, len))
-    if n != results["n"] or (n and not math.isclose(right / n, results["acc"])):
-        expected = f"the {results['n']} grades of {path.name}, {results['acc']:.4f} of them right"
+    told = results.metrics
+    if n != told.n or (n and not math.isclose(right / n, told.acc)):
+        expected = f"the {told.n} grades of {path.name}, {told.acc:.4f} of them right"
         raise DataError(graded_path, expected, f"{right} right of {n}")
     return Outcomes(graded, questions)
 

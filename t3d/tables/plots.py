@@ -9,7 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from t3d.tables.curves import Panel, Point, aup, comparable, pareto, reference_accuracy
+from t3d.tables.curves import Panel, Point, aup, aup_d3llm, comparable, pareto, reference_accuracy
 
 # Okabe and Ito's colours, which the colour-blind can tell apart, then darker ones.
 COLOURS = (
@@ -81,20 +81,31 @@ def aup_plot(panels: Sequence[Panel]) -> Figure | None:
     ]
     if not mine:
         return None
-    models = _models(panels)
+    scores = [
+        (title, {model: aup(points, reference) for model, points in curves.items()})
+        for title, curves, reference in mine
+    ]
+    return _bars(scores, _models(panels), "AUP")
+
+
+def aup_d3llm_plot(panels: Sequence[Panel]) -> Figure:
+    """The same as d3LLM publishes it, which needs no baseline: its reference is the best of the models."""
+    return _bars([(panel.title, aup_d3llm(panel)) for panel in panels], _models(panels), "AUP (d3LLM)")
+
+
+def _bars(panels: Sequence[tuple[str, dict[str, float]]], models: Sequence[str], label: str) -> Figure:
+    """A panel for each title, with a bar for each model's score."""
     with mpl.rc_context(STYLE):
-        figure, grid = _subplots(len(mine), width=4.6, height=0.9 + 0.32 * len(models), sharey=False)
-        for axes, (title, curves, reference) in zip(grid, mine, strict=True):
-            scores = [aup(points, reference) for points in curves.values()]
-            bars = axes.barh(
-                list(curves), scores, color=[_colour(models.index(model)) for model in curves], height=0.65
-            )
+        figure, grid = _subplots(len(panels), width=4.6, height=0.9 + 0.32 * len(models), sharey=False)
+        for axes, (title, scores) in zip(grid, panels, strict=True):
+            colours = [_colour(models.index(model)) for model in scores]
+            bars = axes.barh(list(scores), list(scores.values()), color=colours, height=0.65)
             axes.bar_label(bars, fmt="%.1f", padding=3)
             axes.invert_yaxis()
             axes.margins(x=0.15)
             axes.grid(visible=False, axis="y")
             axes.set_title(title, fontsize=10)
-            axes.set_xlabel("AUP")
+            axes.set_xlabel(label)
     return figure
 
 

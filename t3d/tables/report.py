@@ -14,14 +14,16 @@ from t3d.arguments import ArgumentParser
 from t3d.config import TableConfig
 from t3d.entry import run_entry
 from t3d.errors import DataError
+from t3d.evaluation.results import Results, from_json
 from t3d.storage.files import atomic_writer, read_json
 from t3d.storage.folders import make_folder
+from t3d.storage.paths import user_path
 from t3d.tables.cells import Run
 from t3d.tables.curves import AUP_ALPHA, AUP_TOLERANCE, Panel, distinct, panels, reference_accuracy
 from t3d.tables.fill import load_table
 from t3d.tables.layout import lay_out
-from t3d.tables.outcomes import load_outcomes, load_results
-from t3d.tables.plots import aup_plot, budget_plot, pareto_plot, svg
+from t3d.tables.outcomes import load_outcomes
+from t3d.tables.plots import aup_d3llm_plot, aup_plot, budget_plot, pareto_plot, svg
 from t3d.tables.render import MISSING, head_levels, row_labels, shown
 
 log = logging.getLogger(__name__)
@@ -30,10 +32,6 @@ EXAMPLE = "python -m t3d.tables.report paper/results/table*.json --out paper/res
 RUN_HEADS = (
     *("#", "Base", "Method", "Data set", "Block", "Steps", "Strategy", "n", "acc (%)", "avg len", "avg steps"),
     *("tokens/step", "tokens/forward", "TPS", "Checkpoint"),
-)
-RUN_FIGURES = (
-    *(("avg_len", 1), ("avg_steps", 1), ("tokens_per_step", 2), ("tokens_per_forward", 2)),
-    ("tokens_per_second", 0),
 )
 SHOWN_SETTINGS = (
     *("config.experiment.output_dir", "config.evaluation.checkpoint_path", "config.evaluation.eval_dataset"),
@@ -74,7 +72,7 @@ def load(paths: Sequence[Path], baseline: str | None) -> tuple[list[tuple[list[R
         if isinstance(content, list):
             tables.append(load_table(path))
         else:
-            singles.append(_single(path))
+            singles.append(_single(path, from_json(content, path)))
     known = {run.place["model"] for run in singles}
     if baseline is not None and baseline not in known:
         raise DataError("--baseline", f"the checkpoint of a results file: {', '.join(sorted(known))}", baseline)
@@ -92,8 +90,13 @@ def plot_sets(
     return [PlotSet(sources[number][0], sources[number][1], _plots(together)) for number, together in chosen.items()]
 
 
-def page(tables: Sequence[tuple[list[Run], TableConfig]], singles: Sequence[Run], plots: Sequence[PlotSet]) -> str:
-    """The report as an HTML document."""
+def page(
+    tables: Sequence[tuple[list[Run], TableConfig]],
+    singles: Sequence[Run],
+    plots: Sequence[PlotSet],
+    trajectories: str | None = None,
+) -> str:
+    """The report as an HTML document, with a link to a page of `t3d.viewer` if there is one."""
     runs = distinct([run for mine, _ in tables for run in mine] + list(singles))
     common, varied = _settings(runs)
     environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined)
@@ -104,9 +107,10 @@ def page(tables: Sequence[tuple[list[Run], TableConfig]], singles: Sequence[Run]
         lead=f"Tables: {len(tables)}; runs: {len(runs)}. Everything here comes from the files of these runs.",
         tables=[_table(mine, table) for mine, table in tables],
         plot_sets=plots,
+        trajectories=trajectories,
         run_heads=RUN_HEADS,
         runs=[_run_row(number, run) for number, run in enumerate(runs, 1)],
-        warnings=dict.fromkeys(run.results["leakage"] for run in runs if run.results and run.results["leakage"]),
+        warnings=dict.fromkeys(run.results.leakage for run in runs if run.results and run.results.leakage),
         common=common,
         varied=varied,
         shown=shown,
@@ -150,27 +154,32 @@ def _plots(together: Sequence[Panel]) -> list[Plot]:
             " have. The reference is fixed, whatever is compared with it. "
         )
         plots.append(Plot("aup", svg(scores), caption + "; ".join(references) + "."))
+    published = (
+        "AUP as d3LLM publishes it (arXiv:2601.07568), to be put beside its tables: the reference is the best accuracy"
+        " of the models shown here, so that a score changes with its competitors, and all decodings of a model count."
+    )
+    plots.append(Plot("aup-d3llm", svg(aup_d3llm_plot(together)), published))
     return plots
 
 
-def _single(path: Path) -> Run:
-    results = load_results(path)
-    block_size, steps = results["block_size"], results["denoising_steps"]
+def _single(path: Path, results: Results) -> Run:
+    decoding = results.decoding
+    block_size, steps = decoding.block_size, decoding.denoising_steps
     place = {
         "base": None,
-        "model": str(results["checkpoint"] or results["rollouts"]),
-        "dataset": results["dataset"],
-        "strategy": results["remasking_strategy"],
+        "model": results.model,
+        "dataset": results.dataset,
+        "strategy": decoding.remasking_strategy,
         "block_size": block_size,
         "denoising_steps": steps,
-        "tokps": f"{block_size / steps:.3g}" if steps else None,
+        "tokps": f"{block_size / steps:.3g}" if block_size and steps else None,
     }
-    return Run(place, place["model"], results, load_outcomes(path, results), path)
+    return Run(place, results.model, results, load_outcomes(path, results), path)
 
 
 def _run_row(number: int, run: Run) -> list[str]:
     assert run.results is not None
-    place, results = run.place, run.results
+    place, figures = run.place, run.results.metrics
 
     def text(value: float | None, digits: int) -> str:
         return MISSING if value is None else f"{value:.{digits}f}"
@@ -178,9 +187,9 @@ def _run_row(number: int, run: Run) -> list[str]:
     return [
         *(str(number), place["base"] or "", place["model"], place["dataset"]),
         *(text(place["block_size"], 0), text(place["denoising_steps"], 0), place["strategy"] or MISSING),
-        *(str(results["n"]), f"{100 * results['acc']:.2f} ± {100 * results['stderr']:.2f}"),
-        *(text(results[name], digits) for name, digits in RUN_FIGURES),
-        str(results["checkpoint"] or results["rollouts"]),
+        *(str(figures.n), f"{100 * figures.acc:.2f} ± {100 * figures.stderr:.2f}"),
+        *(text(figures.avg_len, 1), text(figures.avg_steps, 1), text(figures.tokens_per_step, 2)),
+        *(text(figures.tokens_per_forward, 2), text(figures.tokens_per_second, 0), run.results.model),
     ]
 
 
@@ -189,7 +198,7 @@ def _settings(runs: Sequence[Run]) -> tuple[dict[str, str], list[tuple[str, str,
     values: dict[str, dict[str, list[int]]] = {}
     for number, run in enumerate(runs, 1):
         assert run.results is not None
-        told = {name: run.results[name] for name in ("config", "environment")}
+        told = {"config": run.results.config, "environment": run.results.environment}
         for name, value in _flat(told).items():
             values.setdefault(name, {}).setdefault(str(value), []).append(number)
     common, varied = {}, []
@@ -211,14 +220,17 @@ def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
 def main(arguments: list[str]) -> None:
     """Writes the report of the files that the command line names."""
     parser = ArgumentParser(__doc__ or "", EXAMPLE)
-    parser.add_argument("results", type=Path, nargs="+", help="tables (<name>.json) and results (results-<name>.json)")
-    parser.add_argument("--out", type=Path, default=Path("report.html"), help="file to write")
+    parser.add_argument(
+        "results", type=user_path, nargs="+", help="tables (<name>.json) and results (results-<name>.json)"
+    )
+    parser.add_argument("--out", type=user_path, default=Path("report.html"), help="file to write")
     parser.add_argument("--baseline", default=None, help="checkpoint that AUP refers to, for results without a table")
-    parser.add_argument("--plots", type=Path, default=None, help="folder to write each plot to, as SVG")
+    parser.add_argument("--trajectories", default=None, help="link to a page of t3d.viewer, as seen from the report")
+    parser.add_argument("--plots", type=user_path, default=None, help="folder to write each plot to, as SVG")
     options = parser.parse_args(arguments)
     tables, singles = load(options.results, options.baseline)
     sets = plot_sets(tables, singles, options.baseline)
-    texts = {options.out: page(tables, singles, sets)}
+    texts = {options.out: page(tables, singles, sets, options.trajectories)}
     if options.plots is not None:
         texts |= {options.plots / f"{one.name}-{plot.kind}.svg": plot.svg for one in sets for plot in one.plots}
     for path, text in texts.items():

@@ -24,5 +24,8 @@ echo "== 3. train the student with T3D"
 
 echo "== 4. evaluate teacher and student"
 "$python" eval.py config=configs/toy/demo.yaml
-"$python" -m t3d.tables.report demo/results/table.json --out demo/results/report.html
+graded() { ls -t demo/cells/TinyMath_test-b4-s1-*/results/graded-eval-"$1"*.json | head -n 1; }
+"$python" -m t3d.viewer "$(graded teacher)" "$(graded student)" -o demo/results/trajectories.html
+"$python" -m t3d.tables.report demo/results/table.json --trajectories trajectories.html --out demo/results/report.html
 echo "report: demo/results/report.html (and table.md, table.json)"
+echo "trajectories, teacher and student side by side at four tokens per step: demo/results/trajectories.html"

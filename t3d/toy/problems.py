@@ -9,7 +9,6 @@ mixes them up, which is what few-step decoding suffers from and distillation men
 import itertools
 import logging
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -19,6 +18,7 @@ from t3d.entry import run_entry
 from t3d.errors import UserError
 from t3d.storage.files import write_json_atomic
 from t3d.storage.folders import make_folder
+from t3d.storage.paths import user_path
 
 SPLITS = ("train", "validation", "test")
 SHARES = (8, 1, 1)
@@ -175,7 +175,7 @@ def main(arguments: list[str]) -> None:
     parser.add_argument("--limit", type=int, default=1000, help="number of problems")
     parser.add_argument("--seed", type=int, default=0, help="another seed, other problems of the same split")
     parser.add_argument("--solutions", action="store_true", default=False, help="add a worked `answer` to each problem")
-    parser.add_argument("--out", type=Path, required=True, help="file to write")
+    parser.add_argument("--out", type=user_path, required=True, help="file to write")
     options = parser.parse_args(arguments)
     if options.limit < 1 or options.seed < 0:
         raise UserError("--limit, --seed", "at least 1, at least 0", f"{options.limit}, {options.seed}")

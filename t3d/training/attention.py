@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.nn.attention.flex_attention import create_block_mask, flex_attention
 
 from t3d.sdar.attention import TrainingTokens, may_see, training_mask
-from t3d.sdar.backend import AttentionPlan, masked_attention
+from t3d.sdar.backend import Attended, AttentionPlan, Keys, Queries, masked_attention
 
 TILE = 128
 """Queries per tile: fewer see fewer keys in vain, more make fewer and larger products."""
@@ -85,14 +85,7 @@ class TiledPlan(PackedPlan):
             self.groups.append(_make_group(tokens.at(slice(start, start + length)), device))
             start += length
 
-    def attend(
-        self,
-        layer: int,
-        query: Float[Tensor, "1 heads tokens dim"],
-        key: Float[Tensor, "1 kv_heads tokens dim"],
-        value: Float[Tensor, "1 kv_heads tokens dim"],
-        scale: float,
-    ) -> Float[Tensor, "1 tokens heads dim"]:
+    def attend(self, layer: int, query: Queries, key: Keys, value: Keys, scale: float) -> Attended:
         """Attention of one layer."""
         # Split and joined again: the backward pass of a slice would fill a tensor as large as what it was cut from.
         lengths = [group.length for group in self.groups]
@@ -118,14 +111,7 @@ class FlexPlan(PackedPlan):
         moved = TrainingTokens(tokens.block.to(device), tokens.noisy.to(device), tokens.document.to(device))
         self.block_mask = create_block_mask(_mask_mod(moved), None, None, size, size, device)
 
-    def attend(
-        self,
-        layer: int,
-        query: Float[Tensor, "1 heads tokens dim"],
-        key: Float[Tensor, "1 kv_heads tokens dim"],
-        value: Float[Tensor, "1 kv_heads tokens dim"],
-        scale: float,
-    ) -> Float[Tensor, "1 tokens heads dim"]:
+    def attend(self, layer: int, query: Queries, key: Keys, value: Keys, scale: float) -> Attended:
         """Attention of one layer."""
         grouped = query.shape[1] != key.shape[1]
         kernel = _flex_kernel(query.device.type)

@@ -6,9 +6,9 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
-from t3d.config import TrainingConfig
+from t3d.config import DatasetConfig, TrainingConfig
 from t3d.errors import DataError
-from t3d.prompts import build_prompt, check_text
+from t3d.prompts import build_prompt, check_text, encode_answer
 from t3d.sdar.checkpoint import WEIGHTS, chat_end_id
 from t3d.storage.files import iter_json_list
 from t3d.storage.paths import cache_root
@@ -16,14 +16,14 @@ from t3d.training.samples import Samples, build_once
 from t3d.training.states import TrainingSample
 from t3d.trajectory import record_trajectories
 
-FORMAT = 1
+FORMAT = 2
 """Part of the cache's key: raised whenever the same records give other samples."""
 
 
 def load_samples(
     paths: Sequence[Path],
     tokenizer: PreTrainedTokenizerBase,
-    data_type: str,
+    dataset: DatasetConfig,
     config: TrainingConfig,
     vocab_size: int,
     needs_step_map: bool,
@@ -38,7 +38,7 @@ def load_samples(
     Args:
         paths: the JSON files.
         tokenizer: for real data, and for the release's files, which carry no token ids.
-        data_type: math, code or option.
+        dataset: the kind of problem, and how its prompts end.
         config: length limits.
         vocab_size: of the model; token ids are below it.
         needs_step_map: refuse records without one.
@@ -46,12 +46,12 @@ def load_samples(
     Raises:
         DataError: an invalid record (file and index are named), or no sample within the limits.
     """
-    settings = [FORMAT, data_type, vocab_size]
+    settings = [FORMAT, dataset.data_type, dataset.prompt_style, vocab_size]
     cache = build_once(
         cache_root() / "datasets",
         [*paths, *_tokenizer_files(tokenizer)],
         settings,
-        lambda: _all_samples(paths, tokenizer, data_type, vocab_size),
+        lambda: iter_samples(paths, tokenizer, dataset, vocab_size),
     )
     samples = Samples(cache, config.max_prompt_len, config.max_gen_length)
     folder = paths[0].parent
@@ -70,13 +70,18 @@ def _tokenizer_files(tokenizer: PreTrainedTokenizerBase) -> list[Path]:
     return [path for path in sorted(folder.iterdir()) if path.is_file() and not WEIGHTS.fullmatch(path.name)]
 
 
-def _all_samples(
-    paths: Sequence[Path], tokenizer: PreTrainedTokenizerBase, data_type: str, vocab_size: int
+def iter_samples(
+    paths: Sequence[Path], tokenizer: PreTrainedTokenizerBase, dataset: DatasetConfig, vocab_size: int
 ) -> Iterator[tuple[TrainingSample, str]]:
+    """Yields every sample of the files with the record that it comes from; see `load_samples`.
+
+    Raises:
+        DataError: an invalid record (file and index are named); raised when reached.
+    """
     for path in paths:
         for index, record in enumerate(iter_json_list(path)):
             where = f"{path}, record {index}"
-            for sample in _record_samples(record, where, tokenizer, data_type):
+            for sample in _record_samples(record, where, tokenizer, dataset):
                 highest = max([*sample.prompt_ids, *sample.response_ids])
                 if highest >= vocab_size:
                     raise DataError(where, f"token ids below the model's vocab_size = {vocab_size}", highest)
@@ -84,7 +89,7 @@ def _all_samples(
 
 
 def _record_samples(
-    record: Any, where: str, tokenizer: PreTrainedTokenizerBase, data_type: str
+    record: Any, where: str, tokenizer: PreTrainedTokenizerBase, dataset: DatasetConfig
 ) -> Iterator[TrainingSample]:
     if isinstance(record, dict) and "step_map" in record:
         for trajectory in record_trajectories(record, where, tokenizer):
@@ -98,12 +103,13 @@ def _record_samples(
     if not isinstance(record, dict) or "answer" not in record:
         raise DataError(where, "a trajectory (step_map), or a question with an answer", _shape(record))
     answer = check_text(record["answer"], f"{where}, field answer")
+    if not answer.strip():
+        raise DataError(f"{where}, field answer", "an answer to learn", f"{answer!r}")
     try:
-        _, prompt_ids = build_prompt(tokenizer, record, data_type)
+        _, prompt_ids = build_prompt(tokenizer, record, dataset.data_type, style=dataset.prompt_style)
     except DataError as error:
         raise DataError(f"{where}, {error.where}", error.expected, error.found) from error
-    answer_ids = tokenizer(answer, add_special_tokens=False)["input_ids"]
-    yield TrainingSample(prompt_ids, [*answer_ids, chat_end_id(tokenizer)], None, ended=True)
+    yield TrainingSample(prompt_ids, [*encode_answer(tokenizer, answer), chat_end_id(tokenizer)], None, ended=True)
 
 
 def _shape(record: Any) -> str:

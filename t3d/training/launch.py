@@ -6,10 +6,13 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import InitProcessGroupKwargs
+from accelerate.utils import DistributedType, InitProcessGroupKwargs, is_deepspeed_available
 
 from t3d.config import TrainConfig
 from t3d.errors import ConfigError
+
+TRUE = ("1", "true", "yes", "on", "y", "t")
+"""What a launcher's variable says when it asks for something."""
 
 TIMEOUT = timedelta(hours=4)
 """How long a process waits for the others: while the first one writes a large state to slow storage, or reads the data
@@ -21,15 +24,18 @@ def make_accelerator(config: TrainConfig) -> Accelerator:
 
     Raises:
         ConfigError: the launch made other numbers of machines or processes than `experiment.num_node` and
-            `experiment.num_processes`, or a launcher that was asked for several processes started one; or
-            `training.grad_accum_dtype` is not for this launch.
+            `experiment.num_processes`, a launcher that was asked for several processes started one, DeepSpeed was
+            asked for and is not what runs, or `training.grad_accum_dtype` is not for this launch.
     """
     training = config.training
     _check_launch(config.experiment.num_node, config.experiment.num_processes)
     # torchrun and accelerate launch set WORLD_SIZE; without CUDA accelerate would not find its backend by itself.
     several_on_cpu = int(os.environ.get("WORLD_SIZE", "1")) > 1 and not torch.cuda.is_available()
+    deepspeed_asked = os.environ.get("ACCELERATE_USE_DEEPSPEED", "").lower() in TRUE
+    if deepspeed_asked and not is_deepspeed_available():
+        raise ConfigError("ACCELERATE_USE_DEEPSPEED", "false, or DeepSpeed installed (pip install deepspeed)", "none")
     backend = {"backend": "gloo"} if several_on_cpu else {}
-    if several_on_cpu and os.environ.get("ACCELERATE_USE_DEEPSPEED") == "true":
+    if deepspeed_asked and not torch.cuda.is_available():
         import deepspeed.ops
 
         # Its shared-memory collectives are compiled on first use, for a minute, and compute what gloo computes.
@@ -42,11 +48,14 @@ def make_accelerator(config: TrainConfig) -> Accelerator:
     if plugin := accelerator.state.deepspeed_plugin:
         plugin.deepspeed_config["train_micro_batch_size_per_gpu"] = training.batch_size_lm
         plugin.deepspeed_config["gradient_accumulation_steps"] = training.gradient_accumulation_steps
-        if config.experiment.gradient_clipping:
-            plugin.deepspeed_config["gradient_clipping"] = training.max_grad_norm
+        plugin.deepspeed_config["gradient_clipping"] = config.gradient_limit or 0.0  # 0 is never, as it is here
         _set_accumulation(plugin, training.grad_accum_dtype)
     elif training.grad_accum_dtype == "bfloat16":
         raise ConfigError("training.grad_accum_dtype", "auto or float32 without DeepSpeed", training.grad_accum_dtype)
+    if deepspeed_asked and accelerator.distributed_type != DistributedType.DEEPSPEED:
+        expected = "false, or a launch that DeepSpeed can run (ACCELERATE_USE_DEEPSPEED=true, no ACCELERATE_USE_CPU)"
+        found = f"a launch of type {accelerator.distributed_type.value}"
+        raise ConfigError("ACCELERATE_USE_DEEPSPEED", expected, found)
     asked = config.experiment.num_processes
     if asked is not None and asked != accelerator.num_processes:
         raise ConfigError("experiment.num_processes", f"a launch of {asked} processes", accelerator.num_processes)

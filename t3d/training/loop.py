@@ -6,6 +6,7 @@ import time
 from collections import defaultdict
 from collections.abc import Mapping
 from contextlib import closing, nullcontext
+from functools import partial
 from pathlib import Path
 from typing import NoReturn
 
@@ -17,17 +18,21 @@ from tqdm import tqdm
 from t3d.config import TrainConfig, save_config
 from t3d.data.benchmarks import leakage_warning
 from t3d.errors import UserError
-from t3d.sdar.checkpoint import load_config, load_tokenizer, resolve_checkpoint, save_model
+from t3d.sdar.backend import Heads
+from t3d.sdar.checkpoint import save_model
+from t3d.sdar.opening import open_checkpoint
 from t3d.storage.paths import find_data_files
 from t3d.training.checkpoint import load_state, prune, save_state, saved_steps, saving, step_folder
 from t3d.training.data import load_samples
 from t3d.training.forward import batch_losses
+from t3d.training.kernel import COMPUTED_IN, choose_plan
 from t3d.training.launch import make_accelerator
+from t3d.training.limits import room_to_train
 from t3d.training.metrics import MetricsLog
 from t3d.training.models import prepare_models
 from t3d.training.packing import Batch, collate
 from t3d.training.reference import refresh
-from t3d.training.run_folder import open_run_folder
+from t3d.training.run_folder import open_run_folder, run_inputs
 from t3d.training.scaling import SkippedSteps
 from t3d.training.schedule import SampleOrder, Visit, learning_rate, micro_batches, token_packs
 from t3d.training.settings import loss_settings, state_settings
@@ -43,11 +48,12 @@ def train(config: TrainConfig) -> Path:
         UserError: a mistake in configuration, data or checkpoint, or a loss that is no number.
     """
     accelerator = make_accelerator(config)
-    trainer = Trainer(config, accelerator)
-    try:
-        return trainer.run()
-    finally:
-        accelerator.end_training()
+    with room_to_train(config):
+        trainer = Trainer(config, accelerator)
+        try:
+            return trainer.run()
+        finally:
+            accelerator.end_training()
 
 
 class Trainer:
@@ -57,16 +63,15 @@ class Trainer:
         """Loads data and models, and the state to resume from if there is one."""
         training = config.training
         self.config, self.accelerator = config, accelerator
-        self.source = resolve_checkpoint(config.model.pretrained_model)
-        model_config, tokenizer = load_config(self.source), load_tokenizer(self.source)
+        self.checkpoint = open_checkpoint(config.model.pretrained_model, training.block_size)
         self.loss_settings = loss_settings(training)
-        self.state_settings = state_settings(config, model_config, tokenizer)
+        self.state_settings = state_settings(config, self.checkpoint)
         self.samples = load_samples(
             find_data_files(config.dataset.optimization_data),
-            tokenizer,
-            config.dataset.data_type,
+            self.checkpoint.tokenizer,
+            config.dataset,
             training,
-            model_config.vocab_size,
+            self.checkpoint.config.vocab_size,
             needs_step_map=self.state_settings.strategy.startswith("trace"),
         )
         # At most: a response that begins and ends inside blocks is completed to whole ones.
@@ -79,10 +84,13 @@ class Trainer:
         params = config.optimizer.params
         self.peak_rate = params.learning_rate * (self.global_batch if params.scale_lr else 1)
         needs_reference = self.loss_settings.needs_reference
-        models = prepare_models(config, accelerator, self.source, needs_reference, self.peak_rate)
+        models = prepare_models(config, accelerator, self.checkpoint, needs_reference, self.peak_rate)
         self.student, self.optimizer, self.reference = models.student, models.optimizer, models.reference
         self.skipped = SkippedSteps.counted_by(accelerator, self.optimizer)
-        self.folder, resume_state = open_run_folder(config, accelerator)
+        heads = Heads.of(self.checkpoint.config)
+        self.plan = choose_plan(accelerator.device, COMPUTED_IN[accelerator.mixed_precision], heads)
+        inputs = partial(run_inputs, self.checkpoint.folder, self.samples.digest)
+        self.folder, resume_state = open_run_folder(config, accelerator, inputs)
         self.step = 0 if resume_state is None else load_state(accelerator, resume_state, self.reference)
 
     def run(self) -> Path:
@@ -168,7 +176,7 @@ class Trainer:
         weights = self.accelerator.get_state_dict(self.student)
         if self.accelerator.is_main_process:
             with saving(target):
-                save_model(self.accelerator.unwrap_model(self.student), weights, self.source, target)
+                save_model(self.accelerator.unwrap_model(self.student), weights, self.checkpoint.folder, target)
         save_state(self.accelerator, self.folder / "state", self.step, self.reference)
         if self.accelerator.is_main_process:
             for kept in ("ckpt", "state"):
@@ -195,6 +203,7 @@ class Trainer:
             self.state_settings.pad_id,
             self.accelerator.device,
             visible_rows=self.loss_settings.needs_visible_rows,
+            plan=self.plan,
         )
 
     def _check_finite(self, done: list[tuple[list[Visit], torch.Tensor]]) -> None:
@@ -212,8 +221,7 @@ class Trainer:
         DeepSpeed has made the step already, or has left it out for a gradient that is no number.
         """
         accelerator = self.accelerator
-        limit = self.config.training.max_grad_norm if self.config.experiment.gradient_clipping else math.inf
-        norm = accelerator.clip_grad_norm_(self.student.parameters(), limit)
+        norm = accelerator.clip_grad_norm_(self.student.parameters(), self.config.gradient_limit or math.inf)
         grad_norm = math.nan if norm is None else float(norm)
         bad = norm is not None and not math.isfinite(grad_norm)
         if self.skipped is None and (bad or self.optimizer.step_was_skipped):

@@ -1,7 +1,6 @@
 """Memory that training takes on each GPU, estimated before anything is rented.
 
-python -m t3d.training.memory config=configs/ddo_sdar_full_self.yaml num_gpus=8   # every part
-python -m t3d.training.memory config=configs/ddo_sdar_full_self.yaml table=stages # which ZeRO stage, as Markdown
+python -m t3d.training.memory config=configs/ddo_sdar_full_self.yaml num_gpus=8
 
 With P parameters, N GPUs, ZeRO stage s, c bytes per number that the network computes in (2 for bf16, 4 for fp32) and a
 bytes per number that micro-batches are summed in (`training.grad_accum_dtype`):
@@ -106,7 +105,6 @@ class MemoryConfig(TrainConfig):
     """A training configuration, and the launch to ask about."""
 
     num_gpus: int | None = key(None, "GPUs of the launch (null: a row for each of 1, 2, 4 and 8)", low=1)
-    table: str = key("parts", "what is shown: every part, or the ZeRO stage to use", one_of=("parts", "stages"))
 
 
 @dataclass(frozen=True)
@@ -326,28 +324,21 @@ def table(config: MemoryConfig, shapes: dict[str, SDARConfig]) -> Iterator[str]:
                 total = found.total + RESERVE
                 fits = "".join(f"{'fits' if total <= size * GIB else 'does not fit':>15}" for size in CAPACITIES)
                 yield f"{stage or 'none':>6}{num_gpus:>6}{values}{total / GIB:9.1f}{fits}"
+        yield from recommended(config, shape)
 
 
-def stages_table(config: MemoryConfig, shapes: dict[str, SDARConfig]) -> Iterator[str]:
-    """Lines of a Markdown table: the stage that shares the least and fits, with its GiB per GPU.
-
-    A stage shares no more than it must: the higher, the more there is to send.
-    """
-    counts = (config.num_gpus,) if config.num_gpus else (1, 2, 4, 8)
-    heads = [f"{count} x {size} GB" for size in CAPACITIES for count in counts]
-    yield f"| | {' | '.join(heads)} |"
-    yield f"|---|{'---|' * len(heads)}"
-    for name, shape in shapes.items():
-        cells = [_least_stage(config, shape, count, size * GIB) for size in CAPACITIES for count in counts]
-        yield f"| {name} | {' | '.join(cells)} |"
-
-
-def _least_stage(config: MemoryConfig, shape: SDARConfig, num_gpus: int, capacity: float) -> str:
-    for stage in STAGES[1:]:
-        needed = estimate(config, shape, stage, num_gpus).total + RESERVE
-        if needed <= MARGIN * capacity:
-            return f"ZeRO-{stage} ({needed / GIB:.0f})"
-    return "-"
+def recommended(config: MemoryConfig, shape: SDARConfig) -> Iterator[str]:
+    """The lowest stage of ZeRO that leaves a tenth of a GPU free, for each number of GPUs: lower ones talk less."""
+    for capacity in CAPACITIES:
+        choices = []
+        for num_gpus in (config.num_gpus,) if config.num_gpus else (1, 2, 4, 8):
+            fitting = [
+                stage
+                for stage in STAGES[1:]
+                if estimate(config, shape, stage, num_gpus).total + RESERVE <= MARGIN * capacity * GIB
+            ]
+            choices.append(f"{num_gpus}: {f'ZeRO-{fitting[0]}' if fitting else 'none'}")
+        yield f"  with a tenth of {capacity} GiB to spare, by number of GPUs: {', '.join(choices)}"
 
 
 def shapes_asked(name: str) -> dict[str, SDARConfig]:
@@ -359,14 +350,13 @@ def shapes_asked(name: str) -> dict[str, SDARConfig]:
     known = {shape: SDARConfig(**fields) for shape, fields in SHAPES.items()}
     if Path(name).name in known and not Path(name).is_dir():
         return known
-    return {name: load_model_config(resolve_checkpoint(name)), **known}
+    return {name: load_model_config(resolve_checkpoint(name, only="config.json")), **known}
 
 
 def main(arguments: list[str]) -> None:
     """Parses the configuration and prints the table."""
     config = load_config(MemoryConfig, arguments, "Estimates the memory that training takes on each GPU.", EXAMPLE)
-    lines = {"parts": table, "stages": stages_table}[config.table]
-    for line in lines(config, shapes_asked(config.model.pretrained_model)):
+    for line in table(config, shapes_asked(config.model.pretrained_model)):
         sys.stdout.write(f"{line}\n")
 
 

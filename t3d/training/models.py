@@ -6,7 +6,6 @@ that it is kept in, one after the other, and under ZeRO-3 straight into shards.
 
 import copy
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -19,6 +18,7 @@ from t3d.config import TrainConfig
 from t3d.errors import ConfigError
 from t3d.sdar.checkpoint import load_model
 from t3d.sdar.modeling import SDARForCausalLM
+from t3d.sdar.opening import Checkpoint
 from t3d.training.launch import TIMEOUT
 from t3d.training.reference import frozen_copy, frozen_view
 
@@ -39,7 +39,7 @@ class Models:
 
 
 def prepare_models(
-    config: TrainConfig, accelerator: Accelerator, source: Path, needs_reference: bool, peak_rate: float
+    config: TrainConfig, accelerator: Accelerator, source: Checkpoint, needs_reference: bool, peak_rate: float
 ) -> Models:
     """Loads the student and makes its optimizer and its reference.
 
@@ -48,7 +48,7 @@ def prepare_models(
     Args:
         config: of the run.
         accelerator: of the launch.
-        source: the model's folder.
+        source: the model to train.
         needs_reference: make one.
         peak_rate: learning rate that the optimizer begins with.
 
@@ -65,7 +65,7 @@ def prepare_models(
     if shard_reference and not sharded:
         raise ConfigError("training.shard_reference", "null or false without ZeRO-3", True)
     device: torch.device = accelerator.device
-    student = load_model(source, None, config.model.random_init)
+    student = load_model(source.folder, None, config.model.random_init, config=source.config)
     exact = _move(student, torch.device("cpu") if sharded else device, _kept_dtype(plugin))
     reference: Any = None
     if needs_reference:

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from t3d.arguments import ArgumentParser
 from t3d.entry import run_entry
 from t3d.errors import DataError
+from t3d.storage.paths import user_path
 from t3d.training.metrics import METRICS, read_metrics
 
 log = logging.getLogger(__name__)
@@ -143,9 +144,9 @@ def main(arguments: list[str]) -> None:
         "Draws loss, log-ratios, gradient norm and learning rate of training runs over their global steps.",
         "python -m t3d.training.plot paper/train/t3d paper/train/td --out curves.svg",
     )
-    parser.add_argument("runs", metavar="RUN", nargs="+", type=Path, help="folder of a run (holds metrics.jsonl)")
+    parser.add_argument("runs", metavar="RUN", nargs="+", type=user_path, help="folder of a run (holds metrics.jsonl)")
     parser.add_argument(
-        "--out", type=Path, help="picture to write, .png or .svg (default: RUN/curves.png of the first)"
+        "--out", type=user_path, help="picture to write, .png or .svg (default: RUN/curves.png of the first)"
     )
     given = parser.parse_args(arguments)
     out = vars(given).get("out", given.runs[0] / "curves.png")

@@ -1,7 +1,8 @@
 """The folder of a training run: a new one, or the one that a killed run left."""
 
+import logging
+from collections.abc import Callable
 from dataclasses import asdict
-from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -12,24 +13,56 @@ from yaml import YAMLError
 
 from t3d.config import TrainConfig
 from t3d.errors import CheckpointError, ConfigError, UserError
+from t3d.storage.experiments import method_folder, new_run, runs
+from t3d.storage.files import read_json, write_json_atomic
+from t3d.storage.fingerprint import model_digest
 from t3d.storage.folders import make_folder, remove_leftovers
+from t3d.storage.paths import model_name, user_path
 from t3d.training.checkpoint import saved_steps
 
-FREE_GROUPS = ("experiment", "wandb")
-"""Groups whose keys may change between a run and its continuation: they do not change the weights."""
+log = logging.getLogger(__name__)
+
+FREE_KEYS = (
+    *("project", "output_dir", "start_from_scratch", "resume_from", "num_node", "num_processes"),
+    *("save_every_steps", "checkpoints_total_limit", "max_grad_norm", "trackers"),
+)
+"""Keys of `experiment` that may change between a run and its continuation, as those of `wandb` may: the weights do
+not depend on them.  (`max_grad_norm` there is another name for training's, and the number of processes is checked
+against the state.)"""
+
+INPUTS = "inputs.json"
+"""The file of a run that holds the digests of what the keys in it name."""
 
 
-def open_run_folder(config: TrainConfig, accelerator: Accelerator) -> tuple[Path, Path | None]:
+def run_inputs(source: Path, data_digest: str) -> dict[str, str]:
+    """Digests of what may change under the same name: key of the configuration -> digest.
+
+    Args:
+        source: the teacher's folder.
+        data_digest: of the training samples.
+    """
+    return {"model.pretrained_model": model_digest(source), "dataset.optimization_data": data_digest}
+
+
+def open_run_folder(
+    config: TrainConfig, accelerator: Accelerator, inputs: Callable[[], dict[str, str]]
+) -> tuple[Path, Path | None]:
     """The run's folder and the state to resume from (None: a new run); the same on every process.
+
+    Args:
+        config: the run's.
+        accelerator: the launch's.
+        inputs: gives `run_inputs`; asked on the main process alone.
 
     Raises:
         CheckpointError: resuming was asked for by path, and there is no state.
-        ConfigError: the configuration differs from that of the run to resume, or a new run's folder holds one.
+        ConfigError: configuration, weights or data differ from those of the run to resume, or a new run's folder
+            holds one.
     """
     answer: list[Any] = [None]
     if accelerator.is_main_process:
         try:
-            answer = [_open(config)]
+            answer = [_open(config, inputs())]
         except UserError as error:
             answer = [error]
     broadcast_object_list(answer)
@@ -38,7 +71,24 @@ def open_run_folder(config: TrainConfig, accelerator: Accelerator) -> tuple[Path
     return answer[0]
 
 
-def _open(config: TrainConfig) -> tuple[Path, Path | None]:
+def _open(config: TrainConfig, inputs: dict[str, str]) -> tuple[Path, Path | None]:
+    folder, state = find_run(config)
+    if state is None:
+        write_json_atomic(make_folder(folder) / INPUTS, inputs)
+        return folder, None
+    _check_inputs(inputs, folder)
+    for part in ("ckpt", "state"):
+        remove_leftovers(folder / part)
+    return folder, state
+
+
+def find_run(config: TrainConfig) -> tuple[Path, Path | None]:
+    """The run's folder and the state to resume from (None: a new run); nothing is made or removed.
+
+    Raises:
+        CheckpointError: see `open_run_folder`.
+        ConfigError: likewise.
+    """
     experiment = config.experiment
     resume = experiment.resume_from or (None if experiment.start_from_scratch else "latest")
     if resume is None or (resume == "latest" and not _latest(config)):
@@ -49,8 +99,8 @@ def _open(config: TrainConfig) -> tuple[Path, Path | None]:
                 "a new folder, or experiment.resume_from=latest",
                 f"the run in {folder}",
             )
-        return make_folder(folder), None
-    folder = (_latest(config) if resume == "latest" else None) or Path(resume)
+        return folder, None
+    folder = (_latest(config) if resume == "latest" else None) or user_path(resume)
     if folder.parent.name == "state":
         folder, states = folder.parent.parent, [folder]
     else:
@@ -58,29 +108,27 @@ def _open(config: TrainConfig) -> tuple[Path, Path | None]:
     if not states or not states[-1].is_dir():
         raise CheckpointError(folder, "a run with a saved state (state/step-N)", "none")
     _check_same(config, folder)
-    for part in ("ckpt", "state"):
-        remove_leftovers(folder / part)
     return folder, states[-1]
 
 
-def _runs(config: TrainConfig) -> Path:
-    """Parent of this configuration's runs, as the release names it."""
-    model = Path(config.model.pretrained_model).name
-    return Path("experiments") / model / config.dataset.data_type / config.experiment.project
+def _method(config: TrainConfig) -> Path:
+    """Folder of this configuration's runs."""
+    model = model_name(config.model.pretrained_model)
+    return method_folder(model, config.dataset.data_type, user_path(config.experiment.project))
 
 
 def _new_folder(config: TrainConfig) -> Path:
     if config.experiment.output_dir is not None:
-        return Path(config.experiment.output_dir)
-    return _runs(config) / datetime.now().strftime("%Y%m%d-%H%M%S")
+        return user_path(config.experiment.output_dir)
+    return new_run(_method(config)) if config.experiment.timestamp else _method(config)
 
 
 def _latest(config: TrainConfig) -> Path | None:
     """The newest run of this configuration that saved a state."""
     if config.experiment.output_dir is not None:
-        candidates = [Path(config.experiment.output_dir)]
+        candidates = [user_path(config.experiment.output_dir)]
     else:
-        candidates = sorted(_runs(config).glob("*"))
+        candidates = runs(_method(config))
     saved = [folder for folder in candidates if saved_steps(folder / "state")]
     return saved[-1] if saved else None
 
@@ -94,8 +142,26 @@ def _check_same(config: TrainConfig, folder: Path) -> None:
         raise CheckpointError(folder / "config.yaml", "the run's configuration", "none")
     for name, now in _flat(asdict(config)).items():
         then = _flat(before).get(name)
-        if name.split(".")[0] not in FREE_GROUPS and then != now:
+        group, _, key = name.partition(".")
+        free = group == "wandb" or (group == "experiment" and key in FREE_KEYS)
+        if not free and then != now:
             raise ConfigError(name, f"{then}, as in the run to resume ({folder})", now)
+
+
+def _check_inputs(inputs: dict[str, str], folder: Path) -> None:
+    """Checks that what the configuration names has the content that it had.
+
+    Raises:
+        ConfigError: weights or data were changed in place.
+    """
+    if not (folder / INPUTS).exists():
+        log.warning("%s: no %s (an older run): its weights and data are taken to be unchanged", folder, INPUTS)
+        write_json_atomic(folder / INPUTS, inputs)
+    before = read_json(folder / INPUTS)
+    for name, now in inputs.items():
+        if not isinstance(before, dict) or before.get(name) != now:
+            expected = f"the content that it had in the run to resume ({folder})"
+            raise ConfigError(name, expected, "another under the same path")
 
 
 def _flat(values: dict[Any, Any], prefix: str = "") -> dict[str, Any]:

@@ -41,6 +41,7 @@ class Samples:
 
     Attributes:
         lengths: tokens of each sample in the training layout, [prompt][clean response][noisy response].
+        digest: of all that they were built from.
     """
 
     def __init__(self, path: Path, max_prompt_len: int, max_gen_length: int) -> None:
@@ -64,6 +65,7 @@ class Samples:
         )
         self._kept = np.flatnonzero(prompts <= max_prompt_len)
         self._limit = max_gen_length
+        self.digest = path.stem
         self.num_left_out = len(prompts) - len(self._kept)
         if self.num_left_out:
             log.warning("left out %d samples: prompts over max_prompt_len = %d", self.num_left_out, max_prompt_len)

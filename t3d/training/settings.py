@@ -1,28 +1,27 @@
 """From the configuration's keys to the settings of states and losses."""
 
-from transformers import PreTrainedTokenizerBase
-
 from t3d.config import TrainConfig, TrainingConfig
 from t3d.objectives.registry import OBJECTIVES
 from t3d.sdar.checkpoint import chat_end_id
-from t3d.sdar.configuration import SDARConfig
+from t3d.sdar.opening import Checkpoint
 from t3d.training.loss import LossSettings
 from t3d.training.states import StateSettings
 
 
-def state_settings(config: TrainConfig, model: SDARConfig, tokenizer: PreTrainedTokenizerBase) -> StateSettings:
+def state_settings(config: TrainConfig, checkpoint: Checkpoint) -> StateSettings:
     """How states are drawn: the objective's kind, in the configuration's variant."""
     training = config.training
     strategy = {"trace": training.mask_strategy, "random": "uniform", "all_mask": "all_mask"}[
         OBJECTIVES[training.objective].states
     ]
+    tokenizer = checkpoint.tokenizer
     pad_id = tokenizer.pad_token_id
     return StateSettings(
         strategy=strategy,
         block_sizes=tuple(training.block_size_choices or [training.block_size]),
-        mask_id=model.mask_token_id,
+        mask_id=checkpoint.mask_id,
         pad_id=chat_end_id(tokenizer) if pad_id is None else pad_id,
-        vocab_size=model.vocab_size,
+        vocab_size=checkpoint.config.vocab_size,
         mask_ratios=tuple(training.mask_ratios),
         mask_ratio_exponent=training.mask_ratio_exponent,
         random_ratio=config.model.random_ratio,

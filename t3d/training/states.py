@@ -100,35 +100,73 @@ def sample_stream(seed: int, epoch: int, sample: int) -> np.random.Generator:
 
 
 def draw_state(sample: TrainingSample, settings: StateSettings, stream: np.random.Generator) -> State:
-    """Draws a state of `sample` (SPEC section 2, Eq. 5 and 48-49)."""
+    """Draws a state of `sample`: its blocks are laid out, masked (Eq. 5), and shown with noise (Eq. 48-49)."""
     size = int(settings.block_sizes[stream.integers(len(settings.block_sizes))])
+    blocks = _lay_out(sample, settings, size)
+    masked = _masked(blocks.steps.reshape(-1, size), settings, stream).reshape(-1)
+    inputs = _shown(blocks.targets, masked, settings, stream)
+    return State(
+        block_size=size,
+        clean_ids=blocks.tokens[:-size],
+        noisy_start=blocks.noisy_start,
+        origin=blocks.origin,
+        targets=blocks.targets,
+        inputs=inputs,
+        masked=masked,
+        scored=blocks.scored,
+        response=blocks.response,
+        coarse_step=_coarse_steps(blocks.steps.reshape(-1, size), settings.path_k_steps).reshape(-1),
+        uniforms=stream.random(len(masked), dtype=np.float32),
+    )
+
+
+@dataclass(frozen=True)
+class _Blocks:
+    """A sample in whole blocks; see `State` for what it has in common with it.
+
+    Attributes:
+        tokens: prompt, response, and the pads that fill the last block.
+        steps: step that reveals each noisy position, see `_steps`.
+    """
+
+    origin: int
+    noisy_start: int
+    tokens: IntArray
+    steps: IntArray
+    scored: BoolArray
+    response: BoolArray
+
+    @property
+    def targets(self) -> IntArray:
+        """The clean tokens of the noisy copy."""
+        return self.tokens[self.noisy_start :]
+
+
+def _lay_out(sample: TrainingSample, settings: StateSettings, size: int) -> _Blocks:
+    """Cuts the sample into blocks of `size`, the last one filled up with pads, and says what of them counts."""
     prompt_length = len(sample.prompt_ids)
     origin = 0 if settings.alignment == "absolute" else prompt_length
     noisy_start = block_origin_start(prompt_length, size, origin)
-    end = prompt_length + len(sample.response_ids)
-    num_fill = (noisy_start - end) % size
-    tokens = np.array([*sample.prompt_ids, *sample.response_ids, *[settings.pad_id] * num_fill], dtype=np.int64)
-    targets = tokens[noisy_start:]
+    response_end = prompt_length + len(sample.response_ids)
+    num_fill = (noisy_start - response_end) % size
+    num_learnt = min(num_fill, settings.post_num) if sample.ended else 0
     steps = _steps(sample, noisy_start, num_fill)
-    scored = steps > 0
-    scored[len(scored) - num_fill + (min(num_fill, settings.post_num) if sample.ended else 0) :] = False
-    masked = _masked(steps.reshape(-1, size), settings, stream).reshape(-1)
-    random_tokens = stream.integers(settings.vocab_size, size=len(targets))
-    randomised = stream.random(len(targets)) < settings.random_ratio
-    noise = np.where(randomised, random_tokens, settings.mask_id)
-    return State(
-        block_size=size,
-        clean_ids=tokens[: len(tokens) - size],
-        noisy_start=noisy_start,
+    position = noisy_start + np.arange(len(steps))
+    return _Blocks(
         origin=origin,
-        targets=targets,
-        inputs=np.where(masked, noise, targets),
-        masked=masked,
-        scored=scored,
-        response=(steps > 0) & (np.arange(len(steps)) < len(steps) - num_fill),
-        coarse_step=_coarse_steps(steps.reshape(-1, size), settings.path_k_steps).reshape(-1),
-        uniforms=stream.random(len(targets), dtype=np.float32),
+        noisy_start=noisy_start,
+        tokens=np.array([*sample.prompt_ids, *sample.response_ids, *[settings.pad_id] * num_fill], dtype=np.int64),
+        steps=steps,
+        scored=(steps > 0) & (position < response_end + num_learnt),
+        response=(steps > 0) & (position < response_end),
     )
+
+
+def _shown(targets: IntArray, masked: BoolArray, settings: StateSettings, stream: np.random.Generator) -> IntArray:
+    """What the network is shown: the clean tokens and, where masked, the mask or with p_rand a random token."""
+    random_tokens = stream.integers(settings.vocab_size, size=len(targets))
+    is_random = stream.random(len(targets)) < settings.random_ratio
+    return np.where(masked, np.where(is_random, random_tokens, settings.mask_id), targets)
 
 
 def _steps(sample: TrainingSample, noisy_start: int, num_fill: int) -> IntArray:

@@ -54,24 +54,33 @@ class Tracker(ABC):
 
 
 class Wandb(Tracker):
-    """Weights & Biases, with the keys of the group `wandb`."""
+    """Weights & Biases, with the keys of the group `wandb`.
+
+    A resumed run goes on in the wandb run that it began, whose id the run's folder keeps; `wandb.run_id` names
+    another.  (Offline both parts have the same id, and `wandb sync --append` puts them together.)
+    """
 
     name = "wandb"
+    ID_FILE = "wandb_run_id.txt"
 
     def _start(self, folder: Path, config: TrainConfig, first_step: int) -> None:
         import wandb  # a run without it needs neither the package nor the second that it takes to import
 
-        settings = config.wandb
+        settings, kept = config.wandb, folder / self.ID_FILE
+        run_id = settings.run_id
+        if run_id is None and first_step and kept.exists():
+            run_id = kept.read_text(encoding="utf-8").strip()
         if wandb.setup().settings.mode == "online" and not wandb.login(prompt=False, verify=False):
             raise PermissionError("not logged in (run `wandb login`, or set WANDB_MODE=offline)")
         self._run = wandb.init(
             entity=settings.entity,
             project=settings.project or config.experiment.project,
-            id=settings.run_id,
-            resume="allow" if settings.resume or settings.run_id else None,
+            id=run_id,
+            resume="allow" if settings.resume or run_id else None,
             dir=str(folder),
             settings=wandb.Settings(init_timeout=INIT_TIMEOUT_S),
         )
+        kept.write_text(f"{self._run.id}\n", encoding="utf-8")
 
     def _write(self, metrics: dict[str, float], step: int) -> None:
         self._run.log(metrics, step=step)

@@ -56,6 +56,13 @@ def test_valid_records_come_back_as_they_are(dataset_file, records, data_type):
     assert load_benchmark(dataset_file(*records), data_type) == records
 
 
+@pytest.mark.parametrize("end", ["\n", "\r\n", "\n\n"])
+def test_json_lines_are_read_as_the_list_of_their_records(tmp_path, end):
+    path = tmp_path / "set.jsonl"
+    path.write_bytes(end.join(json.dumps(changed(MATH, id=i)) for i in range(3)).encode() + end.encode())
+    assert load_benchmark(path, "math") == [changed(MATH, id=i) for i in range(3)]
+
+
 @pytest.mark.parametrize(("number", "text"), [(18, "18"), (-3, "-3"), (0.5, "0.5"), (2.0, "2.0")])
 def test_answers_that_are_numbers_become_their_text(dataset_file, number, text):
     items = load_benchmark(dataset_file(changed(MATH, ground_truth_answer=number)), "math")
@@ -162,7 +169,12 @@ def test_an_id_is_a_text_or_a_number(dataset_file):
     ("text", "complaint"),
     [
         ("[]", "expected at least one record, found an empty list"),
-        ('{"question": "a"}', "expected a list of records, found a JSON object"),
+        ('{"question": "a"}', "record 0, field ground_truth_answer: expected the field, found nothing"),
+        ('{\n"question": "a"}', "expected a JSON list, or an object on each line, found an object over several lines"),
+        (
+            '[{"question": "a", "question": "b"}]',
+            "column 2: expected JSON, found the key 'question' twice in an object",
+        ),
         ('[\n{"question": "1+', "line 2 column 14: expected JSON, found Unterminated string"),
     ],
 )

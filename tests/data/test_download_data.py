@@ -123,7 +123,7 @@ GSM8K = "/datasets/Gen-Verse/GSM8K/resolve/main/test/GSM8K.json"
         ({}, None, "404"),
         ({GSM8K: VALID}, 20, "Consistency check failed"),
         ({GSM8K: VALID[:-9]}, None, "line 1 column"),
-        ({GSM8K: b"<html>busy</html>"}, None, "line 1 column 1: expected JSON"),
+        ({GSM8K: b"<html>busy</html>"}, None, "line 1 column 1: expected a JSON list"),
         ({GSM8K: b'[{"question": "1+1?"}]'}, None, "record 0, field ground_truth_answer"),
     ],
     ids=["not-found", "cut-on-the-way", "cut-at-the-source", "no-json", "no-answer"],

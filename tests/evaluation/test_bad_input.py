@@ -79,13 +79,13 @@ def arguments(monkeypatch):
 @pytest.mark.parametrize(
     ("text", "said"),
     [
-        ("", "r.json, line 1 column 1: expected JSON, found an empty file"),
+        ("", "r.json, line 1 column 1: expected a JSON list, or an object on each line, found an empty file"),
         ('[{"question": "1+1?", "ground_tr', "r.json, line 1 column 23: expected JSON, found Unterminated string"),
-        ('[\n{"question": "1+1?"}', "r.json, line 2 column 21: expected JSON, found Expecting ',' delimiter"),
-        ("{}", "r.json: expected a list of records, found a JSON object"),
+        ('[\n{"question": "1+1?"}', 'r.json, line 2 column 21: expected "," or "]" after a value'),
+        ("{}", "r.json, record 0, field question: expected the field, found nothing"),
         ("[]", "r.json: expected at least one record, found an empty list"),
         ("[1]", "r.json, record 0: expected an object, found number"),
-        ("[" * 100_000, "r.json: expected JSON, found values nested too deeply"),
+        ("[" * 100_000, "r.json, line 1 column 2: expected JSON, found values nested too deeply"),
         (b"[\xff]", "r.json: expected UTF-8 text, found invalid start byte"),
     ],
 )
@@ -154,8 +154,11 @@ def test_records_of_the_wrong_shape_are_named_with_their_field(capsys, data_type
 @pytest.mark.parametrize(
     ("details", "said"),
     [
-        ({}, "r.meta.json, field fingerprint: expected what this version records (without the file, "),
-        ([], "r.meta.json, field fingerprint: expected "),
+        (
+            {},
+            "r.meta.json, field dataset: expected a string (without the file, rollouts are graded too), found nothing",
+        ),
+        ([], "r.meta.json: expected an object (without the file, rollouts are graded too), found list"),
         ({**DETAILS, "seconds": None}, "r.meta.json, field seconds: expected "),
         ({**DETAILS, "problems": "1"}, "r.meta.json, field problems: expected "),
         ({**DETAILS, "fingerprint": {"block_size": 4}}, "r.meta.json, field fingerprint.denoising_steps: expected "),
@@ -174,7 +177,7 @@ def test_results_in_the_place_of_rollouts_are_refused(capsys):
     capsys.readouterr()
     (results,) = Path("other/results").glob("results-*.json")
     said = complaint(capsys, f"evaluation.rollouts={results}")
-    assert said.endswith("expected a list of records, found a JSON object")
+    assert said.endswith("expected a JSON list, or an object on each line, found an object over several lines")
 
 
 def test_rollouts_of_another_data_set_are_refused(capsys):
@@ -213,7 +216,7 @@ def test_any_text_of_a_model_is_a_wrong_answer_and_no_crash(name, data_type, rec
     began = time.monotonic()
     start("evaluation.rollouts=r.json", f"evaluation.data_type={data_type}")
     assert time.monotonic() - began < 60
-    graded = json.loads(Path("project/results/graded-r.json").read_text())
+    graded = json.loads(next(Path("project/results").glob("graded-r-*.json")).read_text())
     assert graded[0]["correctness"] == [False, True]
     assert graded[0]["grading"] == ["graded", "graded"]
-    assert json.loads(Path("project/results/results-r.json").read_text())["acc"] == 0.5
+    assert json.loads(next(Path("project/results").glob("results-r-*.json")).read_text())["acc"] == 0.5

@@ -1,5 +1,7 @@
 import json
 import math
+import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -7,8 +9,10 @@ import pytest
 from t3d.config import DecodeConfig, load_config
 from t3d.errors import DataError
 from t3d.evaluation import run as run_module
-from t3d.evaluation.run import evaluate
+from t3d.evaluation.results import read_results
+from t3d.evaluation.run import Evaluation, evaluate
 from t3d.grading import sandbox
+from t3d.rollout import run as rollout_module
 
 CONTRACT_FIELDS = {
     *("dataset", "checkpoint", "n", "acc", "stderr", "avg_len", "avg_steps", "tokens_per_step"),
@@ -57,11 +61,24 @@ def graded_file(tmp_path):
             f"experiment.project={tmp_path}",
             f"evaluation.rollouts={path}",
             "execute.num_workers=1",
+            "execute.math_verify=false",
             *overrides,
         ]
-        return evaluate(load_config(DecodeConfig, arguments, "", ""))
+        return written(evaluate(load_config(DecodeConfig, arguments, "", "")))
 
     return run
+
+
+def written(evaluation: Evaluation) -> dict:
+    """The results file of an evaluation."""
+    assert read_results(evaluation.path) == evaluation.results
+    return json.loads(evaluation.path.read_text())
+
+
+def the_one(folder: Path, pattern: str) -> Path:
+    """The one file of that name among the results."""
+    (path,) = (folder / "results").glob(pattern)
+    return path
 
 
 class TestGivenRollouts:
@@ -73,12 +90,12 @@ class TestGivenRollouts:
         assert results["tokens_per_forward"] == 1.5
         assert results["tokens_per_second"] is None
         assert (results["grading"], results["left_out"], results["failed"]) == ({"graded": 6}, [], 0)
-        assert json.loads((tmp_path / "results" / "results-some-rollouts.json").read_text()) == results
+        assert json.loads(the_one(tmp_path, "results-some-rollouts-*.json").read_text()) == results
 
     def test_every_response_is_graded_in_place(self, graded_file, tmp_path):
         records = rollout_records()
         graded_file(records)
-        graded = json.loads((tmp_path / "results" / "graded-some-rollouts.json").read_text())
+        graded = json.loads(the_one(tmp_path, "graded-some-rollouts-*.json").read_text())
         assert [record["correctness"] for record in graded] == [[True, False], [False, True], [False, False]]
         assert [record["extracted_output"] for record in graded] == [["6", "5"], ["", "7.0"], ["", ""]]
         assert all(record["grading"] == ["graded", "graded"] for record in graded)
@@ -111,7 +128,7 @@ class TestGivenRollouts:
             for record in rollout_records()
         ]
         assert graded_file(records)["avg_steps"] is None
-        line = (tmp_path / "results" / "results-some-rollouts.txt").read_text()
+        line = the_one(tmp_path, "results-some-rollouts-*.txt").read_text()
         assert "avg steps unknown, tokens/step unknown" in line
 
     def test_code_is_run_and_its_results_are_kept(self, graded_file, tmp_path):
@@ -135,7 +152,7 @@ class TestGivenRollouts:
         }
         results = graded_file([record, stdio], "evaluation.data_type=code", "execute.sandbox=none")
         assert (results["n"], results["acc"]) == (4, 0.5)
-        graded = json.loads((tmp_path / "results" / "graded-some-rollouts.json").read_text())
+        graded = json.loads(the_one(tmp_path, "graded-some-rollouts-*.json").read_text())
         assert [entry["correctness"] for entry in graded] == [[True, False], [True, False]]
         assert graded[0]["execution_result"] == [["passed", "passed"], ["failed", "passed"]]
         assert graded[0]["grading_detail"] == ["", "failed: AssertionError"]
@@ -191,7 +208,7 @@ class TestGivenRollouts:
         assert (results["n"], results["acc"], results["failed"], results["responses"]) == (5, 2 / 5, 1, 6)
         assert results["left_out"] == [{"record": 1, "response": 0, "reason": "failed: out of memory"}]
         assert "1 of 6 responses have no grade and do not count: record 1, response 0" in caplog.text
-        graded = json.loads((tmp_path / "results" / "graded-some-rollouts.json").read_text())
+        graded = json.loads(the_one(tmp_path, "graded-some-rollouts-*.json").read_text())
         assert graded[1]["correctness"] == [None, True]
         assert graded[1]["grading"] == ["failed", "graded"]
 
@@ -209,7 +226,7 @@ class TestGivenRollouts:
 
         def second_fails(*arguments, **options):
             calls.append(arguments)
-            if len(calls) == 2:
+            if len(calls) == 3:  # a solution's sandbox and its test's come one after the other
                 raise BlockingIOError(11, "Resource temporarily unavailable")
             return popen(*arguments, **options)
 
@@ -221,7 +238,8 @@ class TestGivenRollouts:
             "test_time_limit": 5,
             "full_output": ["```python\nx = 1\n```"] * 2 + ["```python\nx = 2\n```"],
         }
-        results = graded_file([program], "evaluation.data_type=code", "execute.sandbox=none")
+        one = ("execute.sandbox=none", "execute.num_workers=1")
+        results = graded_file([program], "evaluation.data_type=code", *one)
         assert (results["n"], results["acc"], results["grading"]) == (2, 0.5, {"graded": 2, "error": 1})
         (place,) = results["left_out"]
         assert (place["record"], place["response"]) == (0, 1)
@@ -229,10 +247,29 @@ class TestGivenRollouts:
 
     def test_answers_too_large_to_compare_are_wrong_and_counted(self, graded_file, caplog):
         records = rollout_records()[:1]
-        records[0]["full_output"] = [r"\boxed{\binom{100000000}{50000000}+x}", r"\boxed{6}"]
-        results = graded_file(records, "execute.timeout_s=1")
+        large = "+".join(rf"\frac{{1}}{{{number}!+1}}" for number in range(19990, 20000))
+        records[0]["full_output"] = [rf"\boxed{{{large}}}", r"\boxed{6}"]
+        results = graded_file(records)
         assert (results["acc"], results["grading"]) == (0.5, {"timeout": 1, "graded": 1})
         assert "1 answers count as wrong because comparing them ended in: timeout" in caplog.text
+
+    def test_plain_math_verifys_figure_and_its_disagreements_stand_beside_ours(self, graded_file):
+        records = rollout_records()[:1]
+        records[0] |= {"ground_truth_answer": "10^{-8}", "full_output": [r"\boxed{0.0}", r"\boxed{0.00000001}"]}
+        results = graded_file(records, "execute.math_verify=true")
+        assert (results["acc"], results["acc_math_verify"]) == (0.5, 1.0)
+        place = {"record": 0, "response": 0, "answer": "0.0", "truth": "10^{-8}"}
+        assert results["disagreements"] == [{**place, "correct": False, "math_verify": True}]
+        without = graded_file(records)
+        assert (without["acc_math_verify"], without["disagreements"]) == (None, [])
+
+    def test_which_block_is_the_program_is_a_key(self, graded_file):
+        output = "```python\ndef f():\n    return 1\n```\nUsage:\n```python\nprint(f())\n```"
+        record = {"question": "f", "test_method": "function", "test_time_limit": 5, "test_list": ["assert f() == 1"]}
+        record |= {"full_output": [output]}
+        settings = ("evaluation.data_type=code", "execute.sandbox=none")
+        found = [graded_file([record], *settings, f"execute.code_block={block}")["acc"] for block in ("last", "first")]
+        assert found == [0.0, 1.0]
 
     @pytest.mark.parametrize(("repair", "acc"), [("true", 1.0), ("false", 0.0)])
     def test_known_bad_records_are_named_mended_or_not(self, graded_file, caplog, repair, acc):
@@ -278,7 +315,7 @@ class TestGivenRollouts:
 class TestDecodedRollouts:
     def test_the_results_hold_what_the_contract_names(self, settings, tmp_path, checkpoint):
         config = settings("rollout.num_response_per_task=2")
-        results = evaluate(config)
+        results = written(evaluate(config))
         assert set(results) >= CONTRACT_FIELDS
         assert (results["dataset"], results["checkpoint"]) == ("TinyMath", str(checkpoint))
         assert (results["block_size"], results["denoising_steps"], results["temperature"]) == (4, 2, 0.7)
@@ -293,35 +330,36 @@ class TestDecodedRollouts:
         assert results["config"]["rollout"]["max_token"] == 14
         named = {"python", "torch", "transformers", "t3d", "math-verify", "git_commit", "device", "threads"}
         assert set(results["environment"]) == named
-        folder = tmp_path / "results"
-        assert sorted(path.name for path in folder.iterdir()) == [
-            "graded-eval-checkpoint-TinyMath.json",
-            "results-eval-checkpoint-TinyMath.json",
-            "results-eval-checkpoint-TinyMath.txt",
+        (rollouts,) = (tmp_path / "temp_data").glob("outputs-*-seed0-????????.json")
+        name = rollouts.stem.removeprefix("outputs-")
+        assert name.startswith("eval-checkpoint-TinyMath-b4-s2-static-t0.7-seed0-")
+        assert sorted(path.name for path in (tmp_path / "results").iterdir()) == [
+            f"graded-{name}.json",
+            f"results-{name}.json",
+            f"results-{name}.txt",
         ]
-        assert json.loads((folder / "results-eval-checkpoint-TinyMath.json").read_text()) == results
 
     def test_the_text_file_is_the_line_of_figures(self, settings, tmp_path, checkpoint):
-        results = evaluate(settings())
-        assert (tmp_path / "results" / "results-eval-checkpoint-TinyMath.txt").read_text() == (
+        results = written(evaluate(settings()))
+        assert the_one(tmp_path, "results-*.txt").read_text() == (
             f"TinyMath {checkpoint}: acc {100 * results['acc']:.2f} +- {100 * results['stderr']:.2f}"
             f" (n = 10), avg len {results['avg_len']:.1f}, avg steps {results['avg_steps']:.1f},"
             f" tokens/step {results['tokens_per_step']:.2f}\n"
         )
 
     def test_the_first_problems_only(self, settings):
-        assert evaluate(settings("evaluation.limit=3"))["n"] == 3
+        assert evaluate(settings("evaluation.limit=3")).results.metrics.n == 3
 
     def test_grading_its_file_again_gives_the_same_figures(self, settings, checkpoint):
-        results = evaluate(settings())
-        again = evaluate(settings(f"evaluation.rollouts={results['rollouts']}", "evaluation.checkpoint_path=null"))
-        changed = {name for name in results if results[name] != again[name]}
-        assert changed == {"config"}  # data set, checkpoint, settings and times are those recorded beside the file
+        results = evaluate(settings()).results
+        again = evaluate(settings(f"evaluation.rollouts={results.rollouts}", "evaluation.checkpoint_path=null")).results
+        assert again.config != results.config
+        assert again == replace(results, config=again.config), "the rest is recorded beside the file"
 
     def test_the_time_of_all_problems_is_not_taken_for_that_of_some(self, settings):
-        results = evaluate(settings())
-        some = evaluate(settings(f"evaluation.rollouts={results['rollouts']}", "evaluation.limit=2"))
-        assert (some["n"], some["latency_s"], some["tokens_per_second"]) == (2, None, None)
+        results = evaluate(settings()).results
+        some = evaluate(settings(f"evaluation.rollouts={results.rollouts}", "evaluation.limit=2")).results.metrics
+        assert (some.n, some.latency_s, some.tokens_per_second) == (2, None, None)
 
     def test_a_project_that_is_a_file_is_refused(self, graded_file, tmp_path):
         (tmp_path / "file").write_text("")
@@ -329,10 +367,97 @@ class TestDecodedRollouts:
             graded_file(rollout_records(), f"experiment.project={tmp_path / 'file'}")
 
     def test_the_file_is_graded_only_after_it_is_whole(self, settings, tmp_path, monkeypatch):
-        def broken(config: DecodeConfig) -> Path:
+        def broken(job, path):
             raise DataError("a", "b", "c")
 
-        monkeypatch.setattr(run_module, "rollout", broken)
+        monkeypatch.setattr(run_module, "decode_job", broken)
         with pytest.raises(DataError):
             evaluate(settings())
         assert [path.name for path in tmp_path.iterdir()] == ["workspace"]
+
+
+class TestNothingIsOverwritten:
+    def names(self, folder: Path) -> set[str]:
+        return {path.name for path in folder.glob("results/results-*.json")}
+
+    @pytest.mark.parametrize(
+        "change",
+        [
+            "rollout.denoising_steps_per_block=4",
+            "rollout.temperature=0",
+            "rollout.seed=1",
+            "rollout.remasking_strategy=sequential",
+            "rollout.max_token=9",
+            "evaluation.limit=4",
+            "execute.timeout_s=3",
+        ],
+    )
+    def test_another_evaluation_has_files_of_its_own(self, settings, tmp_path, change):
+        first = evaluate(settings("evaluation.limit=3"))
+        before = first.path.read_bytes()
+        second = evaluate(settings("evaluation.limit=3", change))
+        assert self.names(tmp_path) == {first.path.name, second.path.name}
+        assert first.path != second.path
+        assert first.path.read_bytes() == before
+
+    def test_a_decoding_is_found_again_after_another_one(self, settings, monkeypatch):
+        """4 steps, 2 steps, 4 steps: the third decodes nothing."""
+        few, many = (
+            settings("evaluation.limit=3"),
+            settings("evaluation.limit=3", "rollout.denoising_steps_per_block=4"),
+        )
+        first = evaluate(many)
+        evaluate(few)
+        monkeypatch.setattr(rollout_module, "_decode", lambda *_: pytest.fail("decoded again"))
+        assert evaluate(many) == first
+
+    def test_an_interrupted_decoding_does_not_stand_in_the_way_of_another_one(self, settings, monkeypatch):
+        decode = rollout_module._decode
+
+        def killed(*arguments):
+            decode(*arguments)
+            raise DataError("disk", "room", "none")
+
+        with monkeypatch.context() as patch:
+            patch.setattr(rollout_module, "_decode", killed)
+            with pytest.raises(DataError):
+                evaluate(settings("evaluation.limit=3"))
+        assert evaluate(settings("evaluation.limit=3", "rollout.seed=1")).results.metrics.n == 3
+        assert evaluate(settings("evaluation.limit=3")).results.metrics.n == 3
+
+    def test_checkpoints_of_one_name_in_two_runs_are_two(self, settings, checkpoint, tmp_path):
+        found = []
+        for run in ("experiments/toy/math/t3d/20260101", "elsewhere"):
+            student = tmp_path / run / "ckpt" / "optimized"
+            shutil.copytree(checkpoint, student)
+            (student / "note.txt").write_text(run)  # stands for other weights
+            found.append(evaluate(settings(f"evaluation.checkpoint_path={student}", "evaluation.limit=2")).path.name)
+        assert found[0].startswith("results-eval-optimized-TinyMath-toy-math-t3d-20260101-b4-s2-")
+        assert found[1].startswith("results-eval-optimized-TinyMath-elsewhere-b4-s2-")
+
+    def test_files_of_one_name_with_other_contents_or_labels_are_others(self, graded_file, tmp_path):
+        graded_file(rollout_records())
+        graded_file(rollout_records()[:2])
+        assert len(self.names(tmp_path)) == 2
+        graded_file(rollout_records())
+        graded_file(rollout_records(), "evaluation.limit=1")
+        graded_file(rollout_records(), "evaluation.checkpoint_path=another/model")
+        assert len(self.names(tmp_path)) == 4
+
+    def test_progress_processes_and_isolation_of_grading_make_no_other_evaluation(self, graded_file, tmp_path):
+        graded_file(rollout_records())
+        graded_file(rollout_records(), "execute.num_chunk=3", "execute.sandbox=none")
+        assert len(self.names(tmp_path)) == 1
+
+    def test_other_figures_under_the_same_name_are_kept(self, graded_file, tmp_path, caplog):
+        """What another version of the graders found."""
+        graded_file(rollout_records())
+        path = the_one(tmp_path, "results-*.json")
+        path.write_text(json.dumps(json.loads(path.read_text()) | {"acc": 0.9}))
+        graded_file(rollout_records())
+        old = path.with_suffix(".old-1.json")
+        assert (json.loads(old.read_text())["acc"], json.loads(path.read_text())["acc"]) == (0.9, 2 / 6)
+        assert old.with_name(old.name.replace("results-", "graded-")).is_file()
+        assert str(old) in caplog.text
+        graded_file(rollout_records())
+        assert self.names(tmp_path) == {path.name, old.name}

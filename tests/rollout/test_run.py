@@ -87,6 +87,28 @@ class TestFormat:
         assert details["dataset"] == "TinyMath"
         assert details["checkpoint"] == str(checkpoint)
         assert details["seconds"] > 0
+        assert details["fingerprint"]["prompt_style"] == "plain"
+
+    def test_the_style_of_prompts_is_the_configurations_and_told(self, settings, tmp_path):
+        data = tmp_path / "options.jsonl"
+        data.write_text(json.dumps({"question": "Which?", "ground_truth_answer": "B"}) + "\n")
+        ends = {}
+        for style in ("plain", "release"):
+            path = rollout(
+                settings(
+                    f"evaluation.eval_dataset={data}",
+                    "evaluation.data_type=option",
+                    "evaluation.limit=null",
+                    f"evaluation.prompt_style={style}",
+                )
+            )
+            details = json.loads(path.with_suffix(".meta.json").read_text())
+            assert details["fingerprint"]["prompt_style"] == style
+            ends[style] = json.loads(path.read_text())[0]["prompt"].partition("{}.")[2]
+        assert ends == {
+            "plain": "<|im_end|>\n<|im_start|>assistant\n",
+            "release": " <|im_end|>\n<|im_start|>assistant\n",
+        }
 
     def test_step_maps_are_left_out_on_request(self, settings):
         whole = decoded(settings())
@@ -242,8 +264,8 @@ def some_fail(monkeypatch):
     """Makes every third response fail, and the others tell their tokens' figures."""
     decode = worker_module.iter_decode
 
-    def failing(model, prompts, decoding, max_active, streams):
-        for place, trajectory in decode(model, prompts, decoding, max_active, streams):
+    def failing(model, prompts, decoding, max_active, streams, agree):
+        for place, trajectory in decode(model, prompts, decoding, max_active, streams, agree):
             if streams[place] % 3 == 1:
                 yield place, Trajectory(trajectory.prompt_ids, [], [], "error", 1, 0, error=f"reason {streams[place]}")
             else:
@@ -347,3 +369,13 @@ class TestMistakes:
     def test_names_with_dots_and_trailing_slashes_are_kept(self, settings, checkpoint, tmp_path):
         config = settings(f"evaluation.checkpoint_path={checkpoint}-1.7B/", "evaluation.eval_dataset=MATH-v1.5")
         assert rollout_path(config).name == "outputs-eval-checkpoint-1.7B-MATH-v1.5.json"
+
+    def test_the_current_folder_has_a_name_too(self, settings, checkpoint, monkeypatch):
+        monkeypatch.chdir(checkpoint)
+        config = settings("evaluation.checkpoint_path=.", "evaluation.eval_dataset=MATH.jsonl")
+        assert rollout_path(config).name == f"outputs-eval-{checkpoint.name}-MATH.json"
+
+    @pytest.mark.parametrize("name", ["experiment.project", "experiment.output_dir"])
+    def test_a_place_in_the_home_folder(self, settings, monkeypatch, tmp_path, name):
+        monkeypatch.setenv("HOME", str(tmp_path / "home"))
+        assert rollout_path(settings(f"{name}=~/here")).parents[1] == tmp_path / "home" / "here"

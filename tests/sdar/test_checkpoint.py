@@ -126,8 +126,10 @@ MISTAKES = {
     "config no object": lambda folder: (folder / "config.json").write_text("[]"),
     "another model type": edit_config(model_type="qwen3"),
     "no model type": edit_config(model_type="REMOVE"),
-    "no block size": edit_config(block_size="REMOVE"),
-    "no mask token": edit_config(mask_token_id="REMOVE"),
+    "block size a string": edit_config(block_size="4"),
+    "mask token a bool": edit_config(mask_token_id=True),
+    "no vocabulary size": edit_config(vocab_size="REMOVE"),
+    "a sliding window": edit_config(use_sliding_window=True),
     "block size 0": edit_config(block_size=0),
     "mask token beyond the vocabulary": edit_config(mask_token_id=48),
     "hidden size a string": edit_config(hidden_size="many"),
@@ -174,7 +176,7 @@ def test_resolving_takes_folders_and_refuses_what_is_neither_folder_nor_id(publi
 
 
 def test_an_id_that_the_hub_cannot_give_is_one_error(monkeypatch: pytest.MonkeyPatch) -> None:
-    def offline(name: str) -> str:
+    def offline(name: str, allow_patterns: str | None) -> str:
         raise OSError("no route\nto host")
 
     monkeypatch.setattr("t3d.sdar.checkpoint.snapshot_download", offline)

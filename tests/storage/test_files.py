@@ -44,6 +44,21 @@ def test_streaming_equals_reading_at_once_wherever_the_buffer_ends(tmp_path, mon
     assert list(iter_json_list(path)) == VALUES == read_json(path)
 
 
+@pytest.mark.parametrize("chunk", [1, 2, 3, 7, 64, 1 << 20])
+@pytest.mark.parametrize("end", ["\n", " \t\r\n", "\n \n\n"])
+def test_json_lines_are_streamed_as_a_list_is(tmp_path, monkeypatch, chunk, end):
+    monkeypatch.setattr(files, "_CHUNK_CHARS", chunk)
+    objects = [{"value": value, "é": [{}]} for value in VALUES]
+    for last in ("", end):
+        text = "\ufeff" + end.join(json.dumps(value) for value in objects) + last
+        assert list(iter_json_list(write(tmp_path / "x.jsonl", text))) == objects
+
+
+def test_a_key_twice_is_an_error_of_single_values_too(tmp_path):
+    with pytest.raises(DataError, match=r"x\.json: expected JSON, found the key 'a' twice in an object"):
+        read_json(write(tmp_path / "x.json", '{"b": {"a": 1, "c": 2, "a": 1}}'))
+
+
 @pytest.mark.parametrize("text", ["[]", " [ ] ", "\ufeff[]"])
 def test_empty_lists_and_byte_order_marks_are_read(tmp_path, text):
     path = write(tmp_path / "list.json", text)
@@ -54,8 +69,23 @@ def test_empty_lists_and_byte_order_marks_are_read(tmp_path, text):
 @pytest.mark.parametrize(
     ("text", "complaint"),
     [
-        ("", "line 1 column 1: expected a JSON list, found an empty file"),
-        ('{"a": 1}', "line 1 column 1: expected a JSON list, found text starting '{'"),
+        ("", "line 1 column 1: expected a JSON list, or an object on each line, found an empty file"),
+        ("1", "line 1 column 1: expected a JSON list, or an object on each line, found text starting '1'"),
+        (
+            '{"a":\n1}',
+            "line 1 column 1: expected a JSON list, or an object on each line, found an object over several lines",
+        ),
+        ('{"a": 1}\n2', "line 2 column 1: expected an object on each line, found text starting '2'"),
+        (
+            '{"a": 1} {"b": 2}',
+            "line 1 column 10: expected the end of the line after an object, found text starting '{'",
+        ),
+        ('{"a": 1}\n{"b": 2', "line 2 column 8: expected JSON, found Expecting ',' delimiter"),
+        (
+            '{"a": 1}\n\n{"b": 2, "c": [{"d": 1, "d": 1}]}',
+            "line 3 column 1: expected JSON, found the key 'd' twice in an object",
+        ),
+        ('[{"a": 1},\n {"b": 2, "b": 2}]', "line 2 column 2: expected JSON, found the key 'b' twice in an object"),
         ("[1, 2", 'line 1 column 6: expected "," or "]" after a value, found the end of the file'),
         ("[1 2]", 'line 1 column 4: expected "," or "]" after a value, found \'2\''),
         ("[1,]", "line 1 column 4: expected JSON, found Expecting value"),

@@ -1,7 +1,9 @@
+from pathlib import Path
+
 import pytest
 
 from t3d.errors import DataError
-from t3d.storage.paths import dataset_name, find_data, workspace
+from t3d.storage.paths import dataset_name, find_data, find_data_files, model_name, user_path, workspace
 
 
 @pytest.mark.parametrize("folder", ["sample", "data"])
@@ -45,7 +47,7 @@ def test_missing_data_name_both_places(tmp_path, monkeypatch):
     with pytest.raises(DataError) as caught:
         find_data("MATH50")
     assert str(caught.value) == (
-        f"MATH50: expected a data file, MATH50 or {tmp_path / 'data' / 'MATH50.json'}, found none there"
+        f"MATH50: expected a data file, MATH50 or {tmp_path / 'data' / 'MATH50.json'} (or .jsonl), found none there"
     )
 
 
@@ -56,7 +58,35 @@ def test_missing_data_name_both_places(tmp_path, monkeypatch):
         ("../data/MATH500.json", "MATH500"),
         ("MATH-v1.5", "MATH-v1.5"),
         ("a/v1.5.json", "v1.5"),
+        ("a/v1.5.jsonl", "v1.5"),
     ],
 )
 def test_a_data_set_has_one_name_however_it_is_given(given, name):
     assert dataset_name(given) == name
+
+
+def test_json_lines_are_found_by_name_after_json(tmp_path, monkeypatch):
+    (tmp_path / "data").mkdir()
+    monkeypatch.chdir(tmp_path)
+    for suffix in (".jsonl", ".json"):
+        (tmp_path / "data" / f"x{suffix}").write_text("[]")
+        assert find_data("x") == tmp_path / "data" / f"x{suffix}"
+    assert [path.name for path in find_data_files("data")] == ["x.json", "x.jsonl"]
+
+
+def test_the_home_folder_has_its_short_name(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert user_path("~/a/b") == tmp_path / "a" / "b"
+    assert user_path("a/~") == Path("a/~")
+    assert user_path("~nobody-of-this-name/a") == Path("~nobody-of-this-name/a")
+
+
+def test_a_model_is_called_as_its_folder_is(tmp_path, monkeypatch):
+    folder = tmp_path / "SDAR-1.7B" / "ckpt"
+    folder.mkdir(parents=True)
+    (tmp_path / "link").symlink_to(folder)
+    monkeypatch.chdir(folder)
+    names = [
+        model_name(name) for name in (".", "./", "..", "../ckpt/", str(folder), "JetLM/SDAR-4B-Chat", "../../link")
+    ]
+    assert names == ["ckpt", "ckpt", "SDAR-1.7B", "ckpt", "ckpt", "SDAR-4B-Chat", "link"]

@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 
+from t3d.evaluation.results import from_json
 from t3d.tables.cells import Run
 from t3d.tables.outcomes import Outcomes
 
@@ -25,7 +26,7 @@ def make_run(tmp_path) -> Callable[..., Run]:
         axes["tokps"] = f"{axes['block_size'] / axes['denoising_steps']:.3g}"
         graded = {str(number): [answer == "x"] for number, answer in enumerate(answers)}
         acc = answers.count("x") / len(answers)
-        results = {
+        values = {
             "dataset": axes["dataset"],
             "checkpoint": f"somewhere/{model}",
             "n": len(answers),
@@ -39,12 +40,14 @@ def make_run(tmp_path) -> Callable[..., Run]:
             "latency_s": 0.3,
             "block_size": axes["block_size"],
             "denoising_steps": axes["denoising_steps"],
+            "remasking_strategy": axes["strategy"],
             "config": {"rollout": {"remasking_strategy": axes["strategy"], "temperature": 0.1}, "table": {}},
             "environment": {"torch": "2"},
             "leakage": None,
         } | (figures or {})
         name = "-".join(str(value) for value in (*axes.values(), answers))
-        return Run(axes, f"{axes['base']} {model}", results, Outcomes(graded, dict.fromkeys(graded, "?")), Path(name))
+        results, outcomes = from_json(values, name), Outcomes(graded, dict.fromkeys(graded, "?"))
+        return Run(axes, f"{axes['base']} {model}", results, outcomes, Path(name))
 
     return build
 

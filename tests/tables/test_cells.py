@@ -158,7 +158,7 @@ class TestMeasure:
         assert len(counted) == 1
         assert first.results is not None
         assert first.outcomes is not None
-        assert len(first.outcomes.graded) == first.results["n"] == 3
+        assert len(first.outcomes.graded) == first.results.metrics.n == 3
 
     def test_other_weights_at_the_same_path_are_another_cell(
         self, one_cell, counted, copied, tmp_path, build_tiny_model
@@ -174,9 +174,9 @@ class TestMeasure:
 
     def test_weights_that_change_meanwhile_are_no_cell(self, one_cell, copied, tmp_path, monkeypatch):
         def training_goes_on(config):
-            results = evaluate(config)
+            evaluation = evaluate(config)
             (copied / "model.safetensors").write_bytes(b"other weights")
-            return results
+            return evaluation
 
         monkeypatch.setattr(cells_module, "evaluate", training_goes_on)
         with pytest.raises(UserError, match="the same weights from beginning to end"):
@@ -192,7 +192,7 @@ class TestMeasure:
             f"table.checkpoints={{m: {copied}}}", f"table.datasets=[{dataset}, {other}]", "table.decodings=[[4, 2]]"
         )
         runs = [measure(cell, tmp_path) for cell in plan(config)]
-        assert [run.results["n"] for run in runs if run.results] == [10, 5]
+        assert [run.results.metrics.n for run in runs if run.results] == [10, 5]
         assert [run.place["dataset"] for run in runs] == [str(dataset), str(other)]
         assert len({run.path for run in runs}) == 2
 
@@ -248,4 +248,4 @@ class TestMeasure:
     def test_cells_hold_no_table_of_their_own(self, one_cell, tmp_path):
         run = measure(one_cell(), tmp_path)
         assert run.results is not None
-        assert run.results["config"]["table"]["checkpoints"] == {}
+        assert run.results.config["table"]["checkpoints"] == {}

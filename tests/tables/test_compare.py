@@ -3,8 +3,10 @@ import json
 import pytest
 
 from t3d.errors import DataError
+from t3d.evaluation.results import read_results
+from t3d.evaluation.run import evaluate
 from t3d.tables.compare import main
-from t3d.tables.outcomes import load_outcomes, load_results
+from t3d.tables.outcomes import load_outcomes
 
 
 def ones(text: str) -> list[list[bool | None]]:
@@ -15,8 +17,8 @@ def test_two_models_are_compared_on_the_same_problems(write_results, capsys, tmp
     a, b = write_results("a", ones("xx.......x")), write_results("b", ones("x.xxxxxx.."))
     main([str(a), str(b), "--out", str(tmp_path / "out.json")])
     assert capsys.readouterr().out == (
-        "A   30.00 %  models/a, Problems, block_size 4, denoising_steps 1\n"
-        "B   70.00 %  models/b, Problems, block_size 4, denoising_steps 1\n"
+        "A   30.00 %  models/a, Problems, block_size 4, denoising_steps 1, remasking_strategy low_confidence_static\n"
+        "B   70.00 %  models/b, Problems, block_size 4, denoising_steps 1, remasking_strategy low_confidence_static\n"
         "B - A  +40.00 +- 25.30 points; improvement +133.33 %\n"
         "10 problems: right only in A 2, right only in B 6, the same in both 2\n"
         "p = 0.289 (McNemar's exact test, two-sided)\n"
@@ -24,6 +26,15 @@ def test_two_models_are_compared_on_the_same_problems(write_results, capsys, tmp
     written = json.loads((tmp_path / "out.json").read_text())
     assert written["test"]["p_value"] == pytest.approx(2 * (1 + 8 + 28) / 2**8)
     assert (written["only_a"], written["only_b"], written["problems"]) == (2, 6, 10)
+
+
+def test_two_decodings_of_one_model_in_one_project_are_compared(settings, capsys):
+    few = evaluate(settings("rollout.temperature=0"))
+    many = evaluate(settings("rollout.temperature=0", "rollout.denoising_steps_per_block=4"))
+    main([str(few.path), str(many.path)])
+    first, second, *_ = capsys.readouterr().out.splitlines()
+    assert "denoising_steps 2, remasking_strategy low_confidence_static, temperature 0.0, seed 0" in first
+    assert "denoising_steps 4, remasking_strategy low_confidence_static, temperature 0.0, seed 0" in second
 
 
 def test_the_order_of_the_problems_does_not_matter(write_results, capsys):
@@ -58,7 +69,7 @@ def test_failed_responses_are_left_out(write_results, capsys):
 
 def test_the_same_question_twice_is_two_problems(write_results):
     path = write_results("a", ones("x.x"), question=["What?", "What?", "Who?"])
-    assert list(load_outcomes(path, load_results(path)).graded.values()) == [[True], [False], [True]]
+    assert list(load_outcomes(path, read_results(path)).graded.values()) == [[True], [False], [True]]
 
 
 class TestMistakes:

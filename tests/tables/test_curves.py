@@ -3,7 +3,7 @@ import math
 import pytest
 
 from t3d.tables.cells import Run
-from t3d.tables.curves import Panel, Point, aup, comparable, panels, pareto, reference_accuracy
+from t3d.tables.curves import Panel, Point, aup, aup_d3llm, comparable, panels, pareto, reference_accuracy
 
 
 def point(parallelism: float, accuracy: float, budget: float = 1, block_size: int = 4) -> Point:
@@ -38,6 +38,28 @@ class TestAup:
 
     def test_a_reference_without_a_right_answer_weighs_nothing(self):
         assert aup([point(1, 4), point(2, 4)], reference=0) == 8
+
+
+class TestAupOfD3llm:
+    def test_it_refers_to_the_best_accuracy_of_all_models_at_any_decoding(self):
+        """Best 95: a has 80 + (80 W(80) + 80 W(80)) / 2 with W(80) = exp(-3 (1 - 80/95)); b's first area is 2 * 95."""
+        panel = Panel("", {"a": [point(2, 80), point(1, 80)], "b": [point(2, 95)]}, "a")
+        expected = 80 + 80 * math.exp(-3 * (1 - 80 / 95))
+        assert aup_d3llm(panel) == {"a": pytest.approx(expected), "b": 190}
+        assert aup(panel.curves["a"], reference=80) == 160
+
+    def test_decodings_that_another_one_beats_count(self):
+        """rho 1, 1.5, 2 at 90, 86, 90: its dip takes area away, where the Pareto front has none."""
+        points, dip = [point(1, 90), point(1.5, 86), point(2, 90)], 86 * math.exp(-3 * (1 - 86 / 90))
+        assert aup_d3llm(Panel("", {"a": points}, None)) == {"a": pytest.approx(90 + 0.5 * (90 + dip))}
+        assert aup(points, reference=90) == 180
+
+    def test_more_than_five_points_below_the_first_is_not_counted(self):
+        panel = Panel("", {"a": [point(1, 90), point(2, 84.9), point(3, 90)]}, None)
+        assert aup_d3llm(panel) == {"a": 270}
+
+    def test_it_needs_no_baseline_and_no_right_answer(self):
+        assert aup_d3llm(Panel("", {"a": [point(1, 0), point(2, 0)]}, None)) == {"a": 0}
 
 
 class TestPanels:

@@ -60,7 +60,7 @@ def test_a_table_is_read_back_as_it_was_laid_out(table, tmp_path):
     run_table(table)
     runs, layout = load_table(tmp_path / "results" / "table.json")
     assert layout == table.table
-    assert [run.results["n"] for run in runs if run.results is not None] == [10] * 4
+    assert [run.results.metrics.n for run in runs if run.results is not None] == [10] * 4
     assert all(run.outcomes is not None and len(run.outcomes.graded) == 10 for run in runs)
 
 

@@ -2,8 +2,8 @@ from xml.etree import ElementTree
 
 import pytest
 
-from t3d.tables.curves import Panel, Point
-from t3d.tables.plots import aup_plot, budget_plot, pareto_plot, svg
+from t3d.tables.curves import Panel, Point, aup_d3llm
+from t3d.tables.plots import aup_d3llm_plot, aup_plot, budget_plot, pareto_plot, svg
 
 STATIC, DYNAMIC = "low_confidence_static", "low_confidence_dynamic"
 
@@ -59,6 +59,13 @@ def test_aup_is_drawn_where_there_is_a_reference(panels):
     assert aup_plot(panels[1:]) is None
     disjoint = Panel("C", {"a": panels[0].curves["teacher"][:1], "b": panels[0].curves["teacher"][1:2]}, "a")
     assert aup_plot([disjoint]) is None
+
+
+def test_d3llms_aup_is_drawn_for_every_panel_and_named_so(panels):
+    figure = aup_d3llm_plot(panels)
+    assert [axes.get_title() for axes in figure.axes] == [panel.title for panel in panels]
+    assert {axes.get_xlabel() for axes in figure.axes} == {"AUP (d3LLM)"}
+    assert [bar.get_width() for bar in figure.axes[0].patches] == pytest.approx([*aup_d3llm(panels[0]).values()])
 
 
 def test_a_plot_is_an_svg_document_and_always_the_same(panels):

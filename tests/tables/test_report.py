@@ -92,9 +92,15 @@ def test_links_lead_to_places_of_the_page(page):
     assert {value[1:] for _, name, value in attributes if name == "href"} == places
 
 
+def test_a_page_of_trajectories_is_linked(table, tmp_path):
+    main([str(table), "--out", str(tmp_path / "report.html"), "--trajectories", "trajectories.html"])
+    links = [value for _, name, value in Page((tmp_path / "report.html").read_text()).attributes if name == "href"]
+    assert links.count("trajectories.html") == 1
+
+
 def test_plots_are_svg_documents_inside_the_page(page):
     sources = [value for _, name, value in Page(page).attributes if name == "src"]
-    assert len(sources) == 3
+    assert len(sources) == 4
     for source in sources:
         head, _, data = source.partition(",")
         assert head == "data:image/svg+xml;base64"
@@ -153,6 +159,7 @@ def test_plots_can_be_written_beside(table, tmp_path):
     main([str(table), "--out", str(tmp_path / "report.html"), "--plots", str(tmp_path / "plots")])
     assert {path.name for path in (tmp_path / "plots").iterdir()} == {
         "table-aup.svg",
+        "table-aup-d3llm.svg",
         "table-budget.svg",
         "table-pareto.svg",
     }

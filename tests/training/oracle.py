@@ -1,6 +1,6 @@
 """The whole T3D step, slowly: one forward per block over what the decoder would show, then loops and sums.
 
-Written from SPEC section 2. It takes from a drawn state only what chance decided (which positions are masked,
+Written from the paper's equations. It takes from a drawn state only what chance decided (which positions are masked,
 what stands there, uniforms, block size); everything else is worked out again from the recorded sample.
 """
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from t3d.config import TrainingConfig
+from t3d.config import DatasetConfig, TrainingConfig
 from t3d.errors import DataError
 from t3d.sdar.checkpoint import load_tokenizer
 from t3d.storage.paths import cache_root, find_data_files
@@ -32,7 +32,7 @@ def tokenizer(checkpoint):
 def load(paths: list[Path] | Path, tokenizer, trace: bool = True, **limits: int) -> Samples:
     paths = paths if isinstance(paths, list) else [paths]
     vocab_size = len(tokenizer)
-    return load_samples(paths, tokenizer, "math", TrainingConfig(**limits), vocab_size, needs_step_map=trace)
+    return load_samples(paths, tokenizer, DatasetConfig(), TrainingConfig(**limits), vocab_size, needs_step_map=trace)
 
 
 def built() -> list[Path]:
@@ -65,6 +65,47 @@ def test_real_answers_have_no_steps_and_end_with_the_stop_token(answers, tokeniz
     assert tokenizer.decode(sample.response_ids) == records(answers)[3]["answer"] + "<|im_end|>"
 
 
+@pytest.mark.parametrize("token", ["<|im_end|>", "<|MASK|>", "<|endoftext|>"])
+def test_an_answer_that_spells_a_token_is_text(tokenizer, tmp_path, token):
+    answer = f"It ends with {token}{token} and goes on."
+    path = tmp_path / "answers.json"
+    path.write_text(json.dumps([{"question": "1+1?", "answer": answer}]))
+    ids = load(path, tokenizer, trace=False)[0].response_ids
+    assert tokenizer.decode(ids) == answer + "<|im_end|>"
+    assert not {*tokenizer.all_special_ids} & {*ids[:-1]}
+
+
+@pytest.mark.parametrize("answer", ["", " \n"])
+def test_an_empty_answer_is_refused_by_its_index(tokenizer, tmp_path, answer):
+    path = tmp_path / "answers.jsonl"
+    path.write_text("\n".join(json.dumps({"question": "1+1?", "answer": text}) for text in ("2", "2", answer)))
+    with pytest.raises(DataError) as caught:
+        load(path, tokenizer, trace=False)
+    assert str(caught.value) == f"{path}, record 2, field answer: expected an answer to learn, found {answer!r}"
+
+
+def test_json_lines_give_the_samples_of_the_list(trajectories, answers, tokenizer, tmp_path):
+    for source, trace in ((trajectories, True), (answers, False)):
+        path = tmp_path / source.with_suffix(".jsonl").name
+        path.write_text("".join(json.dumps(record) + "\n" for record in records(source)))
+        expected, found = load(source, tokenizer, trace), load(path, tokenizer, trace)
+        assert [found[index] for index in range(20)] == [expected[index] for index in range(20)]
+
+
+def test_real_answers_follow_prompts_of_the_style_asked_for(tokenizer, tmp_path):
+    path = tmp_path / "answers.json"
+    path.write_text(json.dumps([{"question": "Which?", "answer": "B"}]))
+    prompts = {}
+    for style in ("plain", "release"):
+        dataset = DatasetConfig(data_type="option", prompt_style=style)
+        samples = load_samples([path], tokenizer, dataset, TrainingConfig(), len(tokenizer), needs_step_map=False)
+        prompts[style] = tokenizer.decode(samples[0].prompt_ids)
+    assert prompts["release"] == prompts["plain"].replace(
+        "<|im_end|>\n<|im_start|>assistant", " <|im_end|>\n<|im_start|>assistant"
+    )
+    assert prompts["release"].endswith("{}. <|im_end|>\n<|im_start|>assistant\n")
+
+
 def test_length_limits_leave_out_prompts_and_cut_responses(trajectories, tokenizer, caplog):
     whole = load(trajectories, tokenizer)
     longest = max(len(whole[index].prompt_ids) for index in range(20))
@@ -88,7 +129,7 @@ def test_the_same_content_is_built_once_and_other_content_again(trajectories, to
     copy.write_bytes(trajectories.read_bytes())
     load(trajectories, tokenizer)
     with monkeypatch.context() as patched:
-        patched.setattr(data, "_all_samples", lambda *_: pytest.fail("built again"))
+        patched.setattr(data, "iter_samples", lambda *_: pytest.fail("built again"))
         assert len(load(copy, tokenizer)) == 20
     copy.write_text(json.dumps(records(trajectories)[:5]))
     assert len(load(copy, tokenizer)) == 5
@@ -121,7 +162,7 @@ def test_a_folder_of_shards_is_read_in_the_order_of_names(trajectories, tokenize
     assert [samples[index] for index in range(20)] == [whole[index] for index in range(20)]
     assert samples.record(12) == "1.json, record 0"
     (tmp_path / "data" / "empty").mkdir()
-    with pytest.raises(DataError, match=r"with \.json files, found none"):
+    with pytest.raises(DataError, match=r"with \.json or \.jsonl files, found none"):
         find_data_files("empty")
 
 

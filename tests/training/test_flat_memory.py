@@ -20,7 +20,7 @@ SCRIPT = """
 import itertools, json, random, sys, threading, time
 from pathlib import Path
 
-from t3d.config import TrainingConfig
+from t3d.config import DatasetConfig, TrainingConfig
 from t3d.storage.files import write_json_list
 from t3d.data.preprocess import rename_answers
 from t3d.sdar.checkpoint import load_tokenizer
@@ -71,7 +71,7 @@ with Peak() as peak:
 peaks["stage 2"], seconds["stage 2"] = peak.mb, time.perf_counter() - started
 started = time.perf_counter()
 with Peak() as peak:
-    samples = load_samples([data], tokenizer, "math", TrainingConfig(), len(tokenizer), needs_step_map=True)
+    samples = load_samples([data], tokenizer, DatasetConfig(), TrainingConfig(), len(tokenizer), needs_step_map=True)
 peaks["build"], seconds["build"] = peak.mb, time.perf_counter() - started
 order = random.Random(0)
 started = time.perf_counter()

@@ -13,7 +13,14 @@ from t3d.errors import ConfigError
 from t3d.training.launch import make_accelerator
 
 ROOT = Path(__file__).parents[2]
-LAUNCHERS_VARIABLES = ("WORLD_SIZE", "GROUP_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT", "ACCELERATE_USE_CPU")
+LAUNCHERS_VARIABLES = (
+    "WORLD_SIZE",
+    "GROUP_WORLD_SIZE",
+    "MASTER_ADDR",
+    "MASTER_PORT",
+    "ACCELERATE_USE_CPU",
+    "ACCELERATE_USE_DEEPSPEED",
+)
 
 
 @pytest.fixture(autouse=True)
@@ -40,6 +47,21 @@ def test_a_launch_of_another_size_is_refused(experiment):
 def test_machines_are_those_that_the_launcher_counts(monkeypatch):
     monkeypatch.setenv("GROUP_WORLD_SIZE", "2")
     with pytest.raises(ConfigError, match=r"experiment\.num_node: expected a launch on 1 machine\(s\), found 2"):
+        make_accelerator(config())
+
+
+@pytest.mark.parametrize("value", ["true", "1"])
+def test_deepspeed_that_was_asked_for_and_does_not_run_is_refused(monkeypatch, value):
+    monkeypatch.setenv("ACCELERATE_USE_DEEPSPEED", value)
+    monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
+    with pytest.raises(ConfigError, match=r"ACCELERATE_USE_DEEPSPEED: expected .*, found a launch of type NO"):
+        make_accelerator(config())
+
+
+def test_deepspeed_that_is_not_installed_is_named(monkeypatch):
+    monkeypatch.setenv("ACCELERATE_USE_DEEPSPEED", "true")
+    monkeypatch.setattr("t3d.training.launch.is_deepspeed_available", lambda: False)
+    with pytest.raises(ConfigError, match=r"DeepSpeed installed \(pip install deepspeed\), found none"):
         make_accelerator(config())
 
 
@@ -71,3 +93,31 @@ def test_a_launcher_that_starts_one_of_two_processes_is_caught(tmp_path, way):
     errors = [line for line in ended.stderr.splitlines() if line.startswith("error: ")]
     assert len(errors) == 1, ended.stderr[-2000:]
     assert errors[0].startswith("error: experiment.num_processes: expected 1 if one process is meant")
+
+
+CLIPPING = """
+import sys
+from t3d.config import TrainConfig, load_config
+from t3d.training.launch import make_accelerator
+needs = ["model.pretrained_model=x", "dataset.optimization_data=x", "training.mixed_precision=no"]
+accelerator = make_accelerator(load_config(TrainConfig, [*needs, *sys.argv[1:]], "", ""))
+sys.stdout.write(f"clipping {accelerator.state.deepspeed_plugin.deepspeed_config['gradient_clipping']}")
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("argument", "limit"),
+    [
+        ("training.max_grad_norm=0", "0.0"),
+        ("experiment.gradient_clipping=false", "0.0"),
+        ("training.max_grad_norm=2", "2.0"),
+    ],
+)
+def test_deepspeed_clips_as_the_configuration_says_whatever_the_launcher_does(tmp_path, argument, limit):
+    (tmp_path / "clipping.py").write_text(CLIPPING)
+    environment = {name: value for name, value in os.environ.items() if name not in LAUNCHERS_VARIABLES}
+    environment |= {"ACCELERATE_USE_DEEPSPEED": "true", "ACCELERATE_GRADIENT_CLIPPING": "1.0", "PYTHONPATH": str(ROOT)}
+    command = [sys.executable, str(tmp_path / "clipping.py"), argument]
+    ended = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert f"clipping {limit}" in ended.stdout, ended.stderr[-2000:]

@@ -12,12 +12,13 @@ from typing import Any
 import pytest
 import torch
 from accelerate.state import AcceleratorState
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from t3d.config import TrainConfig, load_config
-from t3d.errors import CheckpointError, ConfigError, DataError, UserError
+from t3d.errors import CheckpointError, ConfigError, DataError, DeviceFullError, UserError
 from t3d.objectives.registry import OBJECTIVES
 from t3d.sdar import SDARForCausalLM
+from t3d.storage.experiments import newest_checkpoint
 from t3d.training.forward import batch_losses
 from t3d.training.launch import make_accelerator
 from t3d.training.loop import Trainer, train
@@ -200,6 +201,86 @@ def test_resuming_with_other_settings_is_refused_by_name(checkpoint, trajectorie
         run(checkpoint, trajectories, tmp_path / "run", "experiment.resume_from=latest", "training.beta=0.5")
 
 
+@pytest.fixture
+def stopped(checkpoint, trajectories, tmp_path):
+    """A run of 4 steps stopped after 2, whose weights and data may be changed in place; gives a way to resume it."""
+    source, data, folder = tmp_path / "teacher", tmp_path / "data.json", tmp_path / "run"
+    shutil.copytree(checkpoint, source)
+    shutil.copyfile(trajectories, data)
+    run(source, data, folder, "training.max_steps=4")
+    for step in ("000003", "000004"):
+        shutil.rmtree(folder / "state" / f"step-{step}")
+
+    def resume(*overrides: str) -> dict[str, torch.Tensor]:
+        return run(source, data, folder, "training.max_steps=4", "experiment.resume_from=latest", *overrides)
+
+    return resume
+
+
+def assert_unchanged(folder: Path) -> None:
+    assert sorted(path.name for path in (folder / "state").iterdir()) == ["step-000001", "step-000002"]
+    assert [line["step"] for line in metrics(folder)] == [1, 2, 3, 4]
+
+
+def test_other_records_under_the_same_path_are_refused(stopped, tmp_path):
+    data = tmp_path / "data.json"
+    data.write_text(json.dumps(json.loads(data.read_text())[::-1]))
+    with pytest.raises(ConfigError) as caught:
+        stopped()
+    assert str(caught.value) == (
+        f"dataset.optimization_data: expected the content that it had in the run to resume ({tmp_path / 'run'}),"
+        " found another under the same path"
+    )
+    assert_unchanged(tmp_path / "run")
+
+
+def test_other_weights_under_the_same_path_are_refused(stopped, tmp_path):
+    path = tmp_path / "teacher/model.safetensors"
+    weights = load_file(path)
+    weights["model.norm.weight"][0] += 1
+    save_file(weights, path, metadata={"format": "pt"})
+    with pytest.raises(ConfigError, match=r"model\.pretrained_model: expected the content that it had"):
+        stopped()
+    assert_unchanged(tmp_path / "run")
+
+
+@pytest.mark.parametrize("key", ["experiment.gradient_clipping=false", "training.max_grad_norm=0"])
+def test_so_is_clipping_turned_off(stopped, tmp_path, key):
+    with pytest.raises(ConfigError, match=key.partition("=")[0]):
+        stopped(key)
+    assert_unchanged(tmp_path / "run")
+
+
+def test_what_changes_no_weight_may_change(stopped, tmp_path):
+    stopped("experiment.save_every_steps=3", "experiment.project=other", "experiment.trackers=[]", "wandb.entity=me")
+    assert [line["step"] for line in metrics(tmp_path / "run")] == [1, 2, 3, 4]
+
+
+def test_a_run_from_before_inputs_were_recorded_resumes_with_a_warning(stopped, tmp_path, caplog):
+    recorded = tmp_path / "run/inputs.json"
+    content = recorded.read_text()
+    recorded.unlink()
+    stopped()
+    assert "its weights and data are taken to be unchanged" in caplog.text
+    assert recorded.read_text() == content
+
+
+@pytest.mark.parametrize("off", ["training.max_grad_norm=0", "experiment.gradient_clipping=false"])
+def test_clipping_that_is_off_leaves_gradients_as_they_are(checkpoint, trajectories, tmp_path, off):
+    loose = run(checkpoint, trajectories, tmp_path / "loose", "training.max_grad_norm=1e9")
+    assert_equal(loose, run(checkpoint, trajectories, tmp_path / "off", off))
+    before = load_file(checkpoint / "model.safetensors")
+    assert any(not torch.equal(loose[name], before[name]) for name in before)
+
+
+def test_a_run_in_the_home_folder_is_found_again(checkpoint, trajectories, tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    run(checkpoint, trajectories, Path("~/run"), "training.max_steps=2")
+    shutil.rmtree(tmp_path / "run/state/step-000002")
+    run(checkpoint, trajectories, Path("~/run"), "training.max_steps=2", "experiment.resume_from=~/run")
+    assert [line["step"] for line in metrics(tmp_path / "run")] == [1, 2]
+
+
 def test_resuming_from_nothing_is_an_error(checkpoint, trajectories, tmp_path):
     with pytest.raises(CheckpointError, match="state"):
         run(checkpoint, trajectories, tmp_path / "run", f"experiment.resume_from={tmp_path}")
@@ -249,6 +330,37 @@ def test_gradient_that_is_no_number_stops_before_the_update(checkpoint, trajecto
         run(checkpoint, trajectories, tmp_path / "run", "optimizer.params.learning_rate=1e30")
     assert [path.name for path in (tmp_path / "run/state").iterdir()] == ["step-000001"]
     assert len(metrics(tmp_path / "run")) == 1
+
+
+@pytest.mark.parametrize(
+    ("overrides", "levers"),
+    [
+        ([], "training.batch_size_lm (now 4) or training.gradient_checkpointing_enable (now false) or "),
+        (["training.batch_size_lm=1", "training.gradient_checkpointing_enable=true"], ""),
+        (
+            ["training.tokens_per_batch=2000"],
+            "training.tokens_per_batch (now 2000) or training.gradient_checkpointing_enable (now false) or ",
+        ),
+    ],
+)
+def test_a_full_device_is_one_line_that_names_what_to_lower(
+    checkpoint, trajectories, tmp_path, monkeypatch, overrides, levers
+):
+    calls = []
+
+    def full(*inputs: Any) -> dict[str, torch.Tensor]:
+        calls.append(None)
+        if len(calls) > 2:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.\nMore.")
+        return batch_losses(*inputs)
+
+    monkeypatch.setattr("t3d.training.loop.batch_losses", full)
+    with pytest.raises(DeviceFullError) as caught:
+        run(checkpoint, trajectories, tmp_path / "run", *overrides)
+    assert str(caught.value) == (
+        f"{levers}the ZeRO stage (accelerate_configs/): expected a step that fits into the device's memory "
+        "(python -m t3d.training.memory tells what does), found CUDA out of memory. Tried to allocate 2.00 GiB."
+    )
 
 
 def test_long_prompts_are_left_out_with_their_step_maps(checkpoint, trajectories, tmp_path):
@@ -384,3 +496,75 @@ def test_two_deepspeed_processes_equal_one(checkpoint, trajectories, tmp_path, s
     ratios = [line["ratio/real"] for line in metrics(folder)]
     assert ratios[0] == ratios[2] == 0
     assert ratios[1] != 0
+
+
+ROW_BY_ROW = """
+import json, sys
+from pathlib import Path
+import t3d.training.loop as loop
+from t3d.config import TrainConfig, load_config
+from t3d.objectives import rows
+import t3d.training.forward as forward
+from t3d.training.launch import make_accelerator
+
+config = load_config(TrainConfig, sys.argv[1:], "", "")
+trainer = loop.Trainer(config, make_accelerator(config))
+true_values, largest = forward.row_values, []
+
+def noted(*inputs):
+    values = true_values(*inputs)
+    largest.append(max(values[name].abs().max().item() for name in ("real_ratio", "fake_ratio")))
+    return values
+
+forward.row_values = noted
+found = []
+for _ in range(trainer.num_steps):
+    trainer.train_step()
+    found.append(max(largest))
+    largest.clear()
+networks = trainer.student, trainer.reference
+weights = [str(next(network.parameters()).dtype) for network in networks]
+frequencies = [str(buffer.dtype) for network in networks for buffer in network.buffers()]
+name = f"rank-{trainer.accelerator.process_index}.json"
+noted = {"largest": found, "weights": weights, "frequencies": frequencies}
+trainer.folder.joinpath(name).write_text(json.dumps(noted))
+trainer.accelerator.end_training()
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("stage", [0, 1, 2, 3])
+def test_in_bf16_every_rows_log_ratio_is_exactly_zero_where_reference_and_student_are_equal(
+    checkpoint, trajectories, tmp_path, stage
+):
+    """Before the first update and after each refresh, in both processes: DDP's autocast, then DeepSpeed's stages."""
+    script, folder = tmp_path / "row_by_row.py", tmp_path / "run"
+    script.write_text(ROW_BY_ROW)
+    environment = {"ACCELERATE_USE_CPU": "true"}
+    if stage:
+        environment = {"ACCELERATE_USE_DEEPSPEED": "true", "ACCELERATE_DEEPSPEED_ZERO_STAGE": str(stage)}
+    overrides = ["training.mixed_precision=bf16", "training.max_steps=5", "training.fake_expectation=argmax"]
+    told = launch_two(eight_samples(checkpoint, trajectories, folder, *overrides), script, **environment)
+    assert not told, told[-3000:]
+    for rank in (0, 1):
+        noted = json.loads((folder / f"rank-{rank}.json").read_text())
+        assert noted["weights"] == ["torch.bfloat16" if stage else "torch.float32"] * 2
+        assert set(noted["frequencies"]) == {"torch.float32"}
+        assert [largest == 0 for largest in noted["largest"]] == [True, False, True, False, True], noted
+
+
+@pytest.mark.parametrize("timestamp", ["true", "false"])
+def test_a_run_lies_where_model_kind_of_problem_and_method_say(
+    checkpoint, trajectories, tmp_path, monkeypatch, timestamp
+):
+    monkeypatch.chdir(tmp_path)
+    keys = ["experiment.output_dir=null", "experiment.project=mine", f"experiment.timestamp={timestamp}"]
+    given = arguments(checkpoint, trajectories, tmp_path, *keys, "training.max_steps=1")
+    student = train(load_config(TrainConfig, given, "", ""))
+    method = Path("experiments/checkpoint/math/mine")
+    run = method if timestamp == "false" else student.parent.parent
+    assert student == run / "ckpt" / "optimized"
+    assert (timestamp == "false") is (run == method)
+    assert newest_checkpoint(f"{method}/ckpt/optimized") == str(student)
+    again = load_config(TrainConfig, [*given, "experiment.resume_from=latest"], "", "")
+    assert train(again) == student, "the finished run is found again"

@@ -86,6 +86,45 @@ def test_wandb_works_offline(tmp_path):
     assert list(run.glob("*.wandb"))
 
 
+CONTINUED = """
+import sys
+from pathlib import Path
+from t3d.config import TrainConfig
+from t3d.training.metrics import MetricsLog
+config = TrainConfig()
+config.experiment.trackers = ["wandb"]
+config.wandb.run_id = sys.argv[3] if len(sys.argv) > 3 else None
+log = MetricsLog(Path(sys.argv[1]), config, int(sys.argv[2]))
+log.write({"step": int(sys.argv[2]) + 1, "loss/total": 0.5})
+log.close()
+"""
+
+
+def wandb_ids(folder: Path, *arguments: str) -> list[str]:
+    """Starts a run, or goes on after a step, offline; returns the ids of all wandb runs of the folder, by time."""
+    kept = {name: value for name, value in os.environ.items() if not name.startswith("WANDB")}
+    command = [sys.executable, "-c", CONTINUED, str(folder), *arguments]
+    environment = {**kept, "HOME": str(folder), "WANDB_MODE": "offline"}
+    ended = subprocess.run(command, env=environment, cwd=folder, capture_output=True, text=True, check=False)
+    assert "without wandb" not in ended.stderr, ended.stderr
+    files = sorted(folder.glob("wandb/offline-run-*/run-*.wandb"), key=lambda path: path.stat().st_mtime)
+    return [path.stem.removeprefix("run-") for path in files]
+
+
+@pytest.mark.slow
+def test_a_resumed_run_goes_on_in_its_wandb_run(tmp_path):
+    [first] = wandb_ids(tmp_path, "0")
+    assert wandb_ids(tmp_path, "1") == [first, first]
+    assert wandb_ids(tmp_path, "2", "another")[2] == "another"
+    assert wandb_ids(tmp_path, "3")[3] == "another", "the last one is gone on with"
+
+
+@pytest.mark.slow
+def test_a_run_that_starts_again_is_a_new_wandb_run(tmp_path):
+    [first] = wandb_ids(tmp_path, "0")
+    assert wandb_ids(tmp_path, "0")[1] != first
+
+
 class Failing(trackers.Tracker):
     name = "failing"
     fails_at = "write"

@@ -2,7 +2,8 @@ from pathlib import Path
 
 import pytest
 
-from t3d.rollout.fingerprint import EDGE_BYTES, difference, model_digest, text_digest
+from t3d.storage import fingerprint
+from t3d.storage.fingerprint import EDGE_BYTES, PAGE_BYTES, STRIDE_BYTES, difference, model_digest, text_digest
 
 
 def model(folder: Path, **files: bytes) -> str:
@@ -30,14 +31,29 @@ def test_another_name_or_content_gives_another_digest(tmp_path, files):
     assert model(tmp_path / "a", x=b"1", y=b"2") != model(tmp_path / "b", **files)
 
 
-@pytest.mark.parametrize("place", [0, EDGE_BYTES - 1, EDGE_BYTES, 2 * EDGE_BYTES - 1, -1, -EDGE_BYTES])
-def test_changes_in_the_first_and_last_megabyte_of_weights_are_seen(tmp_path, place):
-    weights = bytearray(2 * EDGE_BYTES + 5)
+@pytest.mark.parametrize(
+    ("place", "is_seen"),
+    [
+        *((place, True) for place in (0, EDGE_BYTES - 1, -1, -EDGE_BYTES)),
+        *((number * STRIDE_BYTES, True) for number in (1, 2, 3)),
+        *((number * STRIDE_BYTES + PAGE_BYTES - 1, True) for number in (1, 2, 3)),
+        *((place, False) for place in (EDGE_BYTES, STRIDE_BYTES - 1, STRIDE_BYTES + PAGE_BYTES, -EDGE_BYTES - 1)),
+    ],
+)
+def test_of_large_files_the_ends_and_a_page_in_every_stride_count(tmp_path, monkeypatch, place, is_seen):
+    monkeypatch.setattr(fingerprint, "WHOLE_BYTES", 16 << 20)
+    weights = bytearray(4 * STRIDE_BYTES)
     before = model(tmp_path / "a", weights=bytes(weights))
     weights[place] = 1
-    changed = model(tmp_path / "b", weights=bytes(weights))
-    in_the_middle = place in (EDGE_BYTES, 2 * EDGE_BYTES - 1) and place < len(weights) - EDGE_BYTES
-    assert (before == changed) is in_the_middle
+    assert (model(tmp_path / "a", weights=bytes(weights)) != before) is is_seen
+
+
+@pytest.mark.parametrize("place", [0, EDGE_BYTES, 3 * EDGE_BYTES])
+def test_of_other_files_every_byte_counts(tmp_path, place):
+    weights = bytearray(5 * EDGE_BYTES)
+    before = model(tmp_path / "a", weights=bytes(weights))
+    weights[place] = 1
+    assert model(tmp_path / "a", weights=bytes(weights)) != before
 
 
 def test_folders_inside_a_model_folder_do_not_count(tmp_path):

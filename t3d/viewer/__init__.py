@@ -1,0 +1,1 @@
+"""Looking at rollouts: one HTML page that replays how responses were denoised, or text for a terminal."""
