@@ -3,10 +3,11 @@ PYTHON ?= python3
 TORCH  ?= torch==2.13.0
 VENV   := .venv
 BIN    := $(VENV)/bin
+OLDEST := .venv-oldest
 # Training on a CPU reuses freed memory instead of returning it to the system, and idle threads sleep.
 CPU_ENV := GOMP_SPINCOUNT=1000 MALLOC_MMAP_THRESHOLD_=2000000000 MALLOC_TRIM_THRESHOLD_=4000000000
 
-.PHONY: help install demo clean-demo paper clean-paper test bench lint toy-teacher
+.PHONY: help install demo clean-demo paper clean-paper test test-oldest bench lint toy-teacher
 
 help:
 	@echo "make demo         rollout, preprocess, train, evaluate and report on the built-in tiny model (CPU, minutes)"
@@ -14,6 +15,7 @@ help:
 	@echo "make paper        the paper's tables 1-7 at toy scale and one report (CPU, about an hour)"
 	@echo "make clean-paper  remove what it made"
 	@echo "make test         lint, types and tests"
+	@echo "make test-oldest  the tests with the oldest releases that pyproject.toml accepts, in a venv of their own"
 	@echo "make bench        decoding and training speed beside peers, to bench_results/"
 	@echo "make toy-teacher  train the built-in model again"
 	@echo "make install      create $(VENV) and install everything"
@@ -41,6 +43,16 @@ clean-paper:
 
 test: install lint
 	$(BIN)/python -m pytest -n auto
+
+test-oldest: $(OLDEST)/.installed
+	$(OLDEST)/bin/python -m pytest -n auto
+
+# The oldest releases want a Python of their time; no lint: its tools are not what is tried.
+$(OLDEST)/.installed: pyproject.toml constraints-oldest.txt
+	python3.11 -m venv $(OLDEST)
+	$(OLDEST)/bin/pip install --quiet -c constraints-oldest.txt torch
+	$(OLDEST)/bin/pip install --quiet -c constraints-oldest.txt -e ".[dev,eval]"
+	touch $@
 
 lint: install
 	$(BIN)/ruff check .

@@ -1,8 +1,12 @@
-"""Evaluation: decode a benchmark with a checkpoint, grade the answers, write results (or a whole table of them)."""
+"""Evaluation: decode a benchmark with a checkpoint, grade the answers, write results (or a whole table of them).
+
+--dry-run beside the keys says whether the command would run here, and starts nothing.
+"""
 
 import sys
 
 from t3d.config import DecodeConfig, load_config
+from t3d.doctor.command import DRY_RUN, dry_run
 from t3d.entry import run_entry
 from t3d.evaluation.run import evaluate
 from t3d.tables.fill import run_table
@@ -15,6 +19,9 @@ EXAMPLE = (
 
 def main(arguments: list[str]) -> None:
     """Parses the configuration and evaluates."""
+    if DRY_RUN in arguments:
+        dry_run("eval", arguments)
+        return
     config = load_config(DecodeConfig, arguments, __doc__ or "", EXAMPLE)
     if config.table.checkpoints:
         sys.stdout.write(run_table(config))

@@ -1,6 +1,10 @@
-"""Stage 1: decode a data set with a checkpoint and record the step at which each token was revealed."""
+"""Stage 1: decode a data set with a checkpoint and record the step at which each token was revealed.
+
+--dry-run beside the keys says whether the command would run here, and starts nothing.
+"""
 
 from t3d.config import DecodeConfig, load_config
+from t3d.doctor.command import DRY_RUN, dry_run
 from t3d.entry import run_entry
 from t3d.rollout import rollout
 
@@ -12,7 +16,10 @@ EXAMPLE = (
 
 def main(arguments: list[str]) -> None:
     """Parses the configuration and decodes."""
-    rollout(load_config(DecodeConfig, arguments, __doc__ or "", EXAMPLE))
+    if DRY_RUN in arguments:
+        dry_run("sample", arguments)
+    else:
+        rollout(load_config(DecodeConfig, arguments, __doc__ or "", EXAMPLE))
 
 
 if __name__ == "__main__":

@@ -5,7 +5,7 @@ import os
 import sys
 from collections.abc import Callable
 
-from t3d.errors import UserError
+from t3d.errors import DeviceFullError, UserError
 from t3d.storage.paths import cache_root
 
 CACHES = {
@@ -20,28 +20,29 @@ NOISY_LIBRARIES = ("accelerate", "DeepSpeed")
 def run_entry(main: Callable[[list[str]], None]) -> None:
     """Runs an entry point on the command line: status 0 on success, 2 with one line for a user's mistake.
 
-    Ctrl-C gives one line and status 130. Under torchrun only local rank 0 prints the line: every process meets
-    the same mistake.
+    Ctrl-C gives one line and status 130. Under torchrun only local rank 0 tells news and prints the line: every process
+    meets the same mistake, but for a device that is full.
     """
     logging.basicConfig(format="%(message)s")
     for ours in ("t3d", "__main__"):  # the libraries' own news is not the user's
-        logging.getLogger(ours).setLevel(logging.INFO)
+        logging.getLogger(ours).setLevel(logging.INFO if _is_first() else logging.WARNING)
     quiet_libraries()
     use_cache_root()
     reproducible_products()
     try:
         main(sys.argv[1:])
     except UserError as error:
-        _tell(f"error: {error}")
+        if _is_first() or isinstance(error, DeviceFullError):
+            sys.stderr.write(f"error: {error}\n")
         sys.exit(2)
     except KeyboardInterrupt as stop:
-        _tell(f"interrupted: {stop}" if str(stop) else "interrupted")
+        if _is_first():
+            sys.stderr.write(f"interrupted: {stop}\n" if str(stop) else "interrupted\n")
         sys.exit(130)
 
 
-def _tell(line: str) -> None:
-    if os.environ.get("LOCAL_RANK", "0") == "0":
-        sys.stderr.write(f"{line}\n")
+def _is_first() -> bool:
+    return os.environ.get("LOCAL_RANK", "0") == "0"
 
 
 def use_cache_root() -> None:

@@ -30,3 +30,7 @@ class DataError(UserError):
 
 class CheckpointError(UserError):
     """A model folder or a training state."""
+
+
+class DeviceFullError(UserError):
+    """A full device, which one process of a launch can meet alone: each tells of its own."""

@@ -13,7 +13,8 @@ NAME = re.compile(r"(?P<nodes>\d+)_node_(?P<gpus>\d+)_gpus(?:_deepspeed_zero(?P<
 def test_the_names_that_people_use_are_there():
     names = {path.stem for path in FILES}
     assert {f"1_node_{gpus}_gpus_deepspeed_zero{stage}" for gpus in (1, 2, 4, 8) for stage in (1, 2, 3)} <= names
-    assert {f"{nodes}_node_8_gpus_deepspeed_zero1" for nodes in (2, 4, 8)} <= names
+    assert {f"{nodes}_node_8_gpus_deepspeed_zero{stage}" for nodes in (2, 4, 8) for stage in (1, 3)} <= names
+    assert "1_node_6_gpus_deepspeed_zero1" in names
     assert "cpu" in names
 
 
@@ -55,12 +56,13 @@ def test_accelerate_reads_the_file_as_its_own(path):
 
 
 def test_files_of_one_kind_differ_only_in_what_their_names_say():
-    kinds: dict[str | None, list[dict]] = {}
+    kinds: dict[tuple[bool, str | None], list[dict]] = {}
     for path in FILES:
-        if (name := NAME.fullmatch(path.stem)) and name["nodes"] == "1":
+        if name := NAME.fullmatch(path.stem):
             content = yaml.safe_load(path.read_text())
-            content.pop("num_processes")
-            kinds.setdefault(name["stage"], []).append(content)
-    assert set(kinds) == {None, "1", "2", "3"}
+            for counted in ("num_machines", "num_processes"):
+                content.pop(counted)
+            kinds.setdefault((name["nodes"] == "1", name["stage"]), []).append(content)
+    assert set(kinds) == {(True, None), (True, "1"), (True, "2"), (True, "3"), (False, "1"), (False, "3")}
     for contents in kinds.values():
         assert all(content == contents[0] for content in contents)

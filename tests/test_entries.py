@@ -188,3 +188,21 @@ def test_the_releases_commands_run_one_after_the_other(checkpoint, tmp_path):
     (results,) = (tmp_path / "mine/results").glob("results-eval-optimized-TinyMath-checkpoint-math-t3d-*.json")
     assert json.loads(results.read_text())["n"] == 8
     assert json.loads(results.read_text())["checkpoint"] == str(student.relative_to(tmp_path))
+
+
+def test_a_dry_run_examines_the_command_and_writes_nothing(checkpoint, dataset, tmp_path):
+    keys = [
+        f"experiment.project={tmp_path / 'project'}",
+        f"evaluation.checkpoint_path={checkpoint}",
+        f"evaluation.eval_dataset={dataset}",
+    ]
+    good = run(ROOT, "eval.py", "--dry-run", "rollout.max_token=8", *keys)
+    assert good.returncode == 0, good.stderr
+    assert good.stdout.startswith("t3d doctor: eval ")
+    assert good.stdout.endswith("no errors, no warnings\n") or " warning" in good.stdout.splitlines()[-1]
+    bad = run(ROOT, "-m", "t3d.doctor", *keys[:2], "evaluation.eval_dataset=Nowhere")
+    assert bad.returncode == 2
+    assert "  error    problems        Nowhere: none there\n" in bad.stdout
+    assert bad.stderr.splitlines()[-1].startswith("error: doctor: expected a command that will run, found 1 error")
+    assert "Traceback" not in good.stderr + bad.stderr
+    assert list(tmp_path.iterdir()) == []

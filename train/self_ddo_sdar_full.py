@@ -1,6 +1,10 @@
-"""Stage 3: train a student on trajectories (or one of the baselines) through accelerate."""
+"""Stage 3: train a student on trajectories (or one of the baselines) through accelerate.
+
+--dry-run beside the keys says whether the command would run here, and starts nothing.
+"""
 
 from t3d.config import TrainConfig, load_config
+from t3d.doctor.command import DRY_RUN, dry_run
 from t3d.entry import run_entry
 from t3d.training.loop import train
 
@@ -12,7 +16,10 @@ EXAMPLE = (
 
 def main(arguments: list[str]) -> None:
     """Parses the configuration and trains."""
-    train(load_config(TrainConfig, arguments, __doc__ or "", EXAMPLE))
+    if DRY_RUN in arguments:
+        dry_run("train", arguments)
+    else:
+        train(load_config(TrainConfig, arguments, __doc__ or "", EXAMPLE))
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """Configuration: what can be set (`schema`), and how it is read (`loading`)."""
 
-from t3d.config.loading import help_text, load_config, save_config
+from t3d.config.loading import help_text, load_config, named_groups, save_config
 from t3d.config.schema import (
     DatasetConfig,
     DecodeConfig,
@@ -25,5 +25,6 @@ __all__ = [
     "TrainingConfig",
     "help_text",
     "load_config",
+    "named_groups",
     "save_config",
 ]

@@ -66,6 +66,15 @@ def load_config(schema: type[Schema], arguments: list[str], purpose: str, exampl
     return OmegaConf.to_object(merged)  # type: ignore[return-value]
 
 
+def named_groups(arguments: list[str]) -> set[str]:
+    """The groups that `config=FILE key=value ...` give keys of, which tell what kind of command they are for.
+
+    Raises:
+        ConfigError: an unreadable file, or an argument that is no such pair.
+    """
+    return {str(name) for _, values in _sources(arguments, {}) for name in values}
+
+
 def save_config(config: object, path: Path) -> None:
     """Writes the resolved configuration as YAML, loadable with `config=`, whole or not at all.
 
@@ -79,7 +88,7 @@ def save_config(config: object, path: Path) -> None:
 def help_text(schema: type, purpose: str, example: str) -> str:
     """The `--help` page of an entry point."""
     lines = [
-        purpose,
+        purpose.strip(),
         "",
         "config=FILE reads a YAML file (and, first, the one that its key `base` names); key=value wins over it.",
         "",

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from t3d.errors import ConfigError, DataError
+from t3d.grading.options import LETTERS
 from t3d.prompts import DATA_TYPES, TEST_METHODS, check_text
 from t3d.storage.files import iter_json_list, json_kind
 from t3d.storage.paths import dataset_name
@@ -48,7 +49,7 @@ DATASETS = {
 }
 
 _MATH_TEST_NAMES = ("MATH", "MATH_test")
-OPTIONS = ("A", "B", "C", "D")
+OPTIONS = LETTERS
 """What an option problem's answer may be: the prompt offers these letters."""
 ID_FIELDS = ("id", "task_id", "unique_id")
 """Fields that name a record, where a file has them: no two records share a value."""

@@ -2,6 +2,7 @@
 
 import logging
 import os
+from contextlib import suppress
 from pathlib import Path
 
 from huggingface_hub import get_hf_file_metadata, hf_hub_download, hf_hub_url, try_to_load_from_cache
@@ -16,6 +17,9 @@ logger = logging.getLogger(__name__)
 
 # The root error of the hub's HTTP library, which was requests, then httpx, then httpx2.
 _HTTP_ERROR: type[Exception] = HfHubHTTPError.__bases__[0]
+RESUMPTIONS = 2
+"""The hub's client before 1.0 gives up at a connection that breaks; asked again, it goes on where it was."""
+
 _FAILURES = (_HTTP_ERROR, EntryNotFoundError, OSError)
 
 
@@ -60,6 +64,9 @@ def _fetch(repo_id: str, file_name: str) -> Path:
             raise
         logger.warning("%s; taking the copy in the hub's cache, %s", _reason(error), cached)
         return Path(cached)
+    for _ in range(RESUMPTIONS):
+        with suppress(OSError):
+            return Path(hf_hub_download(repo_id, file_name, repo_type="dataset"))
     return Path(hf_hub_download(repo_id, file_name, repo_type="dataset"))
 
 

@@ -1,9 +1,13 @@
 """Settings of block-diffusion decoding."""
 
+import logging
 from dataclasses import dataclass
+from functools import cache
 
 from t3d.errors import ConfigError
 from t3d.remasking import STRATEGIES
+
+log = logging.getLogger(__name__)
 
 CONFIDENCES = ("scaled", "raw")
 RECORDS = ("logprob", "entropy")
@@ -83,3 +87,22 @@ class DecodingConfig:
         for name, holds, expected in checks:
             if not holds:
                 raise ConfigError(f"decoding.{name}", expected, getattr(self, name))
+
+
+def warn_of_threshold(config: DecodingConfig) -> None:
+    """Warns, once for each temperature and threshold, of a threshold that nearly every confidence is above.
+
+    A temperature below 1 sharpens the distribution that tokens are drawn from, and scaled confidences with it.
+    """
+    dynamic = config.remasking_strategy == "low_confidence_dynamic" and config.confidence == "scaled"
+    if dynamic and 0 < config.temperature < 1:
+        _warn_once(
+            f"low_confidence_dynamic at temperature {config.temperature:g}: nearly every scaled confidence is above "
+            f"{config.dynamic_threshold:g}, so that the threshold hardly selects; rollout.confidence=raw "
+            "(confidence=raw in lm-eval) compares the model's own, at temperature 1"
+        )
+
+
+@cache
+def _warn_once(line: str) -> None:
+    log.warning("%s", line)

@@ -13,8 +13,10 @@ All sequences of an engine share each forward, whatever their phase: one flat ro
 CPU with several cores runs several engines (`t3d.decoding.lanes`).
 """
 
+import gc
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import closing
 from typing import Any
 
 import numpy as np
@@ -25,14 +27,20 @@ from torch import Tensor
 
 from t3d.decoding.config import DecodingConfig
 from t3d.decoding.draws import ROW_TILE, Draws, join, judge
+from t3d.decoding.kernel import Kernel, choose_kernel
 from t3d.decoding.lanes import num_lanes, side_by_side
 from t3d.decoding.limits import PREFILL_TOKENS, prefill_chunk, prompt_error
-from t3d.decoding.plan import Spans, attention_plan
+from t3d.decoding.memory import fewer_slots, fitting_slots
+from t3d.decoding.plan import Spans
 from t3d.decoding.slots import Slots
+from t3d.devices import exhaustion, give_back
 from t3d.errors import ConfigError
 from t3d.remasking import RANKED_BY, STRATEGIES, BlockScores, step_quota
 from t3d.sdar.modeling import SDARForCausalLM
 from t3d.trajectory import Trajectory
+
+Request = tuple[int, list[int], int]
+"""Index, prompt and random stream."""
 
 
 def decode(
@@ -55,8 +63,12 @@ def iter_decode(
     config: DecodingConfig,
     max_active: int = 32,
     streams: Sequence[int] | None = None,
+    agree: Callable[[int], int] | None = None,
 ) -> Iterator[tuple[int, Trajectory]]:
     """Yields (index of the prompt, its trajectory) as sequences finish.
+
+    Fewer sequences are in flight where the device has no memory for `max_active`.  If it runs out all the same, half
+    of them begin anew; what was yielded stays, and what follows is what it would have been.
 
     Args:
         model: the network, in eval mode, on any device.
@@ -65,27 +77,50 @@ def iter_decode(
         max_active: most sequences in flight; results do not depend on it.
         streams: number of each prompt's random stream (0, 1, 2, ... if None): with the seed it fixes the
             response, whatever else is decoded beside it.
+        agree: of processes that hold one model in parts and so work in step, gives all the same number of
+            sequences; none of them may change it later.
 
     Raises:
         ConfigError: see `decode`.
     """
     if config.mask_id >= model.config.vocab_size:
         raise ConfigError("decoding.mask_id", f"an id below the model's {model.config.vocab_size}", config.mask_id)
-    streams = range(len(prompts)) if streams is None else streams
-    requests: list[tuple[int, list[int], int]] = []
-    for index, (prompt, stream) in enumerate(zip(prompts, streams, strict=True)):
-        error = prompt_error(model.config, prompt, config)
-        if error is None:
-            requests.append((index, prompt, stream))
-        else:
+    requests: list[Request] = list(zip(range(len(prompts)), prompts, streams or range(len(prompts)), strict=True))
+    errors = [prompt_error(model.config, prompt, config) for prompt in prompts]
+    for (index, prompt, _), error in zip(requests, errors, strict=True):
+        if error is not None:
             yield index, Trajectory(list(prompt), [], [], "error", 0, 0, error)
-    if not requests:
-        return
-    waiting = deque(sorted(requests, key=lambda request: _shape(request[1], config)))
-    num_active, longest = min(max_active, len(requests)), max(len(prompt) for _, prompt, _ in requests)
-    lanes = num_lanes(model.device, num_active)
-    shares = [num_active // lanes + (lane < num_active % lanes) for lane in range(lanes)]
-    engines = [Engine(model, config, waiting, Slots(model, config, share, longest, num_active)) for share in shares]
+    requests = [request for request, error in zip(requests, errors, strict=True) if error is None]
+    left = {request[0]: request for request in sorted(requests, key=lambda request: _shape(request[1], config))}
+    longest, num_slots = max((len(prompt) for _, prompt, _ in requests), default=0), min(max_active, len(requests))
+    if left:
+        num_slots = fitting_slots(model, config, longest, num_slots)
+        num_slots = num_slots if agree is None else agree(num_slots)
+    while left:
+        found = None
+        try:
+            with closing(_decode_through(model, config, list(left.values()), num_slots, longest)) as finished:
+                for index, trajectory in finished:
+                    del left[index]
+                    yield index, trajectory
+        except (RuntimeError, MemoryError) as error:
+            found = exhaustion(error)
+            if found is None:
+                raise
+        if found is not None:  # here, where the error no longer holds what filled the memory
+            num_slots = fewer_slots(min(num_slots, len(left)), model.device, found, agree is not None)
+            gc.collect()
+        give_back(model.device)
+
+
+def _decode_through(
+    model: SDARForCausalLM, config: DecodingConfig, requests: Sequence[Request], num_slots: int, longest: int
+) -> Generator[tuple[int, Trajectory], None, None]:
+    """Decodes the requests through so many slots, or as many as there are requests."""
+    waiting, num_slots, kernel = deque(requests), min(num_slots, len(requests)), choose_kernel(model)
+    lanes = num_lanes(model.device, num_slots)
+    shares = [num_slots // lanes + (lane < num_slots % lanes) for lane in range(lanes)]
+    engines = [Engine(model, config, kernel, waiting, Slots(model, config, share, longest)) for share in shares]
     yield from side_by_side([engine.run for engine in engines])
 
 
@@ -105,11 +140,12 @@ class Engine:
         self,
         model: SDARForCausalLM,
         config: DecodingConfig,
-        waiting: deque[tuple[int, list[int], int]],
+        kernel: Kernel,
+        waiting: deque[Request],
         slots: Slots,
     ) -> None:
-        """Takes (index, prompt, stream) requests, which engines empty together, and slots without a sequence."""
-        self.model, self.config, self.waiting, self.slots = model, config, waiting, slots
+        """Takes requests, which engines empty together, and slots without a sequence."""
+        self.model, self.config, self.kernel, self.waiting, self.slots = model, config, kernel, waiting, slots
         self.prompts: dict[int, list[int]] = {}
 
     def run(self) -> Iterator[list[tuple[int, Trajectory]]]:
@@ -177,13 +213,14 @@ class Engine:
             random = [None] * len(tiles) if uniforms is None else uniforms.split(ROW_TILE)
             return join([judge(head(tile), u, ranked_by, self.config) for tile, u in zip(tiles, random, strict=True)])
 
-        return self.model(
-            slots.send(slots.columns["ids"].reshape(-1)[spans.places(slots.length)])[None],
-            attention_mask=attention_plan(spans, slots.cache),
-            position_ids=slots.send(spans.positions)[None],
-            logit_rows=rows,
-            head=draw,
-        )
+        with self.kernel.within():
+            return self.model(
+                slots.send(slots.columns["ids"].reshape(-1)[spans.places(slots.length)])[None],
+                attention_mask=self.kernel.plan(spans, slots.cache),
+                position_ids=slots.send(spans.positions)[None],
+                logit_rows=rows,
+                head=draw,
+            )
 
     def _uniforms(self, denoising: NDArray[np.int64]) -> Float[Tensor, " rows"] | None:
         """The random number of every masked position; None at temperature 0."""

@@ -12,17 +12,24 @@ to 1 (the mask token, which is never drawn, has probability 0).  A decoder that 
 in another order, writes x with another probability.
 """
 
+import gc
 from collections.abc import Iterator, Sequence
+from functools import partial
 from typing import NamedTuple
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from t3d.decoding.memory import fewer_slots
+from t3d.devices import exhaustion, give_back
 from t3d.errors import DataError
 from t3d.sampling import best_tokens
 from t3d.sdar.attention import TrainingTokens, block_index, may_see
 from t3d.sdar.modeling import SDARForCausalLM
+
+LOGIT_BYTES = 128 * 2**20
+"""Size of the single-precision logits computed at a time; about four such tensors live."""
 
 
 class Likelihood(NamedTuple):
@@ -61,10 +68,12 @@ def iter_likelihoods(
         pairs: token ids of each prompt and of the response to score; either may be empty.
         mask_id: id of the mask token.
         block_size: positions per block.
-        max_active: most pairs in one forward; results do not depend on it.
+        max_active: most pairs in one forward; results do not depend on it.  Where memory runs out, half of them are
+            tried from there on.
 
     Raises:
         DataError: a pair that is longer than the model's context, named by its number.
+        ConfigError: no memory for a single pair.
     """
     context = model.config.max_position_embeddings
     for index, (prompt, response) in enumerate(pairs):
@@ -75,10 +84,24 @@ def iter_likelihoods(
             yield index, Likelihood(0.0, True)
     # Neighbours in length share a batch, so that little of it is padding.
     order = sorted((index for index, pair in enumerate(pairs) if pair[1]), key=lambda i: sum(map(len, pairs[i])))
-    for start in range(0, len(order), max_active):
-        indices = order[start : start + max_active]
-        batch = _lay_out([pairs[index] for index in indices], mask_id, block_size, model.device)
-        yield from zip(indices, _score(model, batch, mask_id, block_size), strict=True)
+    done = 0
+    while done < len(order):
+        indices, full = order[done : done + max_active], None
+        try:
+            batch = _lay_out([pairs[index] for index in indices], mask_id, block_size, model.device)
+            scores = _score(model, batch, mask_id, block_size)
+        except (RuntimeError, MemoryError) as error:
+            full = exhaustion(error)
+            if full is None:
+                raise
+        if full is not None:
+            max_active = fewer_slots(len(indices), model.device, full, agreed=False)
+            gc.collect()
+            give_back(model.device)
+            continue
+        done += len(indices)
+        yield from zip(indices, scores, strict=True)
+    give_back(model.device)
 
 
 def _padded(length: int, block_size: int) -> int:
@@ -124,14 +147,28 @@ def _score(model: SDARForCausalLM, batch: _Batch, mask_id: int, block_size: int)
         asked = batch.scored & (offsets == offset)
         if not asked.any():
             continue
-        inputs = batch.ids.masked_fill(batch.noisy & (offsets >= offset), mask_id)
-        places = asked.flatten().nonzero()[:, 0]
-        logits: Float[Tensor, "asked vocab"] = model(
-            inputs, attention_mask=mask, position_ids=batch.positions, logit_rows=places
-        ).logits.float()
-        logits[:, mask_id] = -torch.inf
-        targets, rows = batch.ids[asked], asked.nonzero()[:, 0].cpu()
-        values = logits.log_softmax(-1).gather(-1, targets[:, None])[:, 0]
+        values, hits = model(
+            batch.ids.masked_fill(batch.noisy & (offsets >= offset), mask_id),
+            attention_mask=mask,
+            position_ids=batch.positions,
+            logit_rows=asked.flatten().nonzero()[:, 0],
+            head=partial(_judge, targets=batch.ids[asked], mask_id=mask_id),
+        )
+        rows = asked.nonzero()[:, 0].cpu()
         log_probs.index_add_(0, rows, values.cpu().double())
-        greedy[rows[(best_tokens(logits)[1] != targets).cpu()]] = False
+        greedy[rows[~hits.cpu()]] = False
     return list(map(Likelihood, log_probs.tolist(), greedy.tolist()))
+
+
+def _judge(
+    head: torch.nn.Module, hidden: Float[Tensor, "asked hidden"], targets: Int[Tensor, " asked"], mask_id: int
+) -> tuple[Float[Tensor, " asked"], Bool[Tensor, " asked"]]:
+    """Log-probability of each target, and whether it is the most probable token; of so many rows at a time."""
+    values, hits = [], []
+    size = max(1, LOGIT_BYTES // (4 * head.out_features))  # type: ignore[operator]
+    for rows, wanted in zip(hidden.split(size), targets.split(size), strict=True):
+        logits: Float[Tensor, "part vocab"] = head(rows).float()
+        logits[:, mask_id] = -torch.inf
+        values.append(logits.log_softmax(-1).gather(-1, wanted[:, None])[:, 0])
+        hits.append(best_tokens(logits)[1] == wanted)
+    return torch.cat(values), torch.cat(hits)

@@ -1,10 +1,6 @@
-"""What can be decoded at all: prompts that fit the model, and a cache that fits the memory."""
-
-import psutil
-import torch
+"""What can be decoded at all: prompts that fit the model, in portions that stall nobody."""
 
 from t3d.decoding.config import DecodingConfig
-from t3d.errors import ConfigError
 from t3d.sdar.configuration import SDARConfig
 
 PREFILL_TOKENS = 512
@@ -39,25 +35,3 @@ def prompt_error(model: SDARConfig, prompt: list[int], config: DecodingConfig) -
         response = f"up to {config.max_new_tokens} new ones in blocks of {config.block_size}"
         return f"{len(prompt)} prompt tokens + {response}, beyond the model's {model.max_position_embeddings} positions"
     return None
-
-
-def check_memory(slot_bytes: int, num_slots: int, device: torch.device) -> None:
-    """Checks that the key/value cache fits into the memory that is free now.
-
-    Args:
-        slot_bytes: bytes of one sequence of the greatest length that can occur.
-        num_slots: sequences decoded together.
-        device: where the cache will be.
-
-    Raises:
-        ConfigError: it does not; the settings to lower are named.
-    """
-    on_gpu = device.type == "cuda"
-    free = torch.cuda.mem_get_info(device)[0] if on_gpu else psutil.virtual_memory().available
-    if slot_bytes * num_slots > free:
-        raise ConfigError(
-            "rollout.max_active and rollout.max_token",
-            f"a key/value cache within the {free / 2**30:.2f} GiB that are free on {device}",
-            f"{slot_bytes * num_slots / 2**30:.2f} GiB for {num_slots} sequences of {slot_bytes / 2**20:.1f} MiB "
-            f"(at most {free // slot_bytes} fit)",
-        )

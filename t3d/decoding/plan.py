@@ -6,12 +6,10 @@ brings one block, or two where the first is finished and only committed; a promp
 block-causal mask, so any mixture of them shares one forward.
 """
 
-import importlib
-import importlib.util
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import pairwise
-from typing import Any
 
 import numpy as np
 import torch
@@ -56,15 +54,6 @@ class Spans:
     def places(self, length: int) -> NDArray[np.int64]:
         """Where in a buffer [slots, length] each token lies."""
         return self.positions + np.repeat(self.slots * length, self.counts * self.size)
-
-
-def attention_plan(spans: Spans, cache: SlotCache) -> AttentionPlan:
-    """The fastest plan there is for the cache's device and type."""
-    keys = cache.keys
-    half = keys.dtype in (torch.float16, torch.bfloat16)
-    if keys.is_cuda and half and importlib.util.find_spec("flash_attn") is not None:
-        return FlashPlan(spans, cache)
-    return SdpaPlan(spans, cache)
 
 
 @dataclass(frozen=True)
@@ -122,7 +111,6 @@ class SdpaPlan(AttentionPlan):
         slots = slice(int(spans.slots[low]), int(spans.slots[high - 1]) + 1)
         return Tile(slots, tokens, grid, back, mask[:, None].to(device))
 
-    @torch.compiler.disable  # a compiled layer calls it as it is: its tiles change with every forward
     def attend(self, layer: int, query: Queries, key: Keys, value: Keys, scale: float) -> Attended:
         """Writes the layer's keys and values and attends, tile by tile."""
         keys, values = self.cache.write(layer, self.places, key, value)
@@ -161,20 +149,17 @@ class FlashPlan(AttentionPlan):
     Args:
         spans: the tokens of the forward.
         cache: of the slots.
-        flash: the kernel; `flash_attn.flash_attn_with_kvcache` if None.
+        flash: the kernel, `flash_attn.flash_attn_with_kvcache`.
     """
 
-    def __init__(self, spans: Spans, cache: SlotCache, flash: Any = None) -> None:
+    def __init__(self, spans: Spans, cache: SlotCache, flash: Callable[..., Tensor]) -> None:
         """Sends the layout to the cache's device."""
-        if flash is None:
-            flash = importlib.import_module("flash_attn").flash_attn_with_kvcache
         self.flash, self.cache, self.size = flash, cache, spans.size
         device = cache.keys.device
         self.places = torch.from_numpy(spans.places(cache.keys.shape[2])).to(device)
         self.slots = torch.from_numpy(np.repeat(spans.slots, spans.counts)).to(device, torch.int32)
         self.ends = torch.from_numpy(spans.positions[spans.size - 1 :: spans.size] + 1).to(device, torch.int32)
 
-    @torch.compiler.disable  # as above
     def attend(self, layer: int, query: Queries, key: Keys, value: Keys, scale: float) -> Attended:
         """Writes the layer's keys and values and attends, all blocks in one call."""
         keys, values = self.cache.write(layer, self.places, key, value)

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from t3d.decoding.cache import SlotCache, padded_keys
 from t3d.decoding.config import DecodingConfig
-from t3d.decoding.limits import check_memory, full_length
+from t3d.decoding.limits import full_length
 from t3d.sampling import response_uniforms
 from t3d.sdar.modeling import SDARForCausalLM
 
@@ -36,9 +36,7 @@ class Slots:
         active: sequences in flight.
     """
 
-    def __init__(
-        self, model: SDARForCausalLM, config: DecodingConfig, num_slots: int, longest_prompt: int, num_active: int
-    ) -> None:
+    def __init__(self, model: SDARForCausalLM, config: DecodingConfig, num_slots: int, longest_prompt: int) -> None:
         """Allocates everything for `num_slots` sequences of the greatest length that can occur.
 
         Args:
@@ -46,15 +44,10 @@ class Slots:
             config: decoding settings.
             num_slots: sequences of this engine.
             longest_prompt: tokens of the longest prompt.
-            num_active: sequences of all engines, whose memory must be there.
-
-        Raises:
-            ConfigError: the cache does not fit into the memory that is free.
         """
         self.config, self.device, size = config, model.device, config.block_size
         longest = full_length(longest_prompt, config)
         self.length = padded_keys(longest)
-        check_memory(SlotCache.slot_bytes(model.config, self.length, model.dtype), num_active, self.device)
         self.cache = SlotCache(model.config, num_slots, self.length, model.dtype, self.device)
         counters = ["index", "prompt", "whole", "filled", "start", "step", "steps", "forwards"]
         columns = [(name, np.int64) for name in counters] + [("pending", np.bool_), ("masked", np.bool_, (size,))]

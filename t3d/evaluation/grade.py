@@ -8,7 +8,7 @@ from tqdm import tqdm
 
 from t3d.config import ExecuteConfig
 from t3d.evaluation.metrics import decoded_places
-from t3d.evaluation.results import LeftOut
+from t3d.evaluation.results import Disagreement, LeftOut
 from t3d.grading.code_grader import Program, grade_code_many
 from t3d.grading.extract import extract
 from t3d.grading.math_grader import grade_math_many
@@ -25,13 +25,20 @@ class Grade:
             "error" if grading itself failed and "failed" if decoding had, which both count as nothing.
         detail: the reason, where there is one to tell.
         execution_result: the outcome of each test of a program.
+        shared_interpreter: tests of a program that had to share an interpreter with it.
+        math_verify: plain math-verify's verdict on an answer to mathematics; None if it gave none.
     """
 
     correct: bool | None
     status: str = "graded"
     detail: str = ""
     execution_result: Sequence[str] | None = None
+    shared_interpreter: int = 0
+    math_verify: bool | None = None
 
+
+OWN_FIELDS = {"code": ("execution_result", "shared_interpreter"), "math": ("math_verify",)}
+"""What the records of one kind of problem say beside the rest of a `Grade`."""
 
 Answer = tuple[str, dict[str, Any]]
 """An extracted answer and the record that it answers."""
@@ -47,12 +54,15 @@ def grade(records: Sequence[dict[str, Any]], data_type: str, execute: ExecuteCon
 
     Returns:
         The records with `extracted_output`, `correctness`, `grading`, `grading_detail` and, for code,
-        `execution_result`, one entry per response: see `Grade`.
+        `execution_result` and `shared_interpreter`, for mathematics `math_verify`, one entry per response: see
+        `Grade`.
 
     Raises:
         UserError: no sandbox works on this machine.
     """
-    answers = [[extract(text, record, data_type) for text in record["full_output"]] for record in records]
+    answers = [
+        [extract(text, record, data_type, execute.code_block) for text in record["full_output"]] for record in records
+    ]
     grades = [
         [Grade(None, "failed", _failure(record, place)) for place in range(len(texts))]
         for record, texts in zip(records, answers, strict=True)
@@ -78,15 +88,41 @@ def left_out(graded: Sequence[dict[str, Any]]) -> list[LeftOut]:
     ]
 
 
+def disagreements(graded: Sequence[dict[str, Any]]) -> list[Disagreement]:
+    """Names the answers that plain math-verify and our grader judge differently."""
+    return [
+        Disagreement(index, place, record["extracted_output"][place], record["ground_truth_answer"], ours, other)
+        for index, record in enumerate(graded)
+        for place, (ours, other) in enumerate(zip(record["correctness"], record.get("math_verify", []), strict=False))
+        if ours is not None and other is not None and ours != other
+    ]
+
+
+def acc_math_verify(graded: Sequence[dict[str, Any]]) -> float | None:
+    """The accuracy by plain math-verify over the responses that have a grade; None if it was not asked.
+
+    An answer on which it did not end in time is wrong, as it is to those who use it.
+    """
+    verdicts = [
+        other
+        for record in graded
+        for ours, other in zip(record["correctness"], record.get("math_verify", []), strict=False)
+        if ours is not None
+    ]
+    if all(verdict is None for verdict in verdicts):
+        return None
+    return sum(verdict is True for verdict in verdicts) / len(verdicts)
+
+
 def _graded(record: dict[str, Any], answers: list[str], grades: list[Grade], data_type: str) -> dict[str, Any]:
-    extra = {"execution_result": [grade.execution_result for grade in grades]} if data_type == "code" else {}
+    own = OWN_FIELDS.get(data_type, ())
     return {
         **record,
         "extracted_output": answers,
         "correctness": [grade.correct for grade in grades],
         "grading": [grade.status for grade in grades],
         "grading_detail": [grade.detail for grade in grades],
-        **extra,
+        **{name: [getattr(grade, name) for grade in grades] for name in own},
     }
 
 
@@ -97,9 +133,15 @@ def _failure(record: dict[str, Any], place: int) -> str:
 
 def _grade_math(answers: Sequence[Answer], execute: ExecuteConfig) -> list[Grade]:
     pairs = [(answer, record["ground_truth_answer"]) for answer, record in answers]
-    results = grade_math_many(pairs, execute.num_workers, execute.timeout_s, execute.memory_mb)
+    results = grade_math_many(pairs, execute.num_workers, execute.timeout_s, execute.memory_mb, execute.math_verify)
     return [
-        Grade(None if result.status == "error" else result.correct, result.status, result.detail) for result in results
+        Grade(
+            None if result.status == "error" else result.correct,
+            result.status,
+            result.detail,
+            math_verify=result.math_verify,
+        )
+        for result in results
     ]
 
 
@@ -123,7 +165,8 @@ def _grade_code(answers: Sequence[Answer], execute: ExecuteConfig) -> list[Grade
         unknown = bool(bad) and all(verdict.status == "error" for verdict in bad)
         detail = f"{bad[0].status}: {bad[0].detail}".removesuffix(": ") if bad else ""
         statuses = [verdict.status for verdict in verdicts]
-        grades.append(Grade(None if unknown else not bad, "error" if unknown else "graded", detail, statuses))
+        shared = sum(verdict.shared for verdict in verdicts)
+        grades.append(Grade(None if unknown else not bad, "error" if unknown else "graded", detail, statuses, shared))
     return grades
 
 

@@ -26,6 +26,7 @@ from tqdm import tqdm
 from t3d.config import load_config
 from t3d.config.schema import MAX_SEED, key
 from t3d.decoding import DecodingConfig, iter_decode
+from t3d.decoding.config import CONFIDENCES, warn_of_threshold
 from t3d.decoding.likelihood import iter_likelihoods
 from t3d.entry import run_entry
 from t3d.errors import CheckpointError, ConfigError, DataError
@@ -55,6 +56,7 @@ class ModelArguments:
     remasking_strategy: str = key("low_confidence_static", "which tokens a step reveals", one_of=STRATEGIES)
     dynamic_threshold: float = key(0.9, "confidence for low_confidence_dynamic", low=0, high=1)
     eb_threshold: float = key(0.35, "entropy sum, in nats, for entropy_bounded", low=0)
+    confidence: str = key("scaled", "confidence of remasking", one_of=CONFIDENCES)
     seed: int = key(0, "seed of every random stream", low=0, high=MAX_SEED)
     max_active: int = key(32, "sequences in one forward; does not change results", low=1)
     device: str = key("auto", "auto (cuda, else mps, else cpu) or a torch device string")
@@ -103,6 +105,7 @@ class T3DLM(TemplateLM):
             dynamic_threshold=self.settings.dynamic_threshold,
             eb_threshold=self.settings.eb_threshold,
             stop_ids=default_stop_ids(checkpoint.folder, self.tokenizer),
+            confidence=self.settings.confidence,
             seed=self.settings.seed,
             **self.settings.sampling(),
         )
@@ -178,6 +181,7 @@ class T3DLM(TemplateLM):
         texts = [""] * len(requests)
         with tqdm(total=len(requests), desc="generate", unit="response", disable=disable_tqdm) as progress:
             for decoding, numbers in groups.items():
+                warn_of_threshold(decoding)
                 prompts = [self.tok_encode(requests[number].args[0]) for number in numbers]
                 mine = [streams[number] for number in numbers]
                 for place, done in iter_decode(self.model, prompts, decoding, self.settings.max_active, mine):

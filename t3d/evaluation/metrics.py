@@ -31,6 +31,8 @@ class Metrics:
         failed: responses whose decoding failed.
         finish_reasons: number of responses by the reason for which they ended.
         grading: number of responses by the status of their grading.
+        shared_interpreter: programs with a test that had to share an interpreter with them (see
+            `t3d.grading.code_grader`).
     """
 
     n: int
@@ -47,6 +49,7 @@ class Metrics:
     failed: int | None = None
     finish_reasons: dict[str, int] = field(default_factory=dict)
     grading: dict[str, int] = field(default_factory=dict)
+    shared_interpreter: int = 0
 
 
 def metrics(records: Sequence[dict[str, Any]], seconds: float | None) -> Metrics:
@@ -93,6 +96,7 @@ def metrics(records: Sequence[dict[str, Any]], seconds: float | None) -> Metrics
         failed=reasons[FAILED],
         finish_reasons=dict(reasons),
         grading=dict(Counter(status for record in records for status in record["grading"])),
+        shared_interpreter=sum(count > 0 for record in records for count in record.get("shared_interpreter", [])),
     )
 
 

@@ -16,7 +16,7 @@ from t3d.storage.experiments import EXPERIMENTS
 from t3d.storage.fingerprint import text_digest
 
 DIGEST_LETTERS = 8
-GRADES_THE_SAME = ("num_chunk", "num_workers", "sandbox")
+GRADES_THE_SAME = ("num_chunk", "num_workers", "sandbox", "math_verify")
 """Keys of `execute` that decide how answers are graded, not what their grades are."""
 
 

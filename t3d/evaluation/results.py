@@ -24,6 +24,7 @@ class Decoding:
     seed: int | None = None
     dynamic_threshold: float | None = None
     max_new_tokens: int | None = None
+    confidence: str | None = None
 
 
 UNKNOWN_DECODING = Decoding(None, None, None)
@@ -36,6 +37,18 @@ class LeftOut:
     record: int
     response: int
     reason: str
+
+
+@dataclass(frozen=True)
+class Disagreement:
+    """An answer that our grader and plain math-verify judge differently: its place, and what was compared."""
+
+    record: int
+    response: int
+    answer: str
+    truth: str
+    correct: bool
+    math_verify: bool
 
 
 @dataclass(frozen=True)
@@ -69,6 +82,8 @@ class Results:
         left_out: responses without a grade.
         known_bad: records that are known to be bad.
         leakage: what is wrong with evaluating this checkpoint on this data set, if anything is known to be.
+        acc_math_verify: accuracy by plain math-verify (mathematics only), to put beside other people's figures.
+        disagreements: the answers that it judges otherwise than our grader, whose verdicts are `metrics.acc`.
     """
 
     dataset: str
@@ -81,6 +96,8 @@ class Results:
     left_out: list[LeftOut] = field(default_factory=list)
     known_bad: KnownBad = KnownBad()
     leakage: str | None = None
+    acc_math_verify: float | None = None
+    disagreements: list[Disagreement] = field(default_factory=list)
 
     @property
     def model(self) -> str:

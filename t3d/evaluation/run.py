@@ -10,7 +10,7 @@ from t3d.config import DecodeConfig
 from t3d.data.benchmarks import known_bad, leakage_warning
 from t3d.errors import DataError
 from t3d.evaluation.environment import environment
-from t3d.evaluation.grade import grade, left_out
+from t3d.evaluation.grade import acc_math_verify, disagreements, grade, left_out
 from t3d.evaluation.metrics import metrics
 from t3d.evaluation.names import decoded_name, given_name, graded_name
 from t3d.evaluation.records import (
@@ -133,6 +133,8 @@ def _evaluate(config: DecodeConfig, source: _Source, records: list[dict[str, Any
         left_out=without,
         known_bad=KnownBad(evaluation.repair_known_bad, named),
         leakage=source.leakage,
+        acc_math_verify=acc_math_verify(graded),
+        disagreements=disagreements(graded),
     )
     return Evaluation(results, _write(results, graded, project_folder(config) / "results", graded_name(name, config)))
 

@@ -1,31 +1,37 @@
-"""Grades model-written programs against a benchmark's tests, each test in a sandboxed process of its own.
+"""Grades model-written programs against a benchmark's tests, each test in sandboxed processes of its own.
 
 A function test passes when the whole test program ran to its end without an exception; a stdio test when the
 program ended with status 0 and its output has the expected words in the expected order.
 
-What no test of this kind can catch, as solution and test share an interpreter:
+The test runs in a process that foreign code never enters: the solution's functions are stand-ins there, which send
+their arguments to the solution's process as plain data and get plain data or an exception back.  So a solution can say
+anything but "passed", and sees no expected value.  What remains: it knows the arguments, and may have learnt the
+benchmark by heart.
+
+Where a test needs a class, a generator or a function as an argument, test and solution share an interpreter
+(`Verdict.shared`).  What cannot be caught there:
 - an answer built to satisfy any comparison (an object that equals everything);
 - a solution that, while the test calls it, reads the expected values out of its caller's frames, or replaces
   what the test uses next: a builtin, a module's function, a class's method. (Builtins and functions that it
   replaced before the test began are put back.)
-- one that corrupts the interpreter's memory, as crafted bytecode can.
+- one that corrupts the interpreter's memory.
 
-Such a program passes by persuading the test itself, not by forging the verdict.
-
-A test runs where the solution's names are visible, as the benchmarks mean it to. So a solution that defines
-`sum` is tested by a program that sees its `sum`; only where the test calls something else of the solution does
-it get the genuine builtins. A solution may thus fail by what it shadows.
+A test sees the names of the solution, as the benchmarks mean it to. So a solution that defines `sum` is tested by a
+program that sees its `sum`; only where the test calls something else of the solution does it get the genuine builtins.
+A solution may thus fail by what it shadows.
 """
 
 import secrets
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Literal
 
 from t3d.errors import DataError
-from t3d.grading.sandbox import Limits, Run, Sandbox, find_sandbox
+from t3d.grading.inside_apart import NOT_PLAIN
+from t3d.grading.isolation import find_sandbox
+from t3d.grading.sandbox import NONCE_BYTES, Limits, Run, Sandbox
 
 Status = Literal["passed", "failed", "timeout", "output_limit", "error"]
 
@@ -35,11 +41,12 @@ class Verdict:
     """The outcome of one test.
 
     `error` means that the sandbox or the test itself failed, so that nothing was learnt about the solution;
-    `detail` is the last line of its error output.
+    `detail` is the last line of its error output. `shared` means that test and solution had one interpreter.
     """
 
     status: Status
     detail: str = ""
+    shared: bool = False
 
     @property
     def passed(self) -> bool:
@@ -126,16 +133,31 @@ def grade_code_many(
 
 
 def _function_verdict(sandbox: Sandbox, program: Program, test: str, limits: Limits) -> Verdict:
-    nonce = secrets.token_hex(32)
-    request = {"mode": "function", "code": program.code, "test": test, "nonce": nonce}
-    run = sandbox.run(request, program.timeout_s, limits)
-    # A leading newline is the harness's sign that it started; anything more than the nonce was written by
-    # foreign code.
-    return _verdict(run, proven=secrets.compare_digest(run.stdout, b"\n" + nonce.encode()))
+    nonce = secrets.token_hex(NONCE_BYTES // 2)
+    if sandbox.joins:
+        run = sandbox.run_apart(_source(program), test, program.timeout_s, limits, nonce)
+        if run.stdout != b"\n" + NOT_PLAIN:
+            return _verdict(run, _says(run, nonce))
+    request = {"mode": "shared", "code": _source(program), "test": test}
+    run = sandbox.run(request, program.timeout_s, limits, nonce)
+    return replace(_verdict(run, _says(run, nonce)), shared=True)
+
+
+def _says(run: Run, nonce: str) -> bool:
+    """Whether a run wrote that the test passed, and nothing else.
+
+    A newline before it is the sign that foreign code was started; anything more was written by foreign code.
+    """
+    return secrets.compare_digest(run.stdout, b"\n" + nonce.encode())
+
+
+def _source(program: Program) -> str:
+    return program.code.removeprefix("\ufeff")
 
 
 def _stdio_verdict(sandbox: Sandbox, program: Program, given: str, expected: str, limits: Limits) -> Verdict:
-    run = sandbox.run({"mode": "stdio", "code": program.code, "stdin": given}, program.timeout_s, limits)
+    request = {"mode": "stdio", "code": _source(program), "stdin": given.replace("\r\n", "\n")}
+    run = sandbox.run(request, program.timeout_s, limits)
     printed = run.stdout[1:].decode("utf-8", "replace")
     return _verdict(run, proven=run.returncode == 0 and printed.split() == expected.split())
 

@@ -1,16 +1,5 @@
-"""What runs inside the sandbox, one process per test; never imported, its source is handed to `python -c`.
+"""What runs inside a sandbox; its source is handed to `python -c`, together with what it imports from here."""
 
-The code under test shares this interpreter, so the order of things is the defence:
-- the test is compiled, and the modules that it uses are remembered, before the code under test runs;
-- the nonce that says "passed" lives in a closure that no name, frame, module or container refers to while
-  foreign code runs: it waits on the value stack of `main`, which Python cannot inspect, and an audit hook
-  (never removable) forbids the garbage collector's listings, tracing, ctypes, foreign extension modules and
-  further interpreters (which would not have the hook);
-- exceptions, exits and signals unwind or end that stack, and with it the only way to say "passed".
-"""
-
-import ast
-import builtins
 import json
 import os
 import resource
@@ -18,13 +7,28 @@ import site
 import sys
 import types
 
+from t3d.grading.inside_apart import run_test, serve_solution
+from t3d.grading.inside_shared import prepare_shared
+
+NONCE_BYTES = 64
+"""Length of the nonce, as the grader makes it."""
+
 
 def read_request():
-    """Reads the request from standard input, which is closed before foreign code can look at it."""
+    """Reads the request from standard input, which is closed before foreign code can look at it.
+
+    Returns:
+        The request, and the nonce that says "passed", of which no other copy was ever made: it stands behind the
+        request, and is read on its own.
+    """
+    size = int.from_bytes(os.read(0, 8), "little")
     chunks = []
-    while chunk := os.read(0, 1 << 20):
-        chunks.append(chunk)
-    return json.loads(b"".join(chunks))
+    while size:
+        chunks.append(os.read(0, min(size, 1 << 20)))
+        size -= len(chunks[-1])
+    nonce = bytearray(NONCE_BYTES)
+    os.readv(0, [nonce])
+    return json.loads(b"".join(chunks)), nonce
 
 
 def confine(uid, gid, limits):
@@ -54,116 +58,10 @@ def redirect(descriptor, data):
 
 
 def fresh_module(name):
-    """Returns the namespace of a new module `name`, registered as dataclasses and pickle expect."""
+    """Returns the namespace of a new module `name`, registered as dataclasses and pickle expect, with a file's name."""
     sys.modules[name] = types.ModuleType(name)
+    vars(sys.modules[name])["__file__"] = f"{os.environ.get('TMPDIR', '/tmp')}/{name.strip('_')}.py"
     return vars(sys.modules[name])
-
-
-def forbid_introspection():
-    """Installs the audit hook.
-
-    It fails by `assert`, which looks no name up, so that patched builtins cannot disarm it.
-    """
-    libraries = tuple(entry + "/" for entry in sys.path)
-
-    def hook(event, args):
-        assert event not in {
-            "gc.get_objects",
-            "gc.get_referrers",
-            "gc.get_referents",
-            "sys.settrace",
-            "sys.setprofile",
-            "sys.monitoring.register_callback",
-            "sys._current_frames",
-            "sys._current_exceptions",
-            "sys.addaudithook",
-            "code.__new__",
-            "os.fork",
-            "os.forkpty",
-            "cpython.PyInterpreterState_New",
-            "sqlite3.enable_load_extension",
-        }, "not available to code under test"
-        if event == "import":
-            name = "".join((args[0],))
-            assert "_ctypes" not in name, "ctypes is not available to code under test"
-            assert "_test" not in name, "CPython's own tests are not available to code under test"
-            if args[1] is not None:
-                path = "".join((args[1],))
-                assert path.startswith(libraries), "foreign extension module"
-                assert ".." not in path, "foreign extension module"
-
-    sys.addaudithook(hook)
-
-
-def remember(tree):
-    """Imports what the test imports and returns every loaded module's namespace with a copy of it."""
-    for node in ast.walk(tree):
-        if isinstance(node, ast.Import):
-            wanted = [alias.name for alias in node.names]
-        elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
-            wanted = [node.module]
-        else:
-            continue
-        for name in wanted:
-            try:
-                __import__(name)
-            except ImportError:
-                continue
-    spaces = [vars(module) for name, module in sys.modules.items() if name != "__main__"]
-    return [(sys.modules, dict(sys.modules)), *((space, dict(space)) for space in spaces)]
-
-
-def names_for_test(pristine, used, builtin_names, namespace, _ran):
-    """Undoes patches of modules and builtins, and returns the namespace in which the test runs.
-
-    A test whose entry point is no builtin gets the genuine builtins, not the solution's namesakes.
-    """
-    for space, values in pristine:
-        space.update(values)
-    namespace["__builtins__"] = pristine[0][1]["builtins"].__dict__
-    defined = used & namespace.keys()
-    shadows = defined & builtin_names
-    if not shadows or shadows == defined:
-        return namespace
-    return {name: value for name, value in namespace.items() if name not in shadows}
-
-
-def reporter(descriptor, nonce):
-    """Returns the function that says "passed" and ends the process."""
-    write, leave, process, mine = os.write, os._exit, os.getpid, os.getpid()
-
-    def report(_ran):
-        if process() == mine:
-            write(descriptor, nonce)
-        leave(0)
-
-    return report
-
-
-def prepare_function(request):
-    """Returns what `main` calls, last first: see there."""
-    verdict = os.dup(1)
-    null = os.open(os.devnull, os.O_RDWR)
-    os.dup2(null, 0)
-    os.dup2(null, 1)
-    tree = ast.parse(request["test"], "<test>")
-    used = frozenset(node.id for node in ast.walk(tree) if isinstance(node, ast.Name))
-    namespace = fresh_module("solution")
-    steps = [
-        reporter(verdict, request["nonce"].encode()),
-        exec,
-        compile(tree, "<test>", "exec", dont_inherit=True),
-        names_for_test,
-        remember(tree),
-        used,
-        frozenset(vars(builtins)),
-        namespace,
-        exec,
-        (request["code"], namespace),
-    ]
-    os.write(verdict, b"\n")
-    forbid_introspection()
-    return steps[::-1]
 
 
 def run_script(request):
@@ -171,23 +69,29 @@ def run_script(request):
     redirect(0, request["stdin"].encode("utf-8", "surrogatepass"))
     namespace = fresh_module("__main__")
     os.write(1, b"\n")
-    exec(compile(request["code"], "<solution>", "exec", dont_inherit=True), namespace)
+    exec(compile(request["code"], namespace["__file__"], "exec", dont_inherit=True), namespace)
 
 
 def main():
     """Serves one request."""
     site.setquit()
-    request = read_request()
+    request, nonce = read_request()
     confine(request["uid"], request["gid"], request["limits"])
     if request["mode"] == "stdio":
         return run_script(request)
-    steps = prepare_function(request)
-    del request
-    pop = steps.pop
-    globals().clear()
+    if request["mode"] == "solution":
+        return serve_solution(request, fresh_module("solution"))
+    if request["mode"] == "test":
+        return run_test(request, fresh_module("solution"), nonce)
+    steps = prepare_shared(request, fresh_module("solution"), nonce)
+    del request, nonce
+    pop, names = steps.pop, globals()
+    kept = names["__builtins__"]
+    names.clear()
+    names["__builtins__"] = kept  # which the parser needs for names that are not ASCII
     # report(exec(test, names(pristine, used, builtin_names, namespace, exec(code, namespace)))): everything
     # is loaded on the value stack before the innermost call, the first to run foreign code.
-    pop()(pop()(pop(), pop()(pop(), pop(), pop(), pop(), pop()(*pop()))))
+    return pop()(pop()(pop(), pop()(pop(), pop(), pop(), pop(), pop()(*pop()))))
 
 
 if __name__ == "__main__":

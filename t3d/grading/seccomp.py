@@ -3,7 +3,8 @@
 New processes are refused but threads are not: a program that could fork could try every answer in a child
 and learn which one the test accepts. Sockets are refused because some families (AF_VSOCK, AF_ALG) ignore
 network namespaces. Files in memory are refused because no limit counts what they hold: 64 descriptors times
-the largest file.
+the largest file; so are System V's shared memory, semaphores and messages, POSIX's message queues and extended
+attributes, which the kernel keeps beside what the limits count.
 """
 
 import errno
@@ -31,7 +32,8 @@ class _Calls:
 
 # Denied, in this order: ptrace, process_vm_readv, process_vm_writev, unshare, setns, mount, umount2,
 # pivot_root, bpf, perf_event_open, io_uring_setup, userfaultfd, keyctl, add_key, request_key, init_module,
-# finit_module, kexec_load, pidfd_getfd, socket, memfd_create, memfd_secret; on x86_64 also fork and vfork.
+# finit_module, kexec_load, pidfd_getfd, socket, memfd_create, memfd_secret; shmget, shmat, semget, msgget, mq_open,
+# setxattr, lsetxattr, fsetxattr, setxattrat; on x86_64 also fork and vfork.
 _TABLE = {
     "x86_64": _Calls(
         0xC000003E,
@@ -60,6 +62,15 @@ _TABLE = {
             41,
             319,
             447,
+            29,
+            30,
+            64,
+            68,
+            240,
+            188,
+            189,
+            190,
+            463,
             57,
             58,
         ),
@@ -68,7 +79,10 @@ _TABLE = {
         0xC00000B7,
         220,
         435,
-        (117, 270, 271, 97, 268, 40, 39, 41, 280, 241, 425, 282, 219, 217, 218, 105, 273, 104, 438, 198, 279, 447),
+        (
+            *(117, 270, 271, 97, 268, 40, 39, 41, 280, 241, 425, 282, 219, 217, 218, 105, 273, 104, 438, 198, 279, 447),
+            *(194, 196, 190, 186, 180, 5, 6, 7, 463),
+        ),
     ),
 }
 

@@ -19,6 +19,17 @@ from t3d.rollout.worker import Done, Share, decode_share
 log = logging.getLogger(__name__)
 
 
+@dataclass(frozen=True)
+class _News:
+    """A line that a worker logs, to be logged by the process that has the terminal."""
+
+    level: int
+    text: str
+
+
+Message = Done | UserError | _News
+
+
 @dataclass
 class _Worker:
     share: Share
@@ -83,6 +94,8 @@ def _hear(connection: Connection, worker: _Worker, report: Callable[[Done], None
         return False
     if isinstance(message, UserError):
         worker.mistake = message
+    elif isinstance(message, _News):
+        log.log(message.level, "%s", message.text)
     else:
         worker.missing -= 1
         report(message)
@@ -123,14 +136,29 @@ def _work(connection: Connection) -> None:
         return
     torch.set_num_threads(threads)
 
-    def report(message: Done | UserError) -> None:
+    def report(message: Message) -> None:
         with suppress(BrokenPipeError):  # the parent is gone, and so will this process be
             connection.send(message)
 
+    _log_through(report, share.worker)
     try:
         decode_share(share, report)
     except UserError as error:
         report(error)
+
+
+def _log_through(report: Callable[[Message], None], worker: int) -> None:
+    """Sends what this worker logs to its parent: its warnings, and the first worker's news, which are everybody's."""
+
+    class Sender(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            name = "" if worker == 0 else f"worker {worker}: "
+            report(_News(record.levelno, name + record.getMessage()))
+
+    logger = logging.getLogger("t3d")
+    logger.addHandler(Sender())
+    logger.setLevel(logging.INFO if worker == 0 else logging.WARNING)
+    logger.propagate = False
 
 
 def _end_with_parent() -> None:

@@ -51,6 +51,14 @@ class Ranks:
             raise outcome[0]
         return outcome[0]  # type: ignore[return-value]
 
+    def least(self, number: int) -> int:
+        """The smallest `number` of any process."""
+        if self.size == 1:
+            return number
+        smallest = torch.tensor(number)
+        dist.all_reduce(smallest, dist.ReduceOp.MIN)
+        return int(smallest)
+
     def on_each(self, action: Callable[[], None]) -> None:
         """Runs `action` on every process, each with its own work, and waits for all of them.
 

@@ -27,7 +27,9 @@ def _record(item: dict[str, Any], request: Request, trajectories: list[Trajector
         "prompt": request.prompt,
         "prompt_ids": request.prompt_ids,
         "full_output": texts,
-        "extracted_output": [extract(text, item, job.config.evaluation.data_type) for text in texts],
+        "extracted_output": [
+            extract(text, item, job.config.evaluation.data_type, job.config.execute.code_block) for text in texts
+        ],
         "response_ids": [trajectory.response_ids for trajectory in trajectories],
         "response_length": [len(trajectory.response_ids) for trajectory in trajectories],
         "step_map": [trajectory.step_map for trajectory in trajectories],

@@ -11,6 +11,7 @@ import torch
 from tqdm.contrib.logging import logging_redirect_tqdm
 
 from t3d.config import DecodeConfig, RolloutConfig, save_config
+from t3d.decoding.config import warn_of_threshold
 from t3d.errors import ConfigError, DataError
 from t3d.prompts import prompts_of
 from t3d.rollout.job import Job, Request, make_job
@@ -111,6 +112,7 @@ def count_workers(settings: RolloutConfig, ranks: Ranks) -> int:
 
 def _open(job: Job, shards: Shards) -> list[int] | None:
     """The numbers of the requests to decode, or None if the rollout file is complete."""
+    warn_of_threshold(job.decoding)
     path = shards.target
     resume = job.config.rollout.resume
     if resume and path.exists() and _same(path.with_suffix(".meta.json"), job.fingerprint):

@@ -11,8 +11,10 @@ import torch
 
 from t3d.config import RolloutConfig
 from t3d.decoding import DecodingConfig, iter_decode
+from t3d.devices import room
 from t3d.errors import ConfigError
 from t3d.rollout.job import Request
+from t3d.rollout.ranks import join_ranks
 from t3d.rollout.shard import Shard
 from t3d.sdar import SDARConfig, SDARForCausalLM
 from t3d.sdar.checkpoint import load_decoder, load_model
@@ -68,10 +70,12 @@ def decode_share(share: Share, report: Callable[[Done], None]) -> None:
     """Decodes a share, and reports every response once it is stored.
 
     Raises:
-        UserError: a mistake in checkpoint or device, a full disk, or too many sequences for the device's memory.
+        UserError: a mistake in checkpoint or device, a full disk, or no memory for the model or for one sequence.
     """
     settings = share.settings
-    model = _load(share)
+    with room("rollout.device", "memory for the model's weights"):
+        model = _load(share)
+    agree = None if settings.tensor_parallel_size == 1 else join_ranks().least
     size = settings.batch_size or len(share.requests)
     stored = nullcontext() if share.shard is None else Shard(share.shard, share.fingerprint, share.session)
     with stored as shard:
@@ -80,17 +84,13 @@ def decode_share(share: Share, report: Callable[[Done], None]) -> None:
             requests = share.requests[start : start + size]
             prompts = [request.prompt_ids for request in requests]
             streams = [request.stream for request in requests]
-            try:
-                for place, trajectory in iter_decode(model, prompts, share.decoding, settings.max_active, streams):
-                    if shard is None:
-                        continue
-                    seconds = time.perf_counter() - started
-                    shard.add(requests[place].number, trajectory, seconds)
-                    counts = len(trajectory.response_ids), trajectory.num_forwards
-                    report(Done(requests[place], *counts, seconds, trajectory.error))
-            except torch.OutOfMemoryError as error:
-                found = f"{settings.max_active} ({str(error).splitlines()[0]})"
-                raise ConfigError("rollout.max_active", "sequences that fit into the memory", found) from error
+            for place, trajectory in iter_decode(model, prompts, share.decoding, settings.max_active, streams, agree):
+                if shard is None:
+                    continue
+                seconds = time.perf_counter() - started
+                shard.add(requests[place].number, trajectory, seconds)
+                counts = len(trajectory.response_ids), trajectory.num_forwards
+                report(Done(requests[place], *counts, seconds, trajectory.error))
 
 
 def _load(share: Share) -> SDARForCausalLM:

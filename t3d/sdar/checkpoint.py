@@ -50,14 +50,14 @@ def resolve_checkpoint(name: str, only: str | None = None) -> Path:
     if folder.is_dir():
         return folder
     if not HUB_ID.fullmatch(name):
-        found = f"no such folder{start_of(name)}"
-        raise CheckpointError(name, "a model folder or a hub id (organisation/name)", found)
+        expected = f"a model folder{start_of(name)} or a hub id (organisation/name)"
+        raise CheckpointError(name, expected, "no such folder")
     try:
         return Path(snapshot_download(name, allow_patterns=only))
     except (HfHubHTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled, OSError) as error:
         reason = " ".join(str(error).split())[:200]
         raise CheckpointError(
-            name, "a model folder or a model on the hub", f"neither ({reason}){start_of(name)}"
+            name, f"a model folder{start_of(name)} or a model on the hub", f"neither ({reason})"
         ) from error
 
 

@@ -48,10 +48,13 @@ class SDARConfig(Qwen3Config):
         """The fields of `config.json`, where every reader looks for them.
 
         transformers 5 keeps the RoPE base in `rope_parameters`, where 4.x does not look: without a top-level
-        `rope_theta` an older reader would silently use 10,000.  Engines read the weights' type from `torch_dtype`.
+        `rope_theta` an older reader would silently use 10,000.
         """
         fields = {**super().to_dict(), "rope_theta": self.rotary_base}
-        if fields.get("dtype") is not None:
-            fields["torch_dtype"] = fields["dtype"]
         unsaid = [name for name in ("block_size", "mask_token_id") if fields[name] is None]
         return {name: value for name, value in fields.items() if name not in unsaid}
+
+    def to_diff_dict(self) -> dict[str, Any]:
+        """What `save_pretrained` writes: engines read the type of the weights from `torch_dtype`, its older name."""
+        fields = super().to_diff_dict()
+        return fields if fields.get("dtype") is None else {**fields, "torch_dtype": fields["dtype"]}

@@ -13,7 +13,7 @@ from t3d.entry import run_entry
 from t3d.sdar.configuration import SDARConfig
 from t3d.storage.folders import make_folder
 from t3d.storage.paths import user_path
-from t3d.toy.tokenizer import TURN_END, build_tokenizer
+from t3d.toy.tokenizer import TURN_END, build_tokenizer, save_tokenizer
 
 
 def save_base(folder: Path) -> None:
@@ -39,7 +39,7 @@ def save_base(folder: Path) -> None:
         dtype="float32",
     )
     config.save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
+    save_tokenizer(tokenizer, folder)
     stops = [tokenizer.eos_token_id, tokenizer.convert_tokens_to_ids(TURN_END)]
     GenerationConfig(eos_token_id=stops, pad_token_id=tokenizer.pad_token_id).save_pretrained(folder)
 

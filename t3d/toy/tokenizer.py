@@ -1,11 +1,13 @@
 """The toy world's tokenizer: byte-level BPE, one token per digit, with SDAR's special tokens and chat template."""
 
 import itertools
+from pathlib import Path
 
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
 from t3d.prompts import user_message
+from t3d.storage.files import write_json_atomic
 from t3d.toy.problems import generate
 
 VOCAB_SIZE = 2048
@@ -48,3 +50,22 @@ def build_tokenizer(num_problems: int = 20_000) -> PreTrainedTokenizerFast:
         clean_up_tokenization_spaces=False,
         model_max_length=2048,
     )
+
+
+def save_tokenizer(tokenizer: PreTrainedTokenizerFast, folder: Path) -> None:
+    """Writes the tokenizer's files, which transformers 4.57 and 5 read alike.
+
+    What 5 writes by itself names a class that 4.57 does not have, and lists the chat's tokens under a key that 4.57
+    takes for a mapping.
+    """
+    tokenizer.save_pretrained(folder)
+    fields = {
+        "additional_special_tokens": [TURN_START, TURN_END],
+        "clean_up_tokenization_spaces": False,
+        "eos_token": END_OF_TEXT,
+        "mask_token": MASK,
+        "model_max_length": tokenizer.model_max_length,
+        "pad_token": END_OF_TEXT,
+        "tokenizer_class": "PreTrainedTokenizerFast",
+    }
+    write_json_atomic(folder / "tokenizer_config.json", fields)

@@ -56,7 +56,7 @@ def load_samples(
         cache_root() / "datasets",
         [*paths, *_tokenizer_files(tokenizer)],
         settings,
-        lambda: _all_samples(paths, tokenizer, dataset, vocab_size),
+        lambda: iter_samples(paths, tokenizer, dataset, vocab_size),
     )
     samples = Samples(cache, config.max_prompt_len, config.max_gen_length)
     folder = paths[0].parent
@@ -75,9 +75,14 @@ def _tokenizer_files(tokenizer: PreTrainedTokenizerBase) -> list[Path]:
     return [path for path in sorted(folder.iterdir()) if path.is_file() and not WEIGHTS.fullmatch(path.name)]
 
 
-def _all_samples(
+def iter_samples(
     paths: Sequence[Path], tokenizer: PreTrainedTokenizerBase, dataset: DatasetConfig, vocab_size: int
 ) -> Iterator[tuple[TrainingSample, str]]:
+    """Yields every sample of the files with the record that it comes from; see `load_samples`.
+
+    Raises:
+        DataError: an invalid record (file and index are named); raised when reached.
+    """
     for path in paths:
         for index, record in enumerate(iter_json_list(path)):
             where = f"{path}, record {index}"

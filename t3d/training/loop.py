@@ -15,16 +15,19 @@ from accelerate import Accelerator
 from accelerate.utils import gather_object
 from tqdm import tqdm
 
-from t3d.config import TrainConfig, save_config
+from t3d.config import TrainConfig, TrainingConfig, save_config
 from t3d.data.benchmarks import leakage_warning
 from t3d.errors import UserError
+from t3d.sdar.backend import Heads
 from t3d.sdar.checkpoint import save_model
 from t3d.sdar.opening import open_checkpoint
 from t3d.storage.paths import find_data_files
 from t3d.training.checkpoint import load_state, prune, save_state, saved_steps, saving, step_folder
 from t3d.training.data import load_samples
 from t3d.training.forward import batch_losses
+from t3d.training.kernel import COMPUTED_IN, choose_plan
 from t3d.training.launch import make_accelerator
+from t3d.training.limits import room_to_train
 from t3d.training.metrics import MetricsLog
 from t3d.training.models import prepare_models
 from t3d.training.packing import Batch, collate
@@ -53,11 +56,12 @@ def train(config: TrainConfig) -> Path:
         UserError: a mistake in configuration, data or checkpoint, or a loss that is no number.
     """
     accelerator = make_accelerator(config)
-    trainer = Trainer(config, accelerator)
-    try:
-        return trainer.run()
-    finally:
-        accelerator.end_training()
+    with room_to_train(config):
+        trainer = Trainer(config, accelerator)
+        try:
+            return trainer.run()
+        finally:
+            accelerator.end_training()
 
 
 class Trainer:
@@ -92,6 +96,8 @@ class Trainer:
         models = prepare_models(config, accelerator, self.checkpoint, needs_reference, self.peak_rate)
         self.student, self.optimizer, self.reference = models.student, models.optimizer, models.reference
         self.skipped = SkippedSteps.counted_by(accelerator, self.optimizer)
+        heads = Heads.of(self.checkpoint.config)
+        self.plan = choose_plan(accelerator.device, COMPUTED_IN[accelerator.mixed_precision], heads)
         inputs = partial(run_inputs, self.checkpoint.folder, self.samples.digest)
         self.folder, resume_state = open_run_folder(config, accelerator, inputs)
         self.step = 0 if resume_state is None else load_state(accelerator, resume_state, self.reference)
@@ -103,6 +109,9 @@ class Trainer:
         if main:
             save_config(self.config, self.folder / "config.yaml")
             log.info("%s: %s", self.folder, self._plan())
+            given = self.config.training.gradient_accumulation_steps
+            if given not in (self.accumulation, TrainingConfig.gradient_accumulation_steps):
+                log.warning("training.gradient_accumulation_steps = %d is not used: global_batch_size decides", given)
             if leakage := leakage_warning(self.config.dataset.optimization_data):
                 log.warning("%s", leakage)
         with closing(MetricsLog(self.folder, self.config, self.step)) if main else nullcontext() as metrics_log:
@@ -211,6 +220,7 @@ class Trainer:
             self.state_settings.pad_id,
             self.accelerator.device,
             visible_rows=self.loss_settings.needs_visible_rows,
+            plan=self.plan,
         )
 
     def _check_finite(self, done: list[tuple[list[Visit], torch.Tensor]]) -> None:

@@ -2,12 +2,13 @@
 
 python -m t3d.training.memory config=configs/ddo_sdar_full_self.yaml num_gpus=8
 
-With P parameters, N GPUs, ZeRO stage s and c bytes per number that the network computes in (2 for bf16, 4 for fp32):
+With P parameters, N GPUs, ZeRO stage s, c bytes per number that the network computes in (2 for bf16, 4 for fp32) and a
+bytes per number that micro-batches are summed in (`training.grad_accum_dtype`):
 
     weights     c P         s = 3: c P / N
-    gradients   c P         s >= 2: c P / N
+    gradients   c P         s >= 2: a P / N; s = 1 with a > c: also a P, the sums beside the last micro-batch's
     optimizer   12 P / N    fp32 master copy and Adam's two moments (4 P each)
-    reference   c P         if the objective compares with one: every GPU holds it whole
+    reference   c P         if the objective compares with one; c P / N if sharded (`training.shard_reference`)
     buffers     5e8 c       reduce_bucket_size; s = 3: also up to 1e9 gathered parameters (stage3_max_live_parameters)
     update      8 P / N     while the optimizer steps: fp32 gradients of the partition, and Adam's denominators
 
@@ -26,9 +27,16 @@ DeepSpeed's defaults for `zero_optimization`.
 Activations are not a formula: one and two layers of the network run on fake tensors, which have shapes and no memory,
 and what autograd keeps for the backward pass is counted.  With L bytes kept per layer and H per layer's input, n
 layers keep n L, or n H if they are recomputed (`gradient_checkpointing_enable`).  On top of that the backward pass
-works on one thing at a time, and the larger counts: a layer (L / 2 for the gradients of its activations, or 5 L / 4
-with the activations if they are recomputed), or a chunk of the output head, at most `CHUNK_BYTES` of logits, of which
-about `HEAD_TENSORS` live together.  Neither coincides with the update.
+works on one thing at a time, and the largest counts:
+
+    a layer     L / 2 for the gradients of its activations, or 5 L / 4 with the activations if they are recomputed
+    the head    a chunk of logits, at most `CHUNK_BYTES`, of which about `HEAD_TENSORS` live together, beside the
+                gradient of the head's weight, W; with several chunks autograd adds one to the sum of those before,
+                into a third (3 W)
+    embeddings  their gradient; if the head is tied to them its own waits for it, and is added into a third
+
+Neither coincides with the update, nor with the masks of a row of T tokens, which flex_attention makes from 10 T^2 bytes
+(`MASK_BYTES`) before the forward pass.
 
 Attention is counted as a fused kernel keeps it; the tiles that a CPU computes keep up to a quarter more.
 CUDA's context, NCCL and fragmentation are a flat `RESERVE`.  tests/training/test_memory.py compares all but that with
@@ -49,7 +57,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.autograd.graph import saved_tensors_hooks
 from transformers import AutoModelForCausalLM
 
-from t3d.config import TrainConfig, load_config
+from t3d.config import TrainConfig, TrainingConfig, load_config
 from t3d.config.schema import key
 from t3d.entry import run_entry
 from t3d.objectives.registry import OBJECTIVES
@@ -66,9 +74,13 @@ BUCKET_NUMBERS = 500_000_000
 LIVE_PARAMETERS = 1_000_000_000
 HEAD_TENSORS = {"argmax": 3, "sample": 3, "exact": 6}
 """Tensors of the size of a chunk's fp32 logits, by `training.fake_expectation`; "exact" keeps the reference's too."""
+MASK_BYTES = 10
+"""Per pair of tokens of a row, at most, while `create_block_mask` works; what stays is small."""
 RESERVE = 1.5 * GIB
 CAPACITIES = (40, 80)
 """GiB of the GPUs asked about."""
+MARGIN = 0.9
+"""Share of a GPU that the estimate of a recommended stage may fill."""
 
 STAGES = (0, 1, 2, 3)
 _1_7B = {
@@ -107,6 +119,7 @@ class Estimate:
     activations: float
     backward: float
     update: float
+    masks: float
 
     @property
     def state(self) -> float:
@@ -116,7 +129,7 @@ class Estimate:
     @property
     def total(self) -> float:
         """The most that a step holds at a time, without `RESERVE`."""
-        return self.state + max(self.buffers + self.activations + self.backward, self.update)
+        return self.state + max(self.buffers + self.activations + self.backward, self.update, self.masks)
 
 
 @dataclass
@@ -170,25 +183,63 @@ def estimate(config: TrainConfig, shape: SDARConfig, stage: int, num_gpus: int) 
     else:
         optimizer, update = 12.0 * count / num_gpus, 8.0 * count / num_gpus
         buffers = float(BUCKET_NUMBERS * computed)
-    if stage >= 2:
-        gradients /= num_gpus
+        gradients = _gradients(training, stage, num_gpus, computed) * count
     if stage == 3:
         weights /= num_gpus
         buffers += computed * min(count - count / num_gpus, LIVE_PARAMETERS)
-    needs_reference = OBJECTIVES[training.objective].ddo > 0
+    reference = float(stored * count) if OBJECTIVES[training.objective].ddo > 0 else 0.0
+    if stage == 3 and training.shard_reference is not False and reference:
+        reference /= num_gpus
+        buffers += computed * shape.vocab_size * shape.hidden_size  # its head, gathered beside the student's
     tokens, rows = batch_size(config)
     kept, working = activations(shape, tokens, computed, stage == 0, training.gradient_checkpointing_enable)
-    head = HEAD_TENSORS[training.fake_expectation] * min(4 * rows * shape.vocab_size, CHUNK_BYTES)
     return Estimate(
         weights=weights,
         gradients=gradients,
         optimizer=optimizer,
-        reference=float(stored * count) if needs_reference else 0.0,
+        reference=reference,
         buffers=buffers,
         activations=kept,
-        backward=max(working, head),
+        backward=_backward(shape, training, rows, (computed, stored), kept, working),
         update=update,
+        masks=float(MASK_BYTES * tokens**2),
     )
+
+
+def _gradients(training: TrainingConfig, stage: int, num_gpus: int, computed: int) -> float:
+    """Bytes of gradients per parameter under DeepSpeed."""
+    asked = {"auto": 4 if stage >= 2 else computed, "float32": 4, "bfloat16": 2}[training.grad_accum_dtype]
+    if stage >= 2:
+        return asked / num_gpus
+    return computed + (asked if asked > computed else 0)
+
+
+def _backward(
+    shape: SDARConfig, training: TrainingConfig, rows: int, sizes: tuple[int, int], kept: float, working: float
+) -> float:
+    """The most that the backward pass works with beside the kept activations: see the module's docstring.
+
+    Args:
+        shape: of the network.
+        training: for the loss's kind.
+        rows: that the loss reads.
+        sizes: bytes per number of a product, and of a weight.
+        kept: bytes of activations.
+        working: bytes of a layer.
+    """
+    computed, stored = sizes
+    matrix = shape.vocab_size * shape.hidden_size
+    logits = 4 * rows * shape.vocab_size
+    chunk, tensors = min(logits, CHUNK_BYTES), HEAD_TENSORS[training.fake_expectation]
+    product = computed * matrix
+    # Casts of the weights under autocast give their gradients in the weights' own precision beside the products'.
+    single = logits <= CHUNK_BYTES
+    head = max(tensors * chunk, 2 * chunk + product) if single else max(3 * product, product + tensors * chunk)
+    if computed < stored:
+        head = max(head, product + stored * matrix)
+    waiting = stored * matrix if shape.tie_word_embeddings else 0
+    embeddings = (3 if shape.tie_word_embeddings else 1) * stored * matrix - kept
+    return max(working + waiting, head, embeddings)
 
 
 def batch_size(config: TrainConfig) -> tuple[int, int]:
@@ -259,7 +310,7 @@ def table(config: MemoryConfig, shapes: dict[str, SDARConfig]) -> Iterator[str]:
         else "kept (training.gradient_checkpointing_enable=false)"
     )
     yield f"{tokens} tokens ({rows} rows of logits), activations {recomputed}; reserve {RESERVE / GIB:.1f}"
-    parts = ("weights", "gradients", "optimizer", "reference", "buffers", "activations", "backward", "update")
+    parts = ("weights", "gradients", "optimizer", "reference", "buffers", "activations", "backward", "update", "masks")
     header = "".join(f"{part:>12}" for part in parts)
     sizes = "".join(f"{f'{capacity} GiB':>15}" for capacity in CAPACITIES)
     for name, shape in shapes.items():
@@ -273,6 +324,21 @@ def table(config: MemoryConfig, shapes: dict[str, SDARConfig]) -> Iterator[str]:
                 total = found.total + RESERVE
                 fits = "".join(f"{'fits' if total <= size * GIB else 'does not fit':>15}" for size in CAPACITIES)
                 yield f"{stage or 'none':>6}{num_gpus:>6}{values}{total / GIB:9.1f}{fits}"
+        yield from recommended(config, shape)
+
+
+def recommended(config: MemoryConfig, shape: SDARConfig) -> Iterator[str]:
+    """The lowest stage of ZeRO that leaves a tenth of a GPU free, for each number of GPUs: lower ones talk less."""
+    for capacity in CAPACITIES:
+        choices = []
+        for num_gpus in (config.num_gpus,) if config.num_gpus else (1, 2, 4, 8):
+            fitting = [
+                stage
+                for stage in STAGES[1:]
+                if estimate(config, shape, stage, num_gpus).total + RESERVE <= MARGIN * capacity * GIB
+            ]
+            choices.append(f"{num_gpus}: {f'ZeRO-{fitting[0]}' if fitting else 'none'}")
+        yield f"  with a tenth of {capacity} GiB to spare, by number of GPUs: {', '.join(choices)}"
 
 
 def shapes_asked(name: str) -> dict[str, SDARConfig]:

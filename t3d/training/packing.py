@@ -48,7 +48,13 @@ class Batch:
     num_tokens: int
 
 
-def collate(states: Sequence[State], pad_id: int, device: torch.device, visible_rows: bool = False) -> Batch:
+def collate(
+    states: Sequence[State],
+    pad_id: int,
+    device: torch.device,
+    visible_rows: bool = False,
+    plan: type[PackedPlan] | None = None,
+) -> Batch:
     """Lays out `states` one after the other.
 
     Args:
@@ -56,8 +62,9 @@ def collate(states: Sequence[State], pad_id: int, device: torch.device, visible_
         pad_id: input at padding, which exists only where the device's attention needs a round number of tokens.
         device: where the batch goes.
         visible_rows: also ask for logits at the response's visible positions.
+        plan: kind of attention; None takes the device's, untried (see `t3d.training.kernel`).
     """
-    kind = plan_of(device)
+    kind = plan or plan_of(device)
     lengths = [len(state.clean_ids) + len(state.targets) for state in states]
     num_pads = -sum(lengths) % kind.multiple
     if num_pads:

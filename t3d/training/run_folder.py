@@ -75,6 +75,24 @@ def open_run_folder(
 
 
 def _open(config: TrainConfig, inputs: dict[str, str], num_processes: int) -> tuple[Path, Path | None]:
+    folder, state = find_run(config)
+    if state is None:
+        write_json_atomic(make_folder(folder) / INPUTS, inputs)
+        return folder, None
+    _check_batch(config, state, folder, num_processes)
+    _check_inputs(inputs, folder)
+    for part in ("ckpt", "state"):
+        remove_leftovers(folder / part)
+    return folder, state
+
+
+def find_run(config: TrainConfig) -> tuple[Path, Path | None]:
+    """The run's folder and the state to resume from (None: a new run); nothing is made or removed.
+
+    Raises:
+        CheckpointError: see `open_run_folder`.
+        ConfigError: likewise.
+    """
     experiment = config.experiment
     resume = experiment.resume_from or (None if experiment.start_from_scratch else "latest")
     if resume is None or (resume == "latest" and not _latest(config)):
@@ -85,7 +103,6 @@ def _open(config: TrainConfig, inputs: dict[str, str], num_processes: int) -> tu
                 "a new folder, or experiment.resume_from=latest",
                 f"the run in {folder}",
             )
-        write_json_atomic(make_folder(folder) / INPUTS, inputs)
         return folder, None
     folder = (_latest(config) if resume == "latest" else None) or user_path(resume)
     if folder.parent.name == "state":
@@ -95,10 +112,6 @@ def _open(config: TrainConfig, inputs: dict[str, str], num_processes: int) -> tu
     if not states or not states[-1].is_dir():
         raise CheckpointError(folder, "a run with a saved state (state/step-N)", f"none{start_of(folder)}")
     _check_same(config, folder)
-    _check_batch(config, states[-1], folder, num_processes)
-    _check_inputs(inputs, folder)
-    for part in ("ckpt", "state"):
-        remove_leftovers(folder / part)
     return folder, states[-1]
 
 

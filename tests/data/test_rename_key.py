@@ -217,3 +217,13 @@ def test_memory_does_not_grow_with_the_number_of_records(tmp_path, monkeypatch):
     small, large = (peak_memory(tmp_path / f"{n}.json", n) for n in (100, 1000))
     assert (tmp_path / "1000.json").stat().st_size > 1_000_000
     assert large < 1.5 * small
+
+
+def test_json_lines_are_read_where_there_is_no_json(tmp_path):
+    lines = Path(tmp_path / SOURCE).with_suffix(".jsonl")
+    lines.write_text("".join(json.dumps(record) + "\n" for record in (rollout(), release())))
+    assert run_script(tmp_path, *STAGE_TWO).returncode == 0
+    assert read_json(tmp_path / TARGET) == [renamed(rollout()), renamed(release())]
+    write_json_list(tmp_path / SOURCE, [rollout()])
+    assert run_script(tmp_path, *STAGE_TWO).returncode == 0
+    assert read_json(tmp_path / TARGET) == [renamed(rollout())]

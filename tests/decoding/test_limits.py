@@ -4,8 +4,7 @@ import random
 import pytest
 import torch
 
-from t3d.decoding import DecodingConfig, decode, iter_decode
-from t3d.decoding import limits as limits_module
+from t3d.decoding import DecodingConfig, decode
 from t3d.decoding.cache import padded_keys
 from t3d.decoding.limits import PREFILL_TOKENS, prefill_forwards
 from t3d.decoding.plain import decode_plain
@@ -92,25 +91,6 @@ def test_single_impossible_tokens_are_no_failure(build_tiny_model) -> None:
     (done,) = decode(model, prompts_of(5), DecodingConfig(MASK, 4, 2, max_new_tokens=60, temperature=2.0))
     assert done.error is None
     assert 7 not in done.response_ids
-
-
-# Memory
-
-
-def test_a_cache_beyond_the_free_memory_is_refused_before_anything_is_decoded(tiny_model, monkeypatch) -> None:
-    class Memory:
-        available = 100_000
-
-    monkeypatch.setattr(limits_module.psutil, "virtual_memory", Memory)
-    config = DecodingConfig(MASK, max_new_tokens=100)
-    # 2 (keys, values) * 2 layers * 128 positions * 2 heads * 8 dims * 4 bytes = 32 KiB a slot.
-    expected = (
-        r"rollout.max_active and rollout.max_token: expected a key/value cache within the 0.00 GiB that are free on "
-        r"cpu, found 0.00 GiB for 4 sequences of 0.0 MiB \(at most 3 fit\)"
-    )
-    with pytest.raises(ConfigError, match=expected):
-        next(iter_decode(tiny_model, prompts_of(3, 3, 3, 3), config, max_active=4))
-    assert len(decode(tiny_model, prompts_of(3, 3, 3, 3), config, max_active=3)) == 4
 
 
 # Prefill

@@ -1,4 +1,5 @@
 import math
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -9,7 +10,8 @@ from torch import Tensor
 from t3d.decoding import DecodingConfig, decode
 from t3d.decoding import engine as engine_module
 from t3d.decoding.cache import SlotCache
-from t3d.decoding.plan import SLOT_TILE, FlashPlan, SdpaPlan, Spans, attention_plan
+from t3d.decoding.kernel import Kernel
+from t3d.decoding.plan import SLOT_TILE, FlashPlan, SdpaPlan, Spans
 from tests.conftest import make_tiny_config
 
 LENGTH, SIZE, HEADS, KEY_HEADS, DIM = 64, 4, 4, 2, 8
@@ -87,13 +89,9 @@ def test_the_engine_decodes_the_same_over_either_plan(build_tiny_model, monkeypa
         calls.append(spans)
         return FlashPlan(spans, cache, flash_by_hand)
 
-    monkeypatch.setattr(engine_module, "attention_plan", flash_plan)
+    monkeypatch.setattr(engine_module, "choose_kernel", lambda model: Kernel("by hand", flash_plan))
     assert decode(model, prompts, config, max_active=3) == expected
     assert calls
-
-
-def test_a_cpu_uses_torch() -> None:
-    assert isinstance(attention_plan(spans_of((0, 0, 1)), filled_cache(1)), SdpaPlan)
 
 
 def test_moved_keys_leave_nothing_behind() -> None:
@@ -110,10 +108,10 @@ def test_moved_keys_leave_nothing_behind() -> None:
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
 def test_flash_attention_equals_torchs() -> None:
-    pytest.importorskip("flash_attn")
+    flash = pytest.importorskip("flash_attn").flash_attn_with_kvcache
     spans = spans_of((0, 8, 1), (1, 20, 2), (2, 0, 7))
     results = []
-    for plan in (SdpaPlan, FlashPlan):
+    for plan in (SdpaPlan, partial(FlashPlan, flash=flash)):
         cache = filled_cache(3)
         cache.keys, cache.values = (buffer.cuda().bfloat16() for buffer in (cache.keys, cache.values))
         states = [torch.ones(1, heads, int(spans.edges[-1]), DIM).cuda().bfloat16() for heads in (HEADS, 2, 2)]

@@ -61,6 +61,7 @@ def graded_file(tmp_path):
             f"experiment.project={tmp_path}",
             f"evaluation.rollouts={path}",
             "execute.num_workers=1",
+            "execute.math_verify=false",
             *overrides,
         ]
         return written(evaluate(load_config(DecodeConfig, arguments, "", "")))
@@ -225,7 +226,7 @@ class TestGivenRollouts:
 
         def second_fails(*arguments, **options):
             calls.append(arguments)
-            if len(calls) == 2:
+            if len(calls) == 3:  # a solution's sandbox and its test's come one after the other
                 raise BlockingIOError(11, "Resource temporarily unavailable")
             return popen(*arguments, **options)
 
@@ -237,7 +238,8 @@ class TestGivenRollouts:
             "test_time_limit": 5,
             "full_output": ["```python\nx = 1\n```"] * 2 + ["```python\nx = 2\n```"],
         }
-        results = graded_file([program], "evaluation.data_type=code", "execute.sandbox=none")
+        one = ("execute.sandbox=none", "execute.num_workers=1")
+        results = graded_file([program], "evaluation.data_type=code", *one)
         assert (results["n"], results["acc"], results["grading"]) == (2, 0.5, {"graded": 2, "error": 1})
         (place,) = results["left_out"]
         assert (place["record"], place["response"]) == (0, 1)
@@ -245,10 +247,29 @@ class TestGivenRollouts:
 
     def test_answers_too_large_to_compare_are_wrong_and_counted(self, graded_file, caplog):
         records = rollout_records()[:1]
-        records[0]["full_output"] = [r"\boxed{\binom{100000000}{50000000}+x}", r"\boxed{6}"]
-        results = graded_file(records, "execute.timeout_s=1")
+        large = "+".join(rf"\frac{{1}}{{{number}!+1}}" for number in range(19990, 20000))
+        records[0]["full_output"] = [rf"\boxed{{{large}}}", r"\boxed{6}"]
+        results = graded_file(records)
         assert (results["acc"], results["grading"]) == (0.5, {"timeout": 1, "graded": 1})
         assert "1 answers count as wrong because comparing them ended in: timeout" in caplog.text
+
+    def test_plain_math_verifys_figure_and_its_disagreements_stand_beside_ours(self, graded_file):
+        records = rollout_records()[:1]
+        records[0] |= {"ground_truth_answer": "10^{-8}", "full_output": [r"\boxed{0.0}", r"\boxed{0.00000001}"]}
+        results = graded_file(records, "execute.math_verify=true")
+        assert (results["acc"], results["acc_math_verify"]) == (0.5, 1.0)
+        place = {"record": 0, "response": 0, "answer": "0.0", "truth": "10^{-8}"}
+        assert results["disagreements"] == [{**place, "correct": False, "math_verify": True}]
+        without = graded_file(records)
+        assert (without["acc_math_verify"], without["disagreements"]) == (None, [])
+
+    def test_which_block_is_the_program_is_a_key(self, graded_file):
+        output = "```python\ndef f():\n    return 1\n```\nUsage:\n```python\nprint(f())\n```"
+        record = {"question": "f", "test_method": "function", "test_time_limit": 5, "test_list": ["assert f() == 1"]}
+        record |= {"full_output": [output]}
+        settings = ("evaluation.data_type=code", "execute.sandbox=none")
+        found = [graded_file([record], *settings, f"execute.code_block={block}")["acc"] for block in ("last", "first")]
+        assert found == [0.0, 1.0]
 
     @pytest.mark.parametrize(("repair", "acc"), [("true", 1.0), ("false", 0.0)])
     def test_known_bad_records_are_named_mended_or_not(self, graded_file, caplog, repair, acc):

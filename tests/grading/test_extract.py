@@ -95,6 +95,129 @@ def test_option_letter(text, letter):
     assert extract_option(text) == letter
 
 
+@pytest.mark.parametrize(
+    ("text", "choice", "prefix", "code"),
+    [
+        ("1. Solution:\n   ```python\n   def f():\n       return 1\n   ```\n", "last", "", "def f():\n    return 1\n"),
+        ("- ```python\n  a = 1\n  ```", "last", "", "a = 1\n"),
+        ("````python\ns = '''\n```\n'''\n````", "last", "", "s = '''\n```\n'''\n"),
+        ("~~~python\na\n~~~", "last", "", "a\n"),
+        ("~~~\n```\na\n~~~", "last", "", "```\na\n"),
+        ("```python\na\n```\n```python\n\n```", "last", "", "a\n"),
+        ("```python\na\n```\n```python\n```", "last", "", "a\n"),
+        ("use ```python inline``` now\n```python\na\n```", "last", "", "a\n"),
+        ("```python\nprint('```')\n```", "last", "", "print('```')\n"),
+        ('```python\nx = "```python"\n```', "last", "", 'x = "```python"\n'),
+        ("```python\ndef f(): pass\n```\nusage:\n```python\nf()\n```", "first", "", "def f(): pass\n"),
+        ("```python\ndef f(): pass\n```\nusage:\n```python\nf()\n```", "longest", "", "def f(): pass\n"),
+        ("```python\ndef f(): pass\n```\nusage:\n```python\nf()\n```", "last", "", "f()\n"),
+        ("```\ndef f(x):\n    return 2\n```", "last", PREFIX, "def f(x):\n    return 2\n"),
+        ("Sure:\n```\ndef f(x):\n    return 2\n```\nIt works.", "last", PREFIX, "def f(x):\n    return 2\n"),
+        ("    return x\n```\nIt works.", "last", PREFIX, "def f(x):\n    return x\n"),
+        ("    return x\n```\nExample:\n```\n42\n```", "last", PREFIX, "def f(x):\n    return x\n"),
+        ("    return x\n", "last", PREFIX, "def f(x):\n    return x\n"),
+        ("    return (\n```\nOops.", "last", PREFIX, "def f(x):\n    return (\n"),
+        ("```python\r\na\r\n```\r\n", "last", "", "a\r\n"),
+        ("```\r\na\r\n```\r\nb", "last", "", "a\r\n"),
+        ("```{.python}\na\n```", "last", "", "a\n"),
+        ('```python title="x"\na\n```', "last", "", "a\n"),
+        ("    return x\r\n```\r\nIt works.", "last", PREFIX, "def f(x):\n    return x\r\n"),
+        ("```python\na\n``` \nb", "last", "", "a\n"),
+        ("* step\n\n\t```python\n\tif x:\n\t\ty\n\t```", "last", "", "if x:\n\ty\n"),
+        ("```\nplain\n```", "last", "", "plain\n"),
+        ("```python\na\n`````", "last", "", "a\n"),
+        ("```python\na = 1\nb```", "last", "", "a = 1\nb"),
+    ],
+)
+def test_fences_as_models_write_them(text, choice, prefix, code):
+    assert extract_code(text, choice, prefix) == code
+
+
+@pytest.mark.parametrize(
+    ("text", "letter"),
+    [
+        ("The answer is C. None of the other choices is right.", "C"),
+        ("The correct answer is: B", "B"),
+        ("**B**", "B"),
+        ("B is correct", "B"),
+        ("$\\text{B}$", "B"),
+        ("a tricky one", None),
+        ("This is a tricky one. A good way to start", None),
+        ("The answer is: **(B) Paris**", "B"),
+        ("So the correct choice is B, not C.", "B"),
+        ("Option A is wrong. The answer is D.", "D"),
+        ("I choose (B).", "B"),
+        ("The answer is A because", "A"),
+        ("A tricky one", None),
+        ("Answer: **D**", "D"),
+        ("Answer: (C) 12", "C"),
+        ("The answer is $\\boxed{\\text{B}}$", "B"),
+        ("The answer is B, while option C is wrong", "B"),
+        ("It is: B", "B"),
+        ("is: B", "B"),
+        ("\\(B\\)", "B"),
+        ("(B) is the right answer.", "B"),
+        ("B is incorrect. C is correct.", "C"),
+        ("The answer is E", None),
+        ("answer is Both", None),
+        ("The answer is A's", None),
+        ("**Final answer: C**", "C"),
+        ("The final answer is $C$.", "C"),
+        ("Answer:\nB", "B"),
+        ("Reasoning about A and D...\n\nB", "B"),
+        ("Let me think about option A. Hmm, option C looks fine.", "C"),
+        ("Choice B is correct; choices A and C are not", "B"),
+        ("The answer is not B. It must be C.", None),
+        ("\\boxed{A and C}", None),
+        ("\\boxed{12}. The answer is B.", "B"),
+        ("\\boxed{B} \\boxed{}", "B"),
+        ("The answer is option B", "B"),
+        ("**Answer:** B", "B"),
+        ("B) Paris", "B"),
+        ("The answer is A tricky question", None),
+        ("The choice is A.", "A"),
+        ("The answer is \\textbf{(B)}", "B"),
+        ("answer is \\(\\text{D}\\)", "D"),
+        ("D", "D"),
+        ("I would go with C", "C"),
+        ("The correct answer would be C", "C"),
+        ("Therefore, C is the correct answer.", "C"),
+        ("**C** is correct", "C"),
+        ("The best answer is therefore D.", "D"),
+        ("A. Paris", "A"),
+        ("Some choices are tricky", None),
+        ("Choices", None),
+        ("CHOICE: B", "B"),
+        ("The answer is - B", "B"),
+        ("`B`", "B"),
+        ("Correct Answer: B. 12", "B"),
+        ("The answer, then, is B", "B"),
+        ("Answer B", "B"),
+        ("Answer is **option D**: 12", "D"),
+        ("The answer is (A) a tricky one", "A"),
+        ("The answer is A: a tricky one", "A"),
+    ],
+)
+def test_the_stated_option_goes_before_one_that_is_mentioned(text, letter):
+    assert extract_option(text) == letter
+
+
+def test_only_the_options_given_are_answers():
+    assert extract_option("The answer is E.") is None
+    assert extract_option("The answer is E.", ("A", "B", "C", "D", "E")) == "E"
+
+
+@pytest.mark.parametrize("text", [r"\boxed{5} so \boxed{}", r"\boxed{5}, that is \boxed{ }."])
+def test_an_empty_last_box_does_not_win(text):
+    assert extract_boxed(text) == "5"
+
+
+def test_which_block_is_a_choice():
+    output = "```python\ndef f():\n    pass\n```\nUsage:\n```python\nf()\n```"
+    chosen = [extract(output, {"test_method": "stdio"}, "code", block) for block in ("last", "first", "longest")]
+    assert chosen == ["f()\n", "def f():\n    pass\n", "def f():\n    pass\n"]
+
+
 def test_dispatch_by_data_type():
     assert extract(r"\boxed{5}", {}, "math") == "5"
     assert extract(r"\boxed{B}", {}, "option") == "B"

@@ -8,9 +8,11 @@ import time
 import pytest
 
 from t3d.errors import UserError
+from t3d.grading import isolation
 from t3d.grading import sandbox as module
 from t3d.grading.code_grader import Program, grade_code_many, run_stdio, run_tests
-from t3d.grading.sandbox import Limits, find_sandbox
+from t3d.grading.isolation import find_sandbox
+from t3d.grading.sandbox import Limits
 from t3d.grading.seccomp import denied_system_calls
 
 needs_bwrap = pytest.mark.skipif(shutil.which("bwrap") is None, reason="needs bubblewrap: apt-get install bubblewrap")
@@ -180,15 +182,36 @@ ESCAPES = {
     "shell": "os.execv('/bin/sh', ['sh'])",
     "fork": "os.fork()",
     "a file in memory": "os.memfd_create('x')",
-    "an interpreter without the hook": "__import__('_interpreters' if sys.version_info > (3, 13) else '_xxsubinterpreters').create()",
-    "CPython's tests": "__import__('_testcapi')",
-    "CPython's internal tests": "__import__('_testinternalcapi')",
-    "a second audit hook": "print(gc.get_referrers(sys))",
     "the interpreter's executable": "open(sys.executable, 'wb')",
     "a device node": "os.mknod('/tmp/mem', 0o20600, os.makedev(1, 1))",
     "real-time priority": "os.sched_setscheduler(0, os.SCHED_FIFO, os.sched_param(1))",
     "pidfd to init": "os.kill(1, 0) if os.geteuid() == 0 else os.kill(0x3fffff, 0)",
 }
+
+
+# What gives access to memory or to the test, refused where test and solution share an interpreter.
+INTROSPECTION = {
+    "an interpreter without the hook": "__import__('_interpreters' if sys.version_info > (3, 13) else '_xxsubinterpreters').create()",
+    "CPython's tests": "__import__('_testcapi')",
+    "CPython's internal tests": "__import__('_testinternalcapi')",
+    "ctypes": "__import__('ctypes')",
+    "ctypes by another name": "__import__('_imp').create_dynamic(types.SimpleNamespace(name='-ctypes', origin=next(f'{p}/{n}' for p in sys.path if p.endswith('lib-dynload') for n in os.listdir(p) if n.startswith('_ctypes.'))))",
+    "a second audit hook": "print(gc.get_referrers(sys))",
+    "a crafted code object": "f.__code__.replace(co_stacksize=0)",
+    "other code for a function of the library": "setattr(copy.deepcopy, '__code__', (lambda x, memo=None, _nil=[]: 1).__code__)",
+}
+
+
+@needs_bwrap
+@pytest.mark.parametrize("action", INTROSPECTION.values(), ids=INTROSPECTION.keys())
+def test_no_way_into_a_shared_interpreter(action):
+    code = (
+        "import copy, gc, os, sys, types\nclass Shared: pass\ndef f():\n"
+        f"    try:\n        {action}\n    except (AssertionError, RuntimeError, ImportError):\n        return 'refused'"
+    )
+    test = "import copy\nassert Shared and f() == 'refused'"
+    ((verdict,),) = grade_code_many([Program(code, 5.0, tests=[test])], 1, "bwrap")
+    assert (verdict.status, verdict.shared) == ("passed", True), verdict
 
 
 @needs_bwrap
@@ -223,7 +246,7 @@ def test_a_sandbox_works_whatever_our_own_environment_holds(monkeypatch):
         if name != "PATH":
             monkeypatch.delenv(name)
     monkeypatch.setenv("PWD", "/")  # bubblewrap sets it inside, too
-    module._probe.cache_clear()
+    isolation._probe.cache_clear()
     assert find_sandbox("bwrap").name == "bwrap"
 
 
@@ -237,8 +260,8 @@ def test_environment_is_clean(monkeypatch):
 
 @needs_bwrap
 def test_tmp_is_writable_and_private():
-    code = "open('/tmp/mark', 'w').write('x')\nimport os"
-    assert run_tests(code, ["assert os.listdir('/tmp') == ['mark']"] * 2, 2.0, "bwrap") == [True, True]
+    code = "import os\nopen('/tmp/mark', 'w').write('x')\ndef f(): return os.listdir('/tmp')"
+    assert run_tests(code, ["assert f() == ['mark']"] * 2, 2.0, "bwrap") == [True, True]
     assert not os.path.exists("/tmp/mark")
 
 
@@ -292,11 +315,18 @@ def test_the_configured_limits_are_the_sandboxes():
 
 
 def test_what_an_assert_cannot_see():
-    """Known limits: such solutions pass by persuading the test, which is why a human reads some of them."""
+    """Known limits, where an answer is no plain data: such solutions pass by persuading the test."""
     equal_to_all = "class A:\n    __eq__ = lambda *_: True\ndef f(x): return A()"
     assert run_tests(equal_to_all, ["assert f(3) == 3"], 5.0, "none") == [True]
+    patching = (
+        "import builtins\nclass A: pass\ndef f(x):\n    builtins.abs = lambda _: 0\n    return 3 if x == 3 else 0"
+    )
+    assert run_tests(patching, ["assert f(3) == 3 and A\nassert abs(f(4) - 4) < 1e-6"], 5.0, "none") == [True]
+
+
+def test_a_test_in_its_own_process_is_not_persuaded():
     patching = "import builtins\ndef f(x):\n    builtins.abs = lambda _: 0\n    return 3 if x == 3 else 0"
-    assert run_tests(patching, ["assert f(3) == 3\nassert abs(f(4) - 4) < 1e-6"], 5.0, "none") == [True]
+    assert run_tests(patching, ["assert f(3) == 3\nassert abs(f(4) - 4) < 1e-6"], 5.0, "none") == [False]
 
 
 @needs_bwrap
@@ -350,12 +380,12 @@ def candidates(monkeypatch):
     """Puts other sandboxes in the place of those of this machine."""
 
     def put(bubblewraps=(), sandlocks=()):
-        monkeypatch.setattr(module, "_bubblewraps", lambda: iter(bubblewraps))
-        monkeypatch.setattr(module, "_sandlocks", lambda: iter(sandlocks))
-        module._probe.cache_clear()
+        monkeypatch.setattr(isolation, "_bubblewraps", lambda: iter(bubblewraps))
+        monkeypatch.setattr(isolation, "_sandlocks", lambda: iter(sandlocks))
+        isolation._probe.cache_clear()
 
     yield put
-    module._probe.cache_clear()
+    isolation._probe.cache_clear()
 
 
 def test_refuses_with_instructions_where_nothing_is_installed(candidates):
@@ -385,7 +415,7 @@ def test_the_refusal_repeats_what_each_candidate_said(candidates):
 
 
 def test_a_sandbox_that_does_not_isolate_is_not_used():
-    assert module._flaw(module.Sandbox("open", python=sys.executable)) is not None
+    assert isolation._flaw(module.Sandbox("open", python=sys.executable)) is not None
 
 
 def test_a_sandbox_that_cannot_be_started_learns_nothing(monkeypatch):
@@ -395,7 +425,7 @@ def test_a_sandbox_that_cannot_be_started_learns_nothing(monkeypatch):
 
     def sometimes(*arguments, **options):
         started.append(arguments)
-        if len(started) == 2:
+        if len(started) == 3:  # the second program's; each takes two
             raise BlockingIOError(11, "Resource temporarily unavailable")
         return popen(*arguments, **options)
 

@@ -124,7 +124,7 @@ def publish(name: str, folder: Path, tokenizer: Path, shard_size: str = "5GB", *
         network.to(torch.bfloat16).save_pretrained(folder, max_shard_size=shard_size)
     (folder / "config.json").write_text(json.dumps(fields, indent=2))
     for module in {target.split(".")[0] for target in fields.get("auto_map", {}).values()}:
-        (folder / f"{module}.py").write_text(REMOTE_CODE)
+        (folder / f"{module}.py").write_text(f"# {module}\n{REMOTE_CODE}")
     for path in tokenizer.iterdir():
         if path.name not in ("config.json", "model.safetensors"):
             shutil.copyfile(path, folder / path.name)

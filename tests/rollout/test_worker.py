@@ -1,9 +1,12 @@
+import logging
+
 import pytest
 import torch
 
 from t3d.errors import ConfigError
 from t3d.rollout import rollout, worker
 from t3d.rollout.worker import pick_device
+from t3d.sdar import SDARForCausalLM
 
 
 @pytest.mark.parametrize("device", ["cuda:77", "nonsense", "cpu:x", ""])
@@ -28,22 +31,61 @@ def test_gpus_go_to_workers_in_turn(monkeypatch):
     assert asked == ["cuda:0", "cuda:1", "cuda:0", "cuda:1", "cuda:0"]
 
 
-def test_too_many_sequences_for_the_memory_are_the_users_to_reduce(settings, monkeypatch):
-    whole = rollout(settings()).read_bytes()
-    decode = worker.iter_decode
+class Exhausted:
+    """A network's forward that finds no memory from some call on, as long as there are more rows than it bears."""
 
-    def exhausted(*arguments):
-        for number, finished in enumerate(decode(*arguments)):
-            if number == 4:
+    def __init__(self, bears: int, after: int = 0) -> None:
+        self.bears, self.after, self.calls = bears, after, 0
+
+    def patch(self, patch: pytest.MonkeyPatch) -> None:
+        forward = SDARForCausalLM.forward
+
+        def failing(model, ids, **layout):
+            self.calls += 1
+            if self.calls > self.after and len(layout["logit_rows"]) > self.bears:
                 raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB.\nMore.")
-            yield finished
+            return forward(model, ids, **layout)
 
-    with monkeypatch.context() as patch:
-        patch.setattr(worker, "iter_decode", exhausted)
-        with pytest.raises(ConfigError) as caught:
-            rollout(settings("rollout.resume=false"))
-    assert str(caught.value) == (
-        "rollout.max_active: expected sequences that fit into the memory, "
-        "found 64 (CUDA out of memory. Tried to allocate 2 GiB.)"
+        patch.setattr(SDARForCausalLM, "forward", failing)
+
+
+def test_a_rollout_without_memory_for_all_its_sequences_goes_on_with_fewer(settings, monkeypatch, caplog):
+    whole = rollout(settings()).read_bytes()
+    with monkeypatch.context() as patch, caplog.at_level(logging.WARNING):
+        Exhausted(bears=8, after=3).patch(patch)
+        assert rollout(settings("rollout.resume=false")).read_bytes() == whole
+    halvings = [record.getMessage() for record in caplog.records if "no memory" in record.getMessage()]
+    assert halvings[0] == (
+        "no memory on cpu for 10 sequences at a time (CUDA out of memory. Tried to allocate 2 GiB.): going on with 5, "
+        "which changes no result; rollout.max_active=5 starts there"
     )
-    assert rollout(settings("rollout.max_active=1")).read_bytes() == whole
+    assert len(halvings) == 2, "5 sequences have up to 20 masks"
+
+
+def test_a_rollout_without_memory_for_one_sequence_ends_and_keeps_what_it_has(settings, monkeypatch):
+    finished = rollout(settings())
+    whole = finished.read_bytes()
+    finished.unlink()
+    with monkeypatch.context() as patch:
+        Exhausted(bears=0, after=20).patch(patch)
+        with pytest.raises(ConfigError) as caught:
+            rollout(settings("rollout.max_active=2"))
+    assert str(caught.value) == (
+        "rollout.max_token: expected memory on cpu for 1 sequence(s) at a time, "
+        "found CUDA out of memory. Tried to allocate 2 GiB."
+    )
+    left = []
+    with monkeypatch.context() as patch:
+        decode = worker.iter_decode
+        patch.setattr(worker, "iter_decode", lambda *given: left.extend(given[1]) or decode(*given))
+        assert rollout(settings("rollout.max_active=1")).read_bytes() == whole
+    assert 0 < len(left) < 10, "goes on from what was stored"
+
+
+def test_a_model_too_large_for_the_device_is_one_line(settings, monkeypatch):
+    def full(share):
+        raise RuntimeError("[enforce fail at alloc_cpu.cpp:121] DefaultCPUAllocator: can't allocate memory: 9 bytes.")
+
+    monkeypatch.setattr(worker, "_load", full)
+    with pytest.raises(ConfigError, match=r"^rollout.device: expected memory for the model's weights, found \[enforce"):
+        rollout(settings())

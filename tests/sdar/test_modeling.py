@@ -1,3 +1,5 @@
+import json
+
 import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, Qwen3Config, Qwen3ForCausalLM
@@ -166,6 +168,13 @@ def test_rope_theta_stays_at_the_top_level_of_config_json(tmp_path) -> None:
     SDARConfig(rope_theta=1_000_000.0).save_pretrained(tmp_path)
     assert '"rope_theta": 1000000' in (tmp_path / "config.json").read_text()
     assert SDARConfig.from_pretrained(tmp_path).rotary_base == 1_000_000
+
+
+def test_the_weights_type_is_written_where_older_readers_look(tmp_path) -> None:
+    SDARConfig(dtype="bfloat16").save_pretrained(tmp_path)
+    fields = json.loads((tmp_path / "config.json").read_text())
+    assert fields["torch_dtype"] == fields["dtype"] == "bfloat16"
+    assert SDARConfig.from_pretrained(tmp_path).dtype == torch.bfloat16
 
 
 @pytest.mark.parametrize("base", [1_000.0, 1_000_000.0])

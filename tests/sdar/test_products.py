@@ -88,6 +88,35 @@ assert not counters["unimplemented"], counters["unimplemented"]
 """
 
 
+SHARED = """
+import torch
+from t3d.decoding import DecodingConfig, decode
+from t3d.sdar import SDARConfig, SDARForCausalLM
+from t3d.sdar.decoding_layers import compile_layers
+from torch._dynamo.utils import counters
+
+shape = {"vocab_size": 48, "hidden_size": 32, "intermediate_size": 48, "num_attention_heads": 4, "head_dim": 8}
+special = {"mask_token_id": 47, "bos_token_id": None, "eos_token_id": None, "tie_word_embeddings": False}
+graphs = []
+for num_layers in (2, 12):
+    torch._dynamo.reset()
+    counters.clear()
+    config = SDARConfig(num_hidden_layers=num_layers, num_key_value_heads=2, **shape, **special)
+    model = SDARForCausalLM(config).eval()
+    compile_layers(model, backend="eager")
+    decode(model, [[1, 2, 3, 4, 5], [6]], DecodingConfig(47, 4, 2, max_new_tokens=9))
+    graphs.append(counters["stats"]["unique_graphs"])
+    assert not counters["unimplemented"], counters["unimplemented"]
+assert graphs[0] == graphs[1] > 0, graphs
+"""
+
+
+@pytest.mark.slow
+def test_compiled_layers_share_their_code_whatever_their_number() -> None:
+    ended = subprocess.run([sys.executable, "-W", "ignore", "-c", SHARED], capture_output=True, text=True, check=False)
+    assert ended.returncode == 0, ended.stderr[-3000:]
+
+
 @pytest.mark.slow
 def test_compiled_layers_decode_the_same(checkpoint) -> None:
     # In a process of its own, as torch.compile cannot trace functions whose annotations are checked.

@@ -114,7 +114,7 @@ def test_a_relative_path_starts_at_the_working_folder_and_in_a_script_folder_at_
 
 def test_errors_say_where_relative_paths_start(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    start = rf"\(relative paths start at the working folder, {tmp_path}\)$"
+    start = rf"\(relative paths start at the working folder, {tmp_path}\)"
     for path in ("../none/x", "x"):
         with pytest.raises(CheckpointError, match=start):
             resolve_checkpoint(path)

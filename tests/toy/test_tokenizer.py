@@ -1,3 +1,4 @@
+import json
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,7 @@ from t3d.toy.base import save_base
 from t3d.toy.tokenizer import CHAT_TEMPLATE, END_OF_TEXT, MASK, TURN_END, TURN_START, build_tokenizer
 
 SDAR_TOKENIZER = Path(__file__).parents[3] / "shared" / "data" / "sdar-tokenizer"
+TEACHER = Path(__file__).parents[2] / "t3d" / "toy" / "teacher"
 SPECIAL = (END_OF_TEXT, TURN_START, TURN_END, MASK)
 ITEM = {"question": "Ada has 12 boxes of 3 pens. How many?", "ground_truth_answer": "36"}
 
@@ -111,6 +113,23 @@ def test_the_chat_template_equals_sdars_own(tokenizer, turns):
     expected = sdar.apply_chat_template(turns, chat_template=own, **options)
     assert tokenizer.apply_chat_template(turns, **options) == expected
     assert tokenizer.chat_template == CHAT_TEMPLATE
+
+
+def test_its_files_name_nothing_that_only_one_major_release_of_transformers_knows(base):
+    for folder in (base, TEACHER):
+        fields = json.loads((folder / "tokenizer_config.json").read_text())
+        assert fields["tokenizer_class"] == "PreTrainedTokenizerFast"
+        assert fields["additional_special_tokens"] == [TURN_START, TURN_END]
+        assert not {"backend", "extra_special_tokens"} & fields.keys()
+
+
+def test_the_teachers_tokenizer_is_this_one(tokenizer):
+    teachers = load_tokenizer(TEACHER)
+    stored, built = (json.loads(one.backend_tokenizer.to_str()) for one in (teachers, tokenizer))
+    # transformers 5 adds a post-processor that adds nothing.
+    assert all(stored[part] == built[part] for part in stored.keys() - {"post_processor"})
+    assert teachers.all_special_ids == tokenizer.all_special_ids
+    assert teachers.chat_template == tokenizer.chat_template
 
 
 def test_building_it_twice_gives_the_same_tokenizer():

@@ -129,7 +129,7 @@ def test_the_same_content_is_built_once_and_other_content_again(trajectories, to
     copy.write_bytes(trajectories.read_bytes())
     load(trajectories, tokenizer)
     with monkeypatch.context() as patched:
-        patched.setattr(data, "_all_samples", lambda *_: pytest.fail("built again"))
+        patched.setattr(data, "iter_samples", lambda *_: pytest.fail("built again"))
         assert len(load(copy, tokenizer)) == 20
     copy.write_text(json.dumps(records(trajectories)[:5]))
     assert len(load(copy, tokenizer)) == 5

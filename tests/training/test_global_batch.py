@@ -54,6 +54,9 @@ def test_accumulation_follows_from_it_and_the_start_says_so(checkpoint, trajecto
     assert_equal(plain, given)
     said = "20 samples, 8 per step (1 process(es) on cpu, 2 micro-batch(es) of 4), 3 steps, 1.20 epochs"
     assert caplog.text.count(said) == 2
+    assert "is not used" not in caplog.text
+    run(checkpoint, trajectories, tmp_path / "other", "training.global_batch_size=4")
+    assert "training.gradient_accumulation_steps = 2 is not used: global_batch_size decides" in caplog.text
 
 
 def test_accelerate_divides_by_the_computed_accumulation(monkeypatch):

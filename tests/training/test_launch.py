@@ -3,12 +3,18 @@
 import os
 import subprocess
 import sys
+from datetime import timedelta
+from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import yaml
+from accelerate import Accelerator
+from accelerate.utils import DistributedType
 
-from t3d.config import TrainConfig
+from t3d.config import TrainConfig, TrainingConfig
 from t3d.errors import ConfigError
 from t3d.training.launch import make_accelerator
 
@@ -63,6 +69,66 @@ def test_deepspeed_that_is_not_installed_is_named(monkeypatch):
     monkeypatch.setattr("t3d.training.launch.is_deepspeed_available", lambda: False)
     with pytest.raises(ConfigError, match=r"DeepSpeed installed \(pip install deepspeed\), found none"):
         make_accelerator(config())
+
+
+class Noted(Accelerator):
+    """accelerate's in a launch of two GPUs, where there are none."""
+
+    def __init__(self, stage: int | None, **options: Any) -> None:
+        kind = DistributedType.MULTI_GPU if stage is None else DistributedType.DEEPSPEED
+        plugin = None if stage is None else SimpleNamespace(zero_stage=stage, deepspeed_config={})
+        self.options = options
+        self.state = SimpleNamespace(deepspeed_plugin=plugin, distributed_type=kind, num_processes=2)
+
+
+@pytest.fixture
+def on_gpus(monkeypatch):
+    """Makes a launch of two GPUs, under a stage of ZeRO or none."""
+
+    def begin(stage: int | None = None, **training: str) -> Noted:
+        monkeypatch.setenv("WORLD_SIZE", "2")
+        monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+        monkeypatch.setattr("t3d.training.launch.Accelerator", partial(Noted, stage))
+        made = config()
+        for name, value in training.items():
+            setattr(made.training, name, value)
+        return make_accelerator(made)
+
+    return begin
+
+
+@pytest.mark.parametrize("stage", [None, 2])
+def test_processes_on_gpus_wait_hours_for_each_other(on_gpus, stage):
+    """The time-out is all that accelerate passes on beside its own choice of NCCL."""
+    [handler] = on_gpus(stage).options["kwargs_handlers"]
+    assert handler.to_kwargs() == {"timeout": timedelta(hours=4)}
+
+
+@pytest.mark.parametrize(
+    ("stage", "asked", "told"),
+    [
+        (1, "auto", {}),
+        (2, "auto", {"grad_accum_dtype": "fp32"}),
+        (3, "auto", {"grad_accum_dtype": "fp32"}),
+        (1, "float32", {"grad_accum_dtype": "fp32"}),
+        (3, "bfloat16", {"grad_accum_dtype": "bf16"}),
+    ],
+)
+def test_deepspeed_is_told_in_which_precision_to_sum(on_gpus, stage, asked, told):
+    made = on_gpus(stage, grad_accum_dtype=asked)
+    assert made.state.deepspeed_plugin.deepspeed_config["data_types"] == told
+
+
+def test_sums_in_bf16_need_deepspeed(on_gpus):
+    with pytest.raises(
+        ConfigError, match=r"grad_accum_dtype: expected auto or float32 without DeepSpeed, found bfloat16"
+    ):
+        on_gpus(None, grad_accum_dtype="bfloat16")
+
+
+def test_sums_in_bf16_need_a_network_in_bf16():
+    with pytest.raises(ConfigError, match=r"grad_accum_dtype: expected .* mixed_precision is bf16, found bfloat16"):
+        TrainingConfig(grad_accum_dtype="bfloat16", mixed_precision="fp16")
 
 
 def launch(tmp_path: Path, *arguments: str) -> subprocess.CompletedProcess:

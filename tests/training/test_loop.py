@@ -15,7 +15,7 @@ from accelerate.state import AcceleratorState
 from safetensors.torch import load_file, save_file
 
 from t3d.config import TrainConfig, load_config
-from t3d.errors import CheckpointError, ConfigError, DataError, UserError
+from t3d.errors import CheckpointError, ConfigError, DataError, DeviceFullError, UserError
 from t3d.objectives.registry import OBJECTIVES
 from t3d.sdar import SDARForCausalLM
 from t3d.storage.experiments import newest_checkpoint
@@ -273,6 +273,14 @@ def test_clipping_that_is_off_leaves_gradients_as_they_are(checkpoint, trajector
     assert any(not torch.equal(loose[name], before[name]) for name in before)
 
 
+def test_a_run_in_the_home_folder_is_found_again(checkpoint, trajectories, tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    run(checkpoint, trajectories, Path("~/run"), "training.max_steps=2")
+    shutil.rmtree(tmp_path / "run/state/step-000002")
+    run(checkpoint, trajectories, Path("~/run"), "training.max_steps=2", "experiment.resume_from=~/run")
+    assert [line["step"] for line in metrics(tmp_path / "run")] == [1, 2]
+
+
 def test_resuming_from_nothing_is_an_error(checkpoint, trajectories, tmp_path):
     with pytest.raises(CheckpointError, match="state"):
         run(checkpoint, trajectories, tmp_path / "run", f"experiment.resume_from={tmp_path}")
@@ -322,6 +330,37 @@ def test_gradient_that_is_no_number_stops_before_the_update(checkpoint, trajecto
         run(checkpoint, trajectories, tmp_path / "run", "optimizer.params.learning_rate=1e30")
     assert [path.name for path in (tmp_path / "run/state").iterdir()] == ["step-000001"]
     assert len(metrics(tmp_path / "run")) == 1
+
+
+@pytest.mark.parametrize(
+    ("overrides", "levers"),
+    [
+        ([], "training.batch_size_lm (now 4) or training.gradient_checkpointing_enable (now false) or "),
+        (["training.batch_size_lm=1", "training.gradient_checkpointing_enable=true"], ""),
+        (
+            ["training.tokens_per_batch=2000"],
+            "training.tokens_per_batch (now 2000) or training.gradient_checkpointing_enable (now false) or ",
+        ),
+    ],
+)
+def test_a_full_device_is_one_line_that_names_what_to_lower(
+    checkpoint, trajectories, tmp_path, monkeypatch, overrides, levers
+):
+    calls = []
+
+    def full(*inputs: Any) -> dict[str, torch.Tensor]:
+        calls.append(None)
+        if len(calls) > 2:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.\nMore.")
+        return batch_losses(*inputs)
+
+    monkeypatch.setattr("t3d.training.loop.batch_losses", full)
+    with pytest.raises(DeviceFullError) as caught:
+        run(checkpoint, trajectories, tmp_path / "run", *overrides)
+    assert str(caught.value) == (
+        f"{levers}the ZeRO stage (accelerate_configs/): expected a step that fits into the device's memory "
+        "(python -m t3d.training.memory tells what does), found CUDA out of memory. Tried to allocate 2.00 GiB."
+    )
 
 
 def test_long_prompts_are_left_out_with_their_step_maps(checkpoint, trajectories, tmp_path):

@@ -23,7 +23,17 @@ from t3d.sdar.attention import TrainingTokens, training_mask
 from t3d.sdar.backend import masked_attention
 from t3d.training.attention import PackedPlan
 from t3d.training.forward import batch_losses
-from t3d.training.memory import GIB, SHAPES, MemoryConfig, batch_size, estimate, num_parameters, shapes_asked, table
+from t3d.training.memory import (
+    GIB,
+    SHAPES,
+    MemoryConfig,
+    batch_size,
+    estimate,
+    num_parameters,
+    recommended,
+    shapes_asked,
+    table,
+)
 from t3d.training.packing import collate
 from t3d.training.reference import frozen_copy
 from t3d.training.settings import loss_settings
@@ -141,6 +151,26 @@ def test_states_are_exact_and_a_steps_peak_is_within_a_quarter(build_tiny_model,
     assert updating == pytest.approx(expected.state + expected.update, rel=0.1)
 
 
+@pytest.mark.parametrize("objective", ["t3d", "td"])
+@pytest.mark.parametrize("changes", [{"vocab_size": 16384}, {"vocab_size": 16384, "hidden_size": 256}], ids=str)
+def test_a_step_of_several_head_chunks_is_within_15_percent(build_tiny_model, monkeypatch, changes, objective):
+    for module in ("forward", "memory"):
+        monkeypatch.setattr(f"t3d.training.{module}.CHUNK_BYTES", 4 << 20)
+    expected = estimate(config(objective, recompute=True), tiny(**changes), stage=0, num_gpus=1)
+    student = build_tiny_model(**(SHAPE | HEADS | {"mask_token_id": 1} | changes)).train()
+    reference = frozen_copy(student) if objective == "t3d" else None
+    student.recompute_activations()
+    settings, batch = loss_settings(config(objective).training), make_batch()
+    with Live() as live:
+        for parameter in [parameter for model in (student, reference) if model for parameter in model.parameters()]:
+            live.count(parameter)
+        for _ in range(2):
+            live.peak = 0
+            batch_losses(student, reference, batch, settings)["loss/total"].sum().backward()
+    state = expected.weights + expected.gradients + expected.reference
+    assert live.peak - state == pytest.approx(expected.activations + expected.backward, rel=0.15)
+
+
 @pytest.mark.parametrize("recompute", [False, True])
 def test_a_bf16_networks_peak_is_within_a_quarter(build_tiny_model, recompute):
     """As under DeepSpeed, where the network itself is kept in bf16."""
@@ -160,6 +190,74 @@ def test_a_bf16_networks_peak_is_within_a_quarter(build_tiny_model, recompute):
     assert live.peak - state == pytest.approx(expected.activations + expected.backward, rel=0.25)
 
 
+CHUNKED = {"vocab_size": 16_384, "hidden_size": 256, "num_hidden_layers": 2}
+
+
+@pytest.mark.parametrize("rows", [8, 32, 10_000], ids=["many-chunks", "chunks", "one-chunk"])
+@pytest.mark.parametrize("tied", [False, True], ids=["apart", "tied"])
+@pytest.mark.parametrize("kept", ["fp32", "bf16", "autocast"])
+@pytest.mark.parametrize("objective", ["td", "t3d"])
+def test_a_steps_peak_with_a_large_head_is_within_15_percent(
+    build_tiny_model, monkeypatch, objective, kept, tied, rows
+):
+    """The head's gradient leads: several chunks' are added up, and a tied head's waits for the layers."""
+    for place in ("forward", "memory"):
+        monkeypatch.setattr(f"t3d.training.{place}.CHUNK_BYTES", 4 * rows * 16_384)
+    made, shape = config(objective, "no" if kept == "fp32" else "bf16"), tiny(**CHUNKED, tie_word_embeddings=tied)
+    stage = 1 if kept == "bf16" else 0
+    expected = estimate(made, shape, stage, num_gpus=1)
+    changes = SHAPE | HEADS | CHUNKED | {"mask_token_id": 1, "tie_word_embeddings": tied}
+    student = build_tiny_model(**changes).train()
+    if kept == "bf16":
+        student.bfloat16()
+    reference = frozen_copy(student) if objective == "t3d" else None
+    settings, batch = loss_settings(made.training), make_batch()
+    with Live() as live:
+        for network in (student, reference):
+            for weight in network.parameters() if network else ():
+                live.count(weight)
+        for _ in range(2):  # the first micro-batch makes the gradients
+            live.peak = 0
+            with torch.autocast("cpu", torch.bfloat16, enabled=kept == "autocast"):
+                losses = batch_losses(student, reference, batch, settings)["loss/total"].sum()
+            losses.backward()
+    # Without what no backward pass has: the optimizer's states, and autocast's casts of weights, which are gone then.
+    casts = 2 * num_parameters(shape) if kept == "autocast" else 0
+    state = expected.state - expected.optimizer - casts
+    assert live.now() == pytest.approx(state, rel=0.02)
+    assert live.peak - state == pytest.approx(expected.activations + expected.backward, rel=0.15)
+
+
+def test_the_masks_of_a_row_are_counted():
+    """A measured 10 bytes per pair of tokens, which only a long pack makes the largest thing."""
+    long, short = config(), config()
+    long.training.tokens_per_batch = 60_000
+    assert estimate(long, tiny(), 2, 8).masks == 10 * 60_000**2
+    assert estimate(long, tiny(), 2, 8).total == estimate(long, tiny(), 2, 8).state + 10 * 60_000**2
+    assert estimate(short, tiny(), 2, 8).masks == 10 * (96 + 2 * 256 + 16) ** 2
+
+
+def test_a_sharded_reference_is_a_gpus_share_under_zero_3():
+    made = config(precision="bf16")
+    sharded = estimate(made, tiny(), 3, 8)
+    made.training.shard_reference = False
+    assert sharded.reference * 8 == estimate(made, tiny(), 3, 8).reference == estimate(made, tiny(), 2, 8).reference
+
+
+def test_the_table_recommends_the_lowest_stage_that_leaves_a_tenth():
+    path = ROOT / "configs/ddo_sdar_full_self.yaml"
+    made = load_config(MemoryConfig, [f"config={path}"], "", "")
+    shape = SDARConfig(**SHAPES["SDAR-4B-Chat"])
+    small, large = recommended(made, shape)
+    assert small.endswith("1: none, 2: none, 4: ZeRO-3, 8: ZeRO-2")
+    assert large.endswith("1: none, 2: ZeRO-1, 4: ZeRO-1, 8: ZeRO-1")
+    lower, chosen = (estimate(made, shape, stage, 8).total / GIB + 1.5 for stage in (1, 2))
+    assert chosen <= 36 < lower < 40
+
+
+SUMS = [(1, "bfloat16"), (1, "float32"), (2, "bfloat16"), (2, "float32"), (3, "bfloat16"), (3, "float32")]
+"""ZeRO's stage, and the precision that micro-batches are summed in."""
+
 DEEPSPEED = """
 import gc, json, os, sys
 import deepspeed, deepspeed.ops
@@ -174,19 +272,20 @@ def alive():
     return {tensor.untyped_storage()._cdata: tensor.untyped_storage().nbytes() for tensor in tensors}
 
 deepspeed.init_distributed("gloo", verbose=False)
-found = {}
-for stage in (1, 2, 3):
+found = []
+for stage, dtype in json.loads(sys.argv[2]):
     before = alive()
     student = SDARForCausalLM(SDARConfig(**json.loads(sys.argv[1])))
     zero = {"stage": stage, "reduce_bucket_size": 500_000, "stage3_param_persistence_threshold": 0}
     settings = {"train_micro_batch_size_per_gpu": 1, "gradient_accumulation_steps": 2, "bf16": {"enabled": True}}
     settings |= {"zero_optimization": zero, "zero_allow_untested_optimizer": True, "zero_force_ds_cpu_optimizer": False}
+    settings |= {"data_types": {"grad_accum_dtype": {"float32": "fp32", "bfloat16": "bf16"}[dtype]}}
     engine, *_ = deepspeed.initialize(model=student, optimizer=torch.optim.AdamW(student.parameters()), config=settings)
     del student
     for _ in range(3):  # an update, and the first micro-batch after it
         engine.backward(engine(torch.zeros(1, 8, dtype=torch.long)).logits.float().sum())
         engine.step()
-    found[stage] = sum(size for place, size in alive().items() if place not in before and size != 1_000_000)
+    found.append(sum(size for place, size in alive().items() if place not in before and size != 1_000_000))
     engine.destroy()
     del engine
 if os.environ["RANK"] == "0":
@@ -198,14 +297,15 @@ if os.environ["RANK"] == "0":
 def test_zeros_states_are_those_of_two_deepspeed_processes(tmp_path):
     (tmp_path / "script.py").write_text(DEEPSPEED)
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
-    command += [str(tmp_path / "script.py"), json.dumps(tiny().to_dict())]
+    command += [str(tmp_path / "script.py"), json.dumps(tiny().to_dict()), json.dumps(SUMS)]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
     ended = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     assert ended.returncode == 0, ended.stderr[-3000:]
     found = json.loads(ended.stdout.partition("FOUND ")[2].splitlines()[0])
-    for stage in (1, 2, 3):
-        expected = estimate(config("td", "bf16"), tiny(), stage, num_gpus=2)
-        assert found[str(stage)] == pytest.approx(expected.state, rel=0.01), stage
+    for (stage, dtype), size in zip(SUMS, found, strict=True):
+        made = config("td", "bf16")
+        made.training.grad_accum_dtype = dtype
+        assert size == pytest.approx(estimate(made, tiny(), stage, num_gpus=2).state, rel=0.01), (stage, dtype)
 
 
 def test_the_papers_models_have_their_parameters():

@@ -1,0 +1,142 @@
+"""Which attention decodes: decided once for a device and a network's heads, tried there, and said in one line."""
+
+import importlib
+import logging
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from functools import cache, partial
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from t3d.decoding.cache import SlotCache
+from t3d.decoding.plan import FlashPlan, SdpaPlan, Spans
+from t3d.devices import AMPERE, capability
+from t3d.sdar.backend import TOLERANCE, AttentionPlan, Heads, masked_kernels, relative_error
+from t3d.sdar.modeling import SDARForCausalLM
+
+log = logging.getLogger(__name__)
+
+HALF = (torch.bfloat16, torch.float16)
+LOADING = (ImportError, OSError, RuntimeError, AttributeError)
+"""What an extension raises that was built for another torch, CUDA or Python, or is another release."""
+CALLING = (RuntimeError, NotImplementedError, TypeError, ValueError, AssertionError)
+"""What one raises that was not built for the card, or does not know an argument."""
+
+
+@dataclass(frozen=True)
+class Kernel:
+    """How attention is computed while decoding.
+
+    Attributes:
+        name: of the kernel.
+        plan: lays out one forward's attention.
+        within: a context that every forward runs in.
+        why: what speaks against a faster kernel; empty if nothing does.
+        is_fallback: a faster one is installed and does not work.
+    """
+
+    name: str
+    plan: Callable[[Spans, SlotCache], AttentionPlan]
+    within: Callable[[], AbstractContextManager[Any]] = nullcontext
+    why: str = ""
+    is_fallback: bool = False
+
+
+class _UnusableError(Exception):
+    """Says why flash-attn is not used."""
+
+    def __init__(self, why: str, is_fallback: bool = False) -> None:
+        self.why, self.is_fallback = why, is_fallback
+        super().__init__(why)
+
+
+def choose_kernel(model: SDARForCausalLM) -> Kernel:
+    """The kernel for a model where it is; looked for once, and logged then."""
+    return _chosen(model.device, model.dtype, Heads.of(model.config))
+
+
+@cache
+def _chosen(device: torch.device, dtype: torch.dtype, heads: Heads) -> Kernel:
+    kernel = find_kernel(device, dtype, heads)
+    line = f"decoding on {device} in {str(dtype).removeprefix('torch.')} with {kernel.name}"
+    log.log(
+        logging.WARNING if kernel.is_fallback else logging.INFO, "%s%s", line, f" ({kernel.why})" if kernel.why else ""
+    )
+    return kernel
+
+
+def find_kernel(device: torch.device, dtype: torch.dtype, heads: Heads) -> Kernel:
+    """The fastest kernel that works there; logs nothing and remembers nothing.
+
+    Args:
+        device: where the network is.
+        dtype: of its weights.
+        heads: of its attention.
+    """
+    try:
+        flash = _load_flash(device, dtype)
+        _try(flash, device, dtype, heads)
+    except _UnusableError as found:
+        why, level = found.why, capability(device)
+        if level is not None and level < AMPERE and dtype == torch.bfloat16:
+            why += "; bfloat16 is slow there, rollout.dtype=float16 or float32 may be faster"
+        within = partial(masked_kernels, device.type)
+        return Kernel("torch's scaled_dot_product_attention", SdpaPlan, within, why, found.is_fallback)
+    return Kernel("flash-attn", partial(FlashPlan, flash=flash))
+
+
+def _load_flash(device: torch.device, dtype: torch.dtype) -> Callable[..., Tensor]:
+    """flash-attn's function.
+
+    Raises:
+        _UnusableError: not for this device or type, not installed, or not loadable.
+    """
+    level = capability(device)
+    if level is None:
+        raise _UnusableError("")
+    if dtype not in HALF:
+        raise _UnusableError("flash-attn computes in bfloat16 and float16 only")
+    if level < AMPERE:
+        raise _UnusableError("flash-attn needs compute capability {}.{}, the card has {}.{}".format(*AMPERE, *level))
+    try:
+        return importlib.import_module("flash_attn").flash_attn_with_kvcache
+    except LOADING as error:
+        if isinstance(error, ModuleNotFoundError) and error.name == "flash_attn":
+            raise _UnusableError("flash-attn is not installed") from error
+        raise _UnusableError(f"flash-attn cannot be loaded: {_first_line(error)}", is_fallback=True) from error
+
+
+@torch.inference_mode()
+def _try(flash: Callable[..., Tensor], device: torch.device, dtype: torch.dtype, heads: Heads) -> None:
+    """Attends from a block of four to the first keys of two slots, and compares.
+
+    Raises:
+        _UnusableError: the kernel fails, or computes something else.
+    """
+    generator = torch.Generator().manual_seed(0)
+    shapes = (2, 4, heads.queries, heads.dim), (2, 64, heads.keys, heads.dim), (2, 64, heads.keys, heads.dim)
+    query, keys, values = (torch.randn(shape, generator=generator).to(device, dtype) for shape in shapes)
+    slots, ends = torch.tensor([[1, 0], [4, 37]], dtype=torch.int32, device=device)
+    try:
+        found = flash(
+            query, keys, values, cache_seqlens=ends, cache_batch_idx=slots, softmax_scale=heads.dim**-0.5, causal=False
+        )
+        ended = found.float().cpu()
+    except CALLING as failure:
+        raise _UnusableError(f"flash-attn does not run here: {_first_line(failure)}", is_fallback=True) from failure
+    for row, (slot, end) in enumerate(((1, 4), (0, 37))):
+        seen = [
+            states[slot, :end].float().cpu().transpose(0, 1).repeat_interleave(heads.queries // heads.keys, 0)
+            for states in (keys, values)
+        ]
+        scores = query[row].float().cpu().transpose(0, 1) @ seen[0].mT * heads.dim**-0.5
+        expected = (scores.softmax(-1) @ seen[1]).transpose(0, 1)
+        if not (error := relative_error(ended[row], expected)) <= TOLERANCE:
+            raise _UnusableError(f"flash-attn computes something else here, off by {error:.0%}", is_fallback=True)
+
+
+def _first_line(error: Exception) -> str:
+    return next(iter(str(error).splitlines()), type(error).__name__)

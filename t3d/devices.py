@@ -1,0 +1,75 @@
+"""What a device is and has room for, asked of its driver; every answer is a plain value that a test can replace."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import psutil
+import torch
+
+from t3d.errors import ConfigError, UserError
+
+AMPERE = (8, 0)
+"""The first compute capability with bfloat16 units, which flash-attn needs, too."""
+
+KEPT_BACK = 3 * 2**29
+"""Bytes of an accelerator that no plan counts on: libraries' workspaces, and what fragmentation wastes."""
+KEPT_BACK_SHARE = 10
+"""Of a machine's own memory, which other programs use too, one part in so many is left to them."""
+
+EXHAUSTED = ("out of memory", "can't allocate memory", "CUBLAS_STATUS_ALLOC_FAILED")
+"""What stands in the messages of those allocators that raise a bare RuntimeError: a CPU's, MPS, CUDA's libraries."""
+
+
+def capability(device: torch.device) -> tuple[int, int] | None:
+    """The compute capability of a CUDA device; None of any other."""
+    return torch.cuda.get_device_capability(device) if device.type == "cuda" else None
+
+
+def free_memory(device: torch.device) -> int:
+    """Bytes that can be allocated on `device` now.
+
+    What torch's allocator holds for tensors that are gone counts as free, although the driver does not say so.
+    """
+    if device.type != "cuda":
+        return psutil.virtual_memory().available
+    cached = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+    return torch.cuda.mem_get_info(device)[0] + cached
+
+
+def usable_memory(device: torch.device) -> int:
+    """Bytes of `free_memory` that may be planned with."""
+    free = free_memory(device)
+    return max(0, free - (KEPT_BACK if device.type == "cuda" else free // KEPT_BACK_SHARE))
+
+
+def give_back(device: torch.device) -> None:
+    """Returns what torch's allocator holds unused, so that other processes and other sizes can have it."""
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
+
+
+def exhaustion(error: Exception) -> str | None:
+    """The first line of an allocator's complaint that memory is full; None of any other error."""
+    line = next(iter(str(error).splitlines()), "")
+    known = isinstance(error, torch.OutOfMemoryError | MemoryError) or (
+        isinstance(error, RuntimeError) and any(text in str(error) for text in EXHAUSTED)
+    )
+    return (line or "out of memory") if known else None
+
+
+@contextmanager
+def room(where: str, expected: str, kind: type[UserError] = ConfigError) -> Iterator[None]:
+    """Raises an error of `kind` in place of one that says that memory is full.
+
+    Args:
+        where: what to lower.
+        expected: what must fit.
+        kind: of `UserError`.
+    """
+    try:
+        yield
+    except (RuntimeError, MemoryError) as error:
+        found = exhaustion(error)
+        if found is None:
+            raise
+        raise kind(where, expected, found) from error

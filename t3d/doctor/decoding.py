@@ -1,0 +1,295 @@
+"""What a rollout or an evaluation needs: problems, prompts that fit, memory for sequences, room for what it writes."""
+
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from t3d.config import DecodeConfig, RolloutConfig, load_config
+from t3d.data.benchmarks import load_benchmark
+from t3d.decoding import DecodingConfig
+from t3d.decoding.limits import prompt_error
+from t3d.decoding.memory import DecodingMemory, decoding_memory
+from t3d.doctor import machine, model, output
+from t3d.doctor.finding import Examination, Finding, counted
+from t3d.doctor.machine import Device, size_of
+from t3d.doctor.model import Patient
+from t3d.errors import CheckpointError, ConfigError, DataError
+from t3d.evaluation.records import read_rollouts
+from t3d.prompts import build_prompt
+from t3d.rollout.job import decoding_config
+from t3d.rollout.ranks import Ranks
+from t3d.rollout.run import count_workers, project_folder, rollout_path
+from t3d.rollout.worker import pick_device
+from t3d.sdar.backend import Heads
+from t3d.sdar.opening import Checkpoint
+from t3d.storage.paths import find_data
+from t3d.tables.cells import Cell, every_cell
+from t3d.training.memory import num_parameters
+
+LONGEST = 200
+"""Prompts that are tokenized: the longest by characters, among which the longest by tokens will be."""
+
+TOKEN_BYTES = 40
+"""Of a decoded token on disk, at most: its text, id and step, in the rollout file and in a shard."""
+
+
+@dataclass(frozen=True)
+class Problems:
+    """The problems of a command.
+
+    Attributes:
+        path: of the data set.
+        items: this machine's.
+        prompts: token ids of the longest prompts; empty without a tokenizer.
+    """
+
+    path: Path
+    items: list[dict[str, Any]]
+    prompts: list[list[int]]
+
+    @property
+    def longest(self) -> int:
+        """Tokens of the longest prompt."""
+        return max((len(prompt) for prompt in self.prompts), default=0)
+
+
+@dataclass(frozen=True)
+class Needed:
+    """Memory of a decoding process.
+
+    Attributes:
+        weights: bytes.
+        decoding: beside them.
+        wanted: sequences at a time.
+    """
+
+    weights: int
+    decoding: DecodingMemory
+    wanted: int
+
+
+def examine_decoding(examination: Examination, arguments: list[str], grades: bool, launched: bool) -> None:
+    """Adds what keeps `sdar_sample.py` or `eval.py` from running.
+
+    Args:
+        examination: to add to.
+        arguments: of the command.
+        grades: it is an evaluation.
+        launched: the command itself asks, from inside its launch if it has one.
+    """
+    config = examination.obtain("settings", lambda: load_config(DecodeConfig, arguments, "", ""))
+    if config is not None:
+        _examine(examination, config, grades, launched)
+
+
+def _examine(examination: Examination, config: DecodeConfig, grades: bool, launched: bool) -> None:
+    if grades:
+        is_needed = "code" in _data_types(config)
+        examination.examine("sandbox", lambda: machine.sandbox(config.execute.sandbox, is_needed))
+    if config.evaluation.rollouts is not None:
+        examination.examine("rollouts", lambda: rollouts(config))
+        return
+    if config.table.checkpoints:
+        examination.examine("table", lambda: table(config))
+        there = [cell for cell in every_cell(config) if not _is_missing(cell) and _problem_with_data(cell) is None]
+        if not there:
+            return
+        config = replace(config, evaluation=there[0].config.evaluation, rollout=there[0].config.rollout)
+    examine_model(examination, config, launched)
+
+
+def examine_model(examination: Examination, config: DecodeConfig, launched: bool) -> None:
+    """Adds what keeps one checkpoint from decoding one data set."""
+    settings = config.rollout
+    patient = examination.obtain(
+        "checkpoint",
+        lambda: model.find_patient(
+            config.evaluation.checkpoint_path, "evaluation.checkpoint_path", settings.block_size
+        ),
+    )
+    if patient is not None:
+        examination.examine("checkpoint", lambda: model.checkpoint(patient, needs_weights=True))
+        examination.examine("tokenizer", lambda: model.tokenizer(patient))
+    asked = examination.obtain("problems", lambda: find_problems(config, patient))
+    device = examination.obtain("device", lambda: pick_device(settings.device))
+    decoding = examination.obtain("settings", lambda: decoding_settings(config, patient)) if patient else None
+    if asked is not None:
+        examination.examine("problems", lambda: problems(asked, patient, decoding))
+        examination.examine("output", lambda: room(config, len(asked.items)))
+    if patient is None or device is None or decoding is None:
+        return
+    dtype = patient.dtype if settings.dtype == "auto" else getattr(torch, settings.dtype)
+    examination.examine("kernel", lambda: machine.decoding_kernel(device, dtype, Heads.of(patient.config)))
+    count = settings.max_active if asked is None else len(asked.items) * settings.num_response_per_task
+    needed = Needed(
+        weights=num_parameters(patient.config) * dtype.itemsize // settings.tensor_parallel_size,
+        decoding=decoding_memory(patient.config, dtype, decoding, 0 if asked is None else asked.longest),
+        wanted=min(settings.max_active, count),
+    )
+    ranks = Ranks(size=int(os.environ.get("WORLD_SIZE", "1"))) if launched else Ranks()
+    examination.examine("memory", lambda: memory(machine.find_devices(), device, needed, settings, ranks))
+    examination.examine("rehearsal", lambda: model.decoding_rehearsal(patient.config, decoding, device, dtype))
+
+
+def decoding_settings(config: DecodeConfig, patient: Patient) -> DecodingConfig:
+    """The decoder's settings; without a tokenizer, no stop tokens."""
+    mask = patient.config.mask_token_id
+    assert mask is not None  # the checkpoint is opened
+    if patient.folder is None or patient.tokenizer is None:
+        rollout = config.rollout
+        return DecodingConfig(mask, rollout.block_size, rollout.denoising_steps_per_block, rollout.max_token)
+    checkpoint = Checkpoint(patient.folder, patient.config, patient.tokenizer)
+    return decoding_config(config.rollout, checkpoint)
+
+
+def find_problems(config: DecodeConfig, patient: Patient | None) -> Problems:
+    """Reads the data set, every record of it, and builds its longest prompts.
+
+    Raises:
+        UserError: no such file, a bad record (named), or more machines than problems.
+    """
+    evaluation = config.evaluation
+    path = find_data(evaluation.eval_dataset)
+    items = load_benchmark(path, evaluation.data_type, evaluation.limit)
+    first, last = (
+        len(items) * node // evaluation.num_node for node in (evaluation.node_index, evaluation.node_index + 1)
+    )
+    if first == last:
+        raise ConfigError("evaluation.num_node", f"at most one machine per problem ({len(items)})", evaluation.num_node)
+    items = items[first:last]
+    prompts: list[list[int]] = []
+    if patient is not None and patient.tokenizer is not None:
+        longest = sorted(items, key=lambda item: -len(item["question"]))[:LONGEST]
+        think = config.rollout.start_with_think
+        prompts = [build_prompt(patient.tokenizer, item, evaluation.data_type, think)[1] for item in longest]
+    return Problems(path, items, prompts)
+
+
+def problems(asked: Problems, patient: Patient | None, decoding: DecodingConfig | None) -> Iterator[Finding]:
+    """How many problems there are, and whether the longest fit the model."""
+    text = f"{asked.path}: {len(asked.items)}"
+    if patient is None or decoding is None or not asked.prompts:
+        yield Finding("ok", "problems", text)
+        return
+    text += f", longest prompt {asked.longest} tokens"
+    errors = [error for prompt in asked.prompts if (error := prompt_error(patient.config, prompt, decoding))]
+    if errors:
+        every = len(errors) == len(asked.prompts) == len(asked.items)
+        count = f"at least {len(errors)}" if len(errors) == LONGEST < len(asked.items) else f"{len(errors)}"
+        yield Finding(
+            "error" if every else "warning",
+            "problems",
+            f"{text}; {count} too long: {errors[0]}",
+            "rollout.max_token lower",
+        )
+    else:
+        yield Finding("ok", "problems", text)
+
+
+def memory(
+    found: Sequence[Device], device: torch.device, needed: Needed, settings: RolloutConfig, ranks: Ranks
+) -> Iterator[Finding]:
+    """How many sequences fit beside the weights on the device with the least memory.
+
+    Args:
+        found: the machine's devices.
+        device: that the command picks first.
+        needed: of each process.
+        settings: of the rollout; the number of processes counts.
+        ranks: of the launch.
+
+    Raises:
+        ConfigError: see `count_workers`.
+    """
+    mine = [one for one in found if one.name.startswith(device.type)] or list(found)
+    if device.index is not None and settings.device not in ("auto", "cuda"):
+        mine = [one for one in mine if one.name == str(device)] or mine
+    workers = count_workers(settings, ranks)
+    sharing = -(-max(workers, ranks.size) // len(mine))
+    least = min(mine, key=lambda one: one.usable)
+    fit = needed.decoding.slots(least.usable // sharing - needed.weights)
+    text = (
+        f"{counted(workers, 'process', 'processes')}, each weights of {size_of(needed.weights)} "
+        f"and {size_of(needed.decoding.per_slot)} per sequence"
+    )
+    free = f"{size_of(least.usable / sharing)} usable on {least.name}" + (" by each" if sharing > 1 else "")
+    if fit < 1:
+        cure = "a free device, a smaller model, rollout.max_token or num_workers lower, or rollout.tensor_parallel_size"
+        yield Finding("error", "memory", f"{text}: not one fits into {free}", cure)
+    elif fit < needed.wanted:
+        text = f"{text}: {fit} of {needed.wanted} at a time fit into {free}; results do not depend on it"
+        yield Finding("ok", "memory", text)
+    else:
+        yield Finding("ok", "memory", f"{text}: all {needed.wanted} fit into {free}")
+
+
+def room(config: DecodeConfig, num_problems: int) -> Iterator[Finding]:
+    """Whether the rollout file, or the folder of a table, can be written."""
+    settings, path = config.rollout, rollout_path(config)
+    what, cells = counted(num_problems * settings.num_response_per_task, "response"), 1
+    if config.table.checkpoints:
+        cells = sum(1 for _ in every_cell(config))
+        what += f" in each of {counted(cells, 'cell')}"
+    elif path.is_file():
+        what += f"; {path.name} is there: kept if nothing differs, else renamed"
+    needed = TOKEN_BYTES * settings.max_token * num_problems * settings.num_response_per_task * cells
+    folder = project_folder(config) if config.table.checkpoints else path.parent
+    yield from output.folder(folder, needed, what, "another experiment.output_dir, or rollout.max_token lower")
+
+
+def rollouts(config: DecodeConfig) -> Iterator[Finding]:
+    """Whether a rollout file can be graded.
+
+    Raises:
+        DataError: it cannot; file, record and field are named.
+    """
+    path = Path(str(config.evaluation.rollouts))
+    records = read_rollouts(path, config.evaluation.data_type, config.evaluation.limit)
+    answers = sum(len(record["full_output"]) for record in records)
+    yield Finding("ok", "rollouts", f"{path}: {len(records)} problems, {answers} responses to grade")
+    yield from output.folder(project_folder(config) / "results", 0, "grades", "another experiment.output_dir")
+
+
+def table(config: DecodeConfig) -> Iterator[Finding]:
+    """Whether every checkpoint and data set of the grid is there."""
+    cells = list(every_cell(config))
+    by_name = {str(cell.config.evaluation.checkpoint_path): cell for cell in cells}
+    missing = [name for name, cell in by_name.items() if _is_missing(cell)]
+    text = f"{counted(len(cells), 'cell')}, {counted(len(by_name), 'checkpoint')}"
+    level = "warning" if config.table.skip_missing else "error"
+    if missing:
+        cure = "train or copy them, or table.skip_missing=true leaves their cells empty"
+        text += f", {len(missing)} missing or unreadable, such as {missing[0]}"
+        yield Finding(level, "table", text, "" if config.table.skip_missing else cure)  # type: ignore[arg-type]
+    else:
+        yield Finding("ok", "table", text)
+    for cell in {cell.place["dataset"]: cell for cell in cells}.values():
+        if (error := _problem_with_data(cell)) is not None:
+            yield Finding("error", "table", f"{error.where}: {error.found}", f"expected {error.expected}")
+
+
+def _problem_with_data(cell: Cell) -> DataError | None:
+    asked = cell.config.evaluation
+    try:
+        load_benchmark(find_data(asked.eval_dataset), asked.data_type, asked.limit)
+    except DataError as error:
+        return error
+    return None
+
+
+def _is_missing(cell: Cell) -> bool:
+    try:
+        model.check_config(str(cell.config.evaluation.checkpoint_path))
+    except CheckpointError:
+        return True
+    return False
+
+
+def _data_types(config: DecodeConfig) -> set[str]:
+    if not config.table.checkpoints:
+        return {config.evaluation.data_type}
+    return {cell.config.evaluation.data_type for cell in every_cell(config)}

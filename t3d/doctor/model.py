@@ -1,0 +1,204 @@
+"""The checkpoint: where it is, its weights, its tokenizer, and a decode with a small copy of it."""
+
+import json
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+from huggingface_hub import snapshot_download
+from huggingface_hub.errors import LocalEntryNotFoundError
+from safetensors import SafetensorError, safe_open
+from transformers import PreTrainedTokenizerBase
+
+from t3d.decoding import DecodingConfig, decode
+from t3d.doctor.finding import Finding, counted, reason
+from t3d.doctor.machine import short_name, size_of
+from t3d.errors import CheckpointError
+from t3d.sdar.checkpoint import HUB_ID, load_config, resolve_checkpoint
+from t3d.sdar.configuration import SDARConfig
+from t3d.sdar.decoding_layers import pack_layers
+from t3d.sdar.modeling import SDARForCausalLM
+from t3d.sdar.opening import open_checkpoint
+from t3d.training.memory import SHAPES, num_parameters
+
+SMALL = {"num_hidden_layers": 2, "hidden_size": 64, "intermediate_size": 128, "layer_types": None}
+"""What is shrunk; heads keep their width, which kernels are chosen by."""
+
+PAPERS_MASK = 151_669
+"""Id of the mask token of the paper's models, where their files are still on the hub."""
+
+
+@dataclass(frozen=True)
+class Patient:
+    """The model that a command names.
+
+    Attributes:
+        name: as the configuration names it.
+        folder: where it lies; None if it is still on the hub.
+        config: its configuration; of a model on the hub, if it is one of the paper's.
+        tokenizer: None if it is still on the hub.
+        assumed: what its `config.json` leaves out, a line each.
+    """
+
+    name: str
+    folder: Path | None
+    config: SDARConfig
+    tokenizer: PreTrainedTokenizerBase | None
+    assumed: tuple[str, ...] = ()
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The type that the weights are stored in."""
+        stored = self.config.dtype
+        if isinstance(stored, torch.dtype):
+            return stored
+        return torch.float32 if self.folder is not None else torch.bfloat16
+
+
+def find_patient(name: str | None, key: str, block_size: int) -> Patient:
+    """Finds the model on this machine; nothing is downloaded.
+
+    Args:
+        name: a folder or a hub id.
+        key: that names it.
+        block_size: of the run.
+
+    Raises:
+        CheckpointError: none given, or see `open_checkpoint`.
+    """
+    if not name:
+        raise CheckpointError(key, "a model folder or hub id", "none")
+    folder = local_folder(name)
+    if folder is None:
+        shape = SHAPES.get(Path(name).name)
+        if shape is None:
+            expected = "a model on this machine, to look at"
+            raise CheckpointError(name, f"{expected} (`hf download {name}` fetches it)", "a hub id, not downloaded yet")
+        config = SDARConfig(**shape, block_size=block_size, mask_token_id=PAPERS_MASK)
+        return Patient(name, None, config, None)
+    found = open_checkpoint(str(folder), block_size)
+    return Patient(name, folder, found.config, found.tokenizer, found.assumed)
+
+
+def local_folder(name: str) -> Path | None:
+    """The folder of a model, or the hub's copy on this machine; None for an id that is not downloaded.
+
+    Raises:
+        CheckpointError: neither a folder nor an id.
+    """
+    if Path(name).expanduser().is_dir() or not HUB_ID.fullmatch(name):
+        return resolve_checkpoint(name)
+    try:
+        return Path(snapshot_download(name, local_files_only=True))
+    except (LocalEntryNotFoundError, OSError):
+        return None
+
+
+def checkpoint(patient: Patient, needs_weights: bool) -> Iterator[Finding]:
+    """The model's size and, on this machine, whether its weights are the configuration's."""
+    config = patient.config
+    size = f"{num_parameters(config):,} parameters, {counted(config.num_hidden_layers, 'layer')}"
+    if patient.folder is None:
+        text = f"{patient.name}: {size}; not on this machine, the command downloads it"
+        yield Finding("warning", "checkpoint", text, f"hf download {patient.name}, to be sure of it")
+        return
+    if not needs_weights:
+        yield Finding("ok", "checkpoint", f"{patient.folder}: {size}, random weights")
+        return
+    files = sorted(patient.folder.glob("*.safetensors"))
+    stored = size_of(sum(path.stat().st_size for path in files))
+    problem = _weights_problem(patient.folder, files, config)
+    if problem is None:
+        short = short_name(patient.dtype)
+        yield Finding(
+            "ok", "checkpoint", f"{patient.folder}: {size}, {stored} in {counted(len(files), 'file')}, {short}"
+        )
+    else:
+        yield Finding("error", "checkpoint", f"{patient.folder}: {problem}", "download or copy the model's files again")
+
+
+def tokenizer(patient: Patient) -> Iterator[Finding]:
+    """The tokenizer, its mask token and its chat template."""
+    known = patient.tokenizer
+    if known is None:
+        return
+    mask = patient.config.mask_token_id
+    assert mask is not None  # the checkpoint is opened
+    text = f"{len(known)} tokens, mask {known.convert_ids_to_tokens(mask)} = {mask}"
+    if known.chat_template:
+        yield Finding("ok", "tokenizer", "; ".join([text, *patient.assumed]))
+    else:
+        yield Finding("error", "tokenizer", f"{text}, no chat template", "chat_template.jinja beside the tokenizer")
+
+
+def _weights_problem(folder: Path, files: list[Path], config: SDARConfig) -> str | None:
+    """What is wrong with the weights, read from the files' headers; None if nothing is."""
+    if not files:
+        return "no weights (*.safetensors)"
+    index = folder / "model.safetensors.index.json"
+    if index.is_file():
+        listed = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
+        if missing := sorted(listed - {path.name for path in files}):
+            return f"{len(missing)} of {len(listed)} files of weights are missing, such as {missing[0]}"
+    found: dict[str, list[int]] = {}
+    for path in files:
+        try:
+            with safe_open(path, "pt") as file:
+                found |= {name: list(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
+        except (SafetensorError, OSError) as error:
+            return f"{path.name} is not whole: {reason(error)}"
+    with torch.device("meta"):
+        network = SDARForCausalLM(config)
+    expected = {name: list(weight.shape) for name, weight in network.state_dict().items()}
+    if config.tie_word_embeddings:
+        expected.pop("lm_head.weight", None)
+    for name, shape in expected.items():
+        if found.get(name) != shape:
+            return f"{name}: {shape} in config.json, {found.get(name, 'nothing')} in the weights"
+    return None
+
+
+def shrunk(config: SDARConfig) -> SDARConfig:
+    """The same kind of network, small enough to run at once: vocabulary and shape of the heads stay."""
+    fields = json.loads(config.to_json_string(use_diff=False))
+    fields.pop("torch_dtype", None)  # the old name of a field that is there, too
+    keys = config.num_key_value_heads or config.num_attention_heads
+    heads = {"num_attention_heads": config.num_attention_heads // keys, "num_key_value_heads": 1}
+    return SDARConfig(**{**fields, **SMALL, **heads, "head_dim": config.head_dim})
+
+
+def small_network(config: SDARConfig, device: torch.device, dtype: torch.dtype) -> SDARForCausalLM:
+    """A shrunk network with random weights; the random stream of others is left alone."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        return SDARForCausalLM(shrunk(config)).to(device, dtype).eval()  # type: ignore[arg-type]
+
+
+def decoding_rehearsal(
+    config: SDARConfig, decoding: DecodingConfig, device: torch.device, dtype: torch.dtype
+) -> Iterator[Finding]:
+    """Decodes two blocks with a shrunk network, by the command's settings."""
+    started = time.perf_counter()
+    network = small_network(config, device, dtype)
+    pack_layers(network)
+    decoding = replace(decoding, max_new_tokens=2 * decoding.block_size)
+    (ended,) = decode(network, [[1, 2, 3, 4, 5]], decoding, max_active=1)
+    where = f"a shrunk copy on {device} in {short_name(dtype)}"
+    if ended.error is not None:
+        yield Finding("error", "rehearsal", f"{where}: {ended.error}", "another rollout.dtype or rollout.device")
+        return
+    seconds = time.perf_counter() - started
+    yield Finding("ok", "rehearsal", f"{where} decodes {counted(len(ended.response_ids), 'token')} ({seconds:.1f} s)")
+
+
+def check_config(name: str) -> None:
+    """Looks at no more than whether a model is there and of the right kind.
+
+    Raises:
+        CheckpointError: it is not.
+    """
+    folder = local_folder(name)
+    if folder is not None:
+        load_config(folder)

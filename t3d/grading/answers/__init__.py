@@ -1,0 +1,1 @@
+"""Answers to mathematical problems: how they are read, and when two are the same (`comparison.same`)."""
