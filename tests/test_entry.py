@@ -4,16 +4,20 @@ import os
 import pytest
 
 from t3d.entry import CACHES, run_entry, use_cache_root
-from t3d.errors import CheckpointError, ConfigError, DataError, UserError
+from t3d.errors import CheckpointError, ConfigError, DataError, DeviceFullError, UserError
 
 
 @pytest.fixture(autouse=True)
 def environment(monkeypatch, tmp_path):
-    """Caches under a folder of the test, forgotten after it."""
+    """Caches under a folder of the test and levels of loggers, forgotten after it."""
+    levels = {name: logging.getLogger(name).level for name in ("t3d", "__main__")}
     monkeypatch.setenv("T3D_CACHE_ROOT", str(tmp_path))
     for variable in CACHES:
         monkeypatch.setenv(variable, "")
         monkeypatch.delenv(variable)
+    yield
+    for name, level in levels.items():
+        logging.getLogger(name).setLevel(level)
 
 
 def test_success_leaves_status_0(capsys):
@@ -57,6 +61,25 @@ def test_only_the_first_process_of_a_machine_prints_the_line(capsys, monkeypatch
         run_entry(main)
     assert caught.value.code == 2
     assert capsys.readouterr().err == ""
+
+
+def test_every_process_tells_of_a_device_of_its_own_that_is_full(capsys, monkeypatch):
+    def main(arguments: list[str]) -> None:
+        raise DeviceFullError("a", "b", "c")
+
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    with pytest.raises(SystemExit) as caught:
+        run_entry(main)
+    assert caught.value.code == 2
+    assert capsys.readouterr().err == "error: a: expected b, found c\n"
+
+
+@pytest.mark.parametrize(("rank", "told"), [("0", True), ("1", False)])
+def test_only_the_first_process_of_a_machine_tells_its_news(monkeypatch, rank, told):
+    monkeypatch.setenv("LOCAL_RANK", rank)
+    run_entry(lambda arguments: None)
+    logger = logging.getLogger("t3d.decoding")
+    assert [logger.isEnabledFor(level) for level in (logging.INFO, logging.WARNING)] == [told, True]
 
 
 @pytest.mark.parametrize(("told", "line"), [((), "interrupted\n"), (("all is kept",), "interrupted: all is kept\n")])

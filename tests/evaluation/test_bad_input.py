@@ -171,6 +171,16 @@ def test_details_of_an_older_version_are_answered_in_one_line(capsys, details, s
     assert complaint(capsys, "evaluation.rollouts=r.json").startswith(said)
 
 
+@pytest.mark.parametrize("recorded", [{"confidence": "raw"}, {}])
+def test_results_name_the_confidence_and_files_without_it_are_graded_too(recorded):
+    Path("r.json").write_text(json.dumps([MATH]))
+    details = {**DETAILS, "fingerprint": DETAILS["fingerprint"] | recorded}
+    Path("r.meta.json").write_text(json.dumps(details))
+    start("evaluation.rollouts=r.json")
+    (results,) = Path("project/results").glob("results-*.json")
+    assert json.loads(results.read_text())["confidence"] == recorded.get("confidence")
+
+
 def test_results_in_the_place_of_rollouts_are_refused(capsys):
     Path("r.json").write_text(json.dumps([MATH]))
     start("evaluation.rollouts=r.json", "experiment.project=other")

@@ -15,7 +15,7 @@ from t3d.errors import DataError, UserError
 from t3d.rollout.ranks import join_ranks
 
 ranks = join_ranks()
-told = [ranks.on_first(lambda: ("from", ranks.rank))]
+told = [ranks.on_first(lambda: ("from", ranks.rank)), ranks.least(7 - ranks.rank)]
 
 def fail(rank):
     if ranks.rank == rank:
@@ -36,7 +36,7 @@ def test_a_process_alone_agrees_with_itself(monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "1")
     ranks = join_ranks()
     assert ranks == Ranks(0, 1, 0)
-    assert ranks.on_first(lambda: 3) == 3
+    assert ranks.on_first(lambda: 3) == ranks.least(3) == 3
     seen = []
     ranks.on_each(lambda: seen.append(1))
     assert seen == [1]
@@ -52,8 +52,8 @@ def test_processes_of_a_launch_agree_on_results_and_mistakes(tmp_path):
     first = "DataError file of 0: expected more, found less"
     second = "DataError file of 1: expected more, found less"
     assert sorted(ended.stdout.splitlines()) == [
-        f"0 of 2: {[('from', 0), first, 'finished', second, 'together']}",
-        f"1 of 2: {[('from', 0), first, second, 'together']}",
+        f"0 of 2: {[('from', 0), 6, first, 'finished', second, 'together']}",
+        f"1 of 2: {[('from', 0), 6, first, second, 'together']}",
     ]
 
 

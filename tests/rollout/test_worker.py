@@ -3,8 +3,9 @@ import logging
 import pytest
 import torch
 
+from t3d.decoding.config import _warn_once
 from t3d.errors import ConfigError
-from t3d.rollout import rollout, worker
+from t3d.rollout import pool, rollout, worker
 from t3d.rollout.worker import pick_device
 from t3d.sdar import SDARForCausalLM
 
@@ -89,3 +90,48 @@ def test_a_model_too_large_for_the_device_is_one_line(settings, monkeypatch):
     monkeypatch.setattr(worker, "_load", full)
     with pytest.raises(ConfigError, match=r"^rollout.device: expected memory for the model's weights, found \[enforce"):
         rollout(settings())
+
+
+def test_a_rollout_names_the_trap_of_scaled_confidences_once(settings, caplog, tmp_path):
+    _warn_once.cache_clear()
+    for number in range(2):
+        project = f"experiment.project={tmp_path / str(number)}"
+        rollout(settings("rollout.remasking_strategy=low_confidence_dynamic", "evaluation.limit=2", project))
+    told = [record.getMessage() for record in caplog.records if record.levelno == logging.WARNING]
+    assert len(told) == 1
+    assert told[0].startswith("low_confidence_dynamic at temperature 0.7: nearly every scaled confidence is above 0.9")
+
+
+@pytest.fixture
+def silenced():
+    """Puts the package's logger back, which a worker takes for itself."""
+    logger = logging.getLogger("t3d")
+    handlers, level, propagate = logger.handlers[:], logger.level, logger.propagate
+    yield
+    logger.handlers[:], logger.propagate = handlers, propagate
+    logger.setLevel(level)
+
+
+@pytest.mark.usefixtures("silenced")
+@pytest.mark.parametrize(
+    ("worker", "told"),
+    [
+        (0, [(logging.INFO, "decoding 3"), (logging.WARNING, "no memory")]),
+        (2, [(logging.WARNING, "worker 2: no memory")]),
+    ],
+)
+def test_workers_send_their_warnings_and_the_first_its_news(worker, told):
+    sent = []
+    pool._log_through(sent.append, worker)
+    log = logging.getLogger("t3d.decoding.memory")
+    log.info("decoding %d", 3)
+    log.warning("no memory")
+    assert [(news.level, news.text) for news in sent] == told
+
+
+@pytest.mark.slow
+def test_two_workers_tell_once_which_kernel_decodes(settings, caplog):
+    caplog.set_level(logging.INFO)
+    rollout(settings("rollout.num_workers=2", "evaluation.limit=2"))
+    told = [record.getMessage() for record in caplog.records if "decoding on" in record.getMessage()]
+    assert told == ["decoding on cpu in float32 with torch's scaled_dot_product_attention"]
