@@ -1,10 +1,12 @@
 """What a device is and has room for, asked of its driver; every answer is a plain value that a test can replace."""
 
+import atexit
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 import psutil
 import torch
+import torch.distributed as dist
 
 from t3d.errors import ConfigError, UserError
 
@@ -46,6 +48,20 @@ def give_back(device: torch.device) -> None:
     """Returns what torch's allocator holds unused, so that other processes and other sizes can have it."""
     if device.type == "cuda":
         torch.cuda.empty_cache()
+
+
+def leave_group_at_exit() -> None:
+    """Ends the process group, if there is one, when this process ends, in whatever way it does.
+
+    Else the group's threads abort a process now and then as it ends, and a finished launch, or a clear error, looks
+    like a crash.
+    """
+    atexit.register(_leave_group)
+
+
+def _leave_group() -> None:
+    if dist.is_initialized():
+        dist.destroy_process_group()
 
 
 def exhaustion(error: Exception) -> str | None:

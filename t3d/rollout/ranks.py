@@ -1,6 +1,5 @@
 """The processes of a launch (torchrun, accelerate launch): who does what, and agreement between them."""
 
-import atexit
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -10,6 +9,7 @@ from typing import TypeVar
 import torch
 import torch.distributed as dist
 
+from t3d.devices import leave_group_at_exit
 from t3d.errors import UserError
 
 PATIENCE = timedelta(days=30)
@@ -87,5 +87,5 @@ def join_ranks() -> Ranks:
     if not dist.is_initialized():
         # Objects travel over gloo; NCCL is there for the parts of a model on several GPUs.
         dist.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo", timeout=PATIENCE)
-        atexit.register(dist.destroy_process_group)  # else its threads abort the process now and then as it ends
+        leave_group_at_exit()
     return Ranks(dist.get_rank(), dist.get_world_size(), int(os.environ["LOCAL_RANK"]))

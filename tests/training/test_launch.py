@@ -79,6 +79,7 @@ class Noted(Accelerator):
         plugin = None if stage is None else SimpleNamespace(zero_stage=stage, deepspeed_config={})
         self.options = options
         self.state = SimpleNamespace(deepspeed_plugin=plugin, distributed_type=kind, num_processes=2)
+        self.gradient_state = SimpleNamespace(plugin_kwargs={})
 
 
 @pytest.fixture
@@ -187,3 +188,28 @@ def test_deepspeed_clips_as_the_configuration_says_whatever_the_launcher_does(tm
     command = [sys.executable, str(tmp_path / "clipping.py"), argument]
     ended = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     assert f"clipping {limit}" in ended.stdout, ended.stderr[-2000:]
+
+
+ENDS = """
+import atexit
+import sys
+import torch.distributed as dist
+
+atexit.register(lambda: print("left" if not dist.is_initialized() else "still there"))
+from t3d.config import TrainConfig, load_config
+from t3d.training.launch import make_accelerator
+
+make_accelerator(load_config(TrainConfig, sys.argv[1:], "", ""))
+print("joined" if dist.is_initialized() else "alone")
+"""
+
+
+def test_a_process_leaves_its_group_however_it_ends(tmp_path):
+    """A group that is still there when the interpreter is taken down aborts the process now and then."""
+    script = tmp_path / "ends.py"
+    script.write_text(ENDS)
+    alone = {"WORLD_SIZE": "1", "RANK": "0", "LOCAL_RANK": "0", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "0"}
+    command = [sys.executable, str(script), "model.pretrained_model=x", "dataset.optimization_data=x"]
+    environment = {**os.environ, **alone, "PYTHONPATH": str(Path(__file__).parents[2]), "ACCELERATE_USE_CPU": "true"}
+    ended = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+    assert ended.stdout.split("\n")[-3:-1] == ["joined", "left"], ended.stderr
