@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 import yaml
 
-from t3d.config import DecodeConfig, TrainConfig, load_config, save_config
+from t3d.config import EvalConfig, TrainConfig, load_config, named_groups, save_config
 from t3d.config.release import RELEASE_KEYS
 from t3d.errors import ConfigError
 
@@ -13,8 +13,8 @@ ROOT = Path(__file__).parents[1]
 TRAIN_NEEDS = ["model.pretrained_model=teacher", "dataset.optimization_data=rollouts"]
 
 
-def decode_config(*arguments: str) -> DecodeConfig:
-    return load_config(DecodeConfig, list(arguments), "purpose", "example")
+def decode_config(*arguments: str) -> EvalConfig:
+    return load_config(EvalConfig, list(arguments), "purpose", "example")
 
 
 def train_config(*arguments: str) -> TrainConfig:
@@ -78,7 +78,7 @@ class TestLayers:
         assert config.rollout.stop_token_list == [7, "<|im_end|>"]
         assert type(config.rollout.stop_token_list) is list
         assert type(config.rollout.temperature) is float
-        assert isinstance(config, DecodeConfig)
+        assert isinstance(config, EvalConfig)
 
     def test_null_unsets_an_optional_key(self, tmp_path):
         file = yaml_file(tmp_path, "evaluation: {limit: 5}")
@@ -526,21 +526,21 @@ class TestFiles:
 
     @pytest.mark.parametrize("path", sorted((ROOT / "configs").rglob("*.yaml")), ids=lambda path: path.stem)
     def test_every_file_of_the_repository_loads(self, path):
-        schema = TrainConfig if "training" in yaml.safe_load(path.read_text()) else DecodeConfig
+        schema = TrainConfig if "training" in named_groups([f"config={path}"]) else EvalConfig
         assert isinstance(load_config(schema, [f"config={path}"], "", ""), schema)
 
     @pytest.mark.parametrize("world", ["", "toy"])
     @pytest.mark.parametrize("name", ["sft", "redi", "dparallel", "td", "ddo"])
     def test_a_baseline_differs_from_t3d_in_its_objective_data_and_folder(self, world, name):
         folder = ROOT / "configs" / world
-        t3d = "t3d.yaml" if world else "ddo_sdar_full_self.yaml"
-        ours, theirs = (load_config(TrainConfig, [f"config={folder / file}"], "", "") for file in (f"{name}.yaml", t3d))
+        files = f"{name}.yaml", "t3d.yaml"
+        ours, theirs = (load_config(TrainConfig, [f"config={folder / file}"], "", "") for file in files)
         assert ours.training.objective == name
         assert ours.training.path_weight == 0
         assert replace(ours.training, objective="t3d", lambda_path=theirs.training.lambda_path) == theirs.training
         assert (ours.model, ours.optimizer, ours.lr_scheduler) == (theirs.model, theirs.optimizer, theirs.lr_scheduler)
 
-    @pytest.mark.parametrize("name", ["sft", "redi", "dparallel", "td", "ddo", "ddo_sdar_full_self"])
+    @pytest.mark.parametrize("name", ["sft", "redi", "dparallel", "td", "ddo", "t3d"])
     def test_data_and_folder_follow_the_model_and_the_kind_of_problem(self, name):
         file = f"config={ROOT / 'configs' / f'{name}.yaml'}"
         for model, data_type, data in (
@@ -551,7 +551,7 @@ class TestFiles:
             config = load_config(TrainConfig, asked, "", "")
             assert config.dataset.optimization_data == ("Bespoke-Stratos-17k_600" if name == "sft" else data)
             assert config.experiment.output_dir is None
-            assert config.experiment.project == name.replace("ddo_sdar_full_self", "t3d")
+            assert config.experiment.project == name
         assert (
             load_config(TrainConfig, [file, "dataset.optimization_data=mine"], "", "").dataset.optimization_data
             == "mine"
@@ -584,8 +584,15 @@ class TestFiles:
         with pytest.raises(ConfigError, match=message):
             decode_config(f"config={tmp_path / 'a.yaml'}")
 
+    def test_the_releases_name_of_t3ds_file_is_another_name_of_ours(self):
+        ours, theirs = (
+            load_config(TrainConfig, [f"config={ROOT / 'configs' / name}.yaml"], "", "")
+            for name in ("t3d", "ddo_sdar_full_self")
+        )
+        assert ours == theirs
+
     def test_the_papers_settings_are_those_of_the_training_file(self):
-        path = ROOT / "configs" / "ddo_sdar_full_self.yaml"
+        path = ROOT / "configs" / "t3d.yaml"
         training = load_config(TrainConfig, [f"config={path}"], "", "").training
         assert (training.block_size, training.gradient_accumulation_steps, training.seed) == (8, 32, 10086)
         assert (training.num_train_epochs, training.round_interval, training.post_num) == (30, 10, 2)
@@ -613,7 +620,7 @@ class TestFiles:
         assert "${" not in (tmp_path / "c").read_text()
 
 
-@pytest.mark.parametrize("schema", [DecodeConfig, TrainConfig])
+@pytest.mark.parametrize("schema", [EvalConfig, TrainConfig])
 @pytest.mark.parametrize("flag", ["--help", "-h"])
 def test_help_lists_every_key_with_its_default_and_exits_with_0(schema, flag, capsys):
     with pytest.raises(SystemExit) as caught:
@@ -622,7 +629,7 @@ def test_help_lists_every_key_with_its_default_and_exits_with_0(schema, flag, ca
     page = capsys.readouterr().out
     assert page.startswith("What it is for.\n")
     assert page.endswith("Example:\n  python x.py a=b\n")
-    if schema is DecodeConfig:
+    if schema is EvalConfig:
         known = ["table.decodings = []"]
         known += [
             f"{group}.{name} = " for group in ("experiment", "evaluation", "execute") for name in RELEASE_SAMPLE[group]
@@ -661,4 +668,4 @@ def test_a_table_that_cannot_be_laid_out_is_refused(override, complaint):
     grid = ["table.checkpoints={teacher: somewhere}", "table.decodings=[[4, 1]]"]
     overrides = [f"table.{part}" for part in override.removeprefix("table.").split(" table.")]
     with pytest.raises(ConfigError, match=complaint):
-        load_config(DecodeConfig, [*grid, *overrides], "", "")
+        load_config(EvalConfig, [*grid, *overrides], "", "")

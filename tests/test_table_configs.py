@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from t3d.config import DecodeConfig, load_config
+from t3d.config import EvalConfig, load_config
 from t3d.tables.cells import Run, every_cell
 from t3d.tables.layout import Grid, lay_out
 
@@ -16,8 +16,8 @@ ABLATIONS = ["Naive TD", "Naive TD + path", "Naive TD + random", "Naive TD + pat
 SETS = ["MATH500", "GSM8K", "MBPP", "HumanEval"]
 
 
-def load(path: str) -> DecodeConfig:
-    return load_config(DecodeConfig, [f"config={ROOT / 'configs' / path}"], "", "")
+def load(path: str) -> EvalConfig:
+    return load_config(EvalConfig, [f"config={ROOT / 'configs' / path}"], "", "")
 
 
 def empty(path: str) -> Grid:

@@ -3,7 +3,7 @@
 from t3d.config.loading import help_text, load_config, named_groups, save_config
 from t3d.config.schema import (
     DatasetConfig,
-    DecodeConfig,
+    EvalConfig,
     ExecuteConfig,
     RolloutConfig,
     SchedulerConfig,
@@ -15,7 +15,7 @@ from t3d.config.schema import (
 
 __all__ = [
     "DatasetConfig",
-    "DecodeConfig",
+    "EvalConfig",
     "ExecuteConfig",
     "RolloutConfig",
     "SchedulerConfig",

@@ -354,7 +354,7 @@ class WandbConfig:
 
 
 @dataclass
-class DecodeConfig:
+class EvalConfig:
     """Stage 1 and evaluation: decode a data set with a checkpoint."""
 
     experiment: ExperimentConfig = group(ExperimentConfig)

@@ -21,7 +21,7 @@ from t3d.sdar.configuration import SDARConfig
 from t3d.toy.problems import generate
 from t3d.training.memory import SHAPES
 
-CONFIG = Path(__file__).parents[2] / "configs" / "ddo_sdar_full_self.yaml"
+CONFIG = Path(__file__).parents[2] / "configs" / "t3d.yaml"
 
 
 @pytest.fixture(autouse=True)
