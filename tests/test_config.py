@@ -604,6 +604,7 @@ class TestFiles:
             "experiment.project='a: b # c'",
             "table.checkpoints={a: x}",
             "table.decodings=[[4, 2]]",
+            "table.labels={a: λ = 0.2}",
             "rollout.seed=9223372036854775807",
         )
         training = train_config("training.mixed_precision='no'", "optimizer.params.epsilon=1e-9")
@@ -659,6 +660,8 @@ def test_help_lists_every_key_with_its_default_and_exits_with_0(schema, flag, ca
         ("table.strategies=[random]", "table.strategies"),
         ("table.unranked=[teacher, SFT]", r"table.unranked: .* found \['SFT'\]"),
         ("table.baseline=SFT", "table.baseline: expected different ones of teacher"),
+        ("table.labels.SFT=x", r"table.labels: .* found \['SFT'\]"),
+        ("table.checkpoints.x=y table.labels.x=teacher", "table.labels: expected a name of its own for each row"),
         ("table.level=2", "table.level"),
         ("table.decodings=[[4, 8]]", "table.decodings"),
         ("table.average=true table.rows=[dataset] table.columns=[model]", "table.average"),

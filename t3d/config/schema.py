@@ -147,11 +147,14 @@ class TableConfig:
 
     checkpoints: dict[str, str] = key(
         {},
-        "row name -> model folder or hub id; {base} and {data_type} in it are replaced by the cell's; a method's"
+        "row -> model folder or hub id; {base} and {data_type} in it are replaced by the cell's; a method's"
         " <folder>/ckpt/<name> is that of its newest finished run",
     )
+    labels: dict[str, str] = key(
+        {}, "row -> its name in the table and in plots; a row without one is called by its key"
+    )
     trained: dict[str, str] = key(
-        {}, "row name -> the overrides (key=value key=value) that its checkpoint must have been trained with"
+        {}, "row -> the overrides (key=value key=value) that its checkpoint must have been trained with"
     )
     bases: list[str] = key([], "base models: the grid is filled for each, {base} being its name")
     datasets: list[str] = key(
@@ -171,6 +174,10 @@ class TableConfig:
     level: float = key(0.05, "significance level: what is not below the best at it is bold too", low=0, high=1)
     skip_missing: bool = key(False, "leave the cells of missing checkpoints empty; false: an error before any work")
 
+    def label(self, row: str) -> str:
+        """What people read for a row of `checkpoints`."""
+        return self.labels.get(row, row)
+
     def __post_init__(self) -> None:
         """Checks the grid and its layout."""
         for decoding in self.decodings:
@@ -186,9 +193,12 @@ class TableConfig:
             ("strategies", self.strategies, STRATEGIES),
             ("unranked", self.unranked, self.checkpoints),
             ("baseline", [self.baseline] if self.baseline else [], self.checkpoints),
+            ("labels", [*self.labels], self.checkpoints),
         ):
             if unknown := [value for value in values if value not in known] or len(set(values)) < len(values):
                 raise ConfigError(f"table.{name}", f"different ones of {', '.join(known)}", unknown or values)
+        if len({self.label(row) for row in self.checkpoints}) < len(self.checkpoints):
+            raise ConfigError("table.labels", "a name of its own for each row", self.labels)
         for row, settings in self.trained.items():
             if row not in self.checkpoints or not all(word.partition("=")[2] for word in settings.split()):
                 raise ConfigError(
