@@ -16,9 +16,9 @@ from pathlib import Path
 
 from omegaconf import MISSING
 
-from t3d.config import EvalConfig, TrainConfig, load_config
+from t3d.config import EvalConfig, SampleConfig, TrainConfig, load_config
+from t3d.config.keys import key
 from t3d.config.loading import TRAINING_SETS
-from t3d.config.schema import key
 from t3d.data.benchmarks import DATASETS
 from t3d.entry import run_entry
 from t3d.errors import ConfigError, DataError, UserError
@@ -87,7 +87,7 @@ def stages(config: ReproduceConfig) -> Iterator[Stage]:
         yield from _download(dataset)
     keys = [f"evaluation.checkpoint_path={config.base}", f"evaluation.data_type={data_type}"]
     arguments = [f"config={config.rollout_config}", *keys, f"evaluation.eval_dataset={problems}", *config.rollout_keys]
-    rollouts = str(rollout_path(load_config(EvalConfig, arguments, "", "")))
+    rollouts = str(rollout_path(load_config(SampleConfig, arguments, "", "")))
     yield Stage("rollout", [sys.executable, "sample/sdar_sample.py", *arguments], [config.base, problems], rollouts)
     arguments = [
         f"config={config.training_config}",

@@ -5,9 +5,10 @@ from typing import Any
 import pytest
 import yaml
 
-from t3d.config import EvalConfig, TrainConfig, load_config, named_groups, save_config
-from t3d.config.release import RELEASE_KEYS
+from t3d.config import EvalConfig, SampleConfig, TrainConfig, load_config, named_keys, save_config
+from t3d.config.release import DECODING_KEYS, TRAINING_KEYS
 from t3d.errors import ConfigError
+from t3d.rollout.run import project_folder
 
 ROOT = Path(__file__).parents[1]
 TRAIN_NEEDS = ["model.pretrained_model=teacher", "dataset.optimization_data=rollouts"]
@@ -515,7 +516,9 @@ wandb: {entity: null, project: null, resume: False, run_id: null}
 
 class TestFiles:
     def test_every_key_of_the_releases_decoding_files_is_accepted(self, tmp_path):
-        config = decode_config(yaml_file(tmp_path, yaml.safe_dump(RELEASE_SAMPLE)))
+        file = yaml_file(tmp_path, yaml.safe_dump(RELEASE_SAMPLE))
+        config = decode_config(file)
+        assert load_config(SampleConfig, [file], "", "").rollout == config.rollout
         assert config.rollout.max_token == 2000
         assert config.rollout.stop_token_list is None
 
@@ -526,7 +529,7 @@ class TestFiles:
 
     @pytest.mark.parametrize("path", sorted((ROOT / "configs").rglob("*.yaml")), ids=lambda path: path.stem)
     def test_every_file_of_the_repository_loads(self, path):
-        schema = TrainConfig if "training" in named_groups([f"config={path}"]) else EvalConfig
+        schema = TrainConfig if "training.objective" in named_keys([f"config={path}"]) else EvalConfig
         assert isinstance(load_config(schema, [f"config={path}"], "", ""), schema)
 
     @pytest.mark.parametrize("world", ["", "toy"])
@@ -621,34 +624,97 @@ class TestFiles:
         assert "${" not in (tmp_path / "c").read_text()
 
 
-@pytest.mark.parametrize("schema", [EvalConfig, TrainConfig])
-@pytest.mark.parametrize("flag", ["--help", "-h"])
-def test_help_lists_every_key_with_its_default_and_exits_with_0(schema, flag, capsys):
+def help_page(schema: type, capsys, *arguments: str) -> str:
     with pytest.raises(SystemExit) as caught:
-        load_config(schema, ["rollout.nonsense=1", flag], "What it is for.", "python x.py a=b")
+        load_config(schema, [*arguments], "What it is for.", "python x.py a=b")
     assert caught.value.code == 0
     page = capsys.readouterr().out
     assert page.startswith("What it is for.\n")
     assert page.endswith("Example:\n  python x.py a=b\n")
-    if schema is EvalConfig:
-        known = ["table.decodings = []"]
-        known += [
-            f"{group}.{name} = " for group in ("experiment", "evaluation", "execute") for name in RELEASE_SAMPLE[group]
+    return page
+
+
+def keys_of(page: str) -> set[str]:
+    return {line.split(" = ")[0].strip() for line in page.splitlines() if line.startswith("  ") and " = " in line}
+
+
+RELEASES_ALONE = {
+    SampleConfig: {*DECODING_KEYS},
+    EvalConfig: {*DECODING_KEYS} - {"execute.num_chunk"},
+    TrainConfig: {*TRAINING_KEYS},
+}
+
+
+class TestHelp:
+    @pytest.mark.parametrize("schema", [SampleConfig, EvalConfig, TrainConfig])
+    @pytest.mark.parametrize("flag", ["--help", "-h"])
+    def test_it_lists_every_key_that_the_command_reads_and_the_releases_others_in_one_line(self, schema, flag, capsys):
+        page = help_page(schema, capsys, flag)
+        theirs = yaml.safe_load(RELEASE_TRAIN) if schema is TrainConfig else RELEASE_SAMPLE
+        known = keys_of(page)
+        assert {
+            f"{group}.{name}" for group, names in theirs.items() if isinstance(names, dict) for name in names
+        } - known - {"optimizer.params", "lr_scheduler.params"} == RELEASES_ALONE[schema] - {"model_base"}
+        (last,) = [
+            line for line in page.splitlines() if line.startswith("Accepted from the authors' files, setting nothing")
         ]
-    else:
-        sections = yaml.safe_load(RELEASE_TRAIN)
-        known = ["model.pretrained_model = required", "lr_scheduler.params.warmup_steps = 20"]
-        known += [
-            f"{group}.{name} = " for group in ("model", "dataset", "training", "wandb") for name in sections[group]
+        assert {part.split(" (")[0] for part in last.split(": ")[1].split("; ") if " (" in part} == RELEASES_ALONE[
+            schema
         ]
-        known = [line for line in known if line.removesuffix(" = ") not in RELEASE_KEYS]
-    for line in known:
-        assert f"\n  {line}" in page
-    (last,) = [
-        line for line in page.splitlines() if line.startswith("Accepted from the authors' files, setting nothing")
-    ]
-    theirs = [path for path in RELEASE_KEYS if path.startswith(("training", "optimizer")) is (schema is TrainConfig)]
-    assert all(f"{path} (" in last and f"\n  {path} = " not in page for path in theirs if path != "model_base")
+        assert not known & RELEASES_ALONE[schema]
+
+    def test_each_command_has_the_keys_that_it_reads_alone(self, capsys):
+        sample, evaluation, training = (
+            keys_of(help_page(schema, capsys, "-h")) for schema in (SampleConfig, EvalConfig, TrainConfig)
+        )
+        assert evaluation > sample
+        assert {"table.rows", "evaluation.rollouts", "execute.timeout_s"} <= evaluation - sample
+        assert {key for key in sample if key.startswith("experiment.")} == {
+            "experiment.project",
+            "experiment.output_dir",
+        }
+        assert "experiment.resume_from" in training
+
+    def test_it_shows_the_values_that_files_and_command_line_give(self, tmp_path, capsys):
+        yaml_file(tmp_path, "rollout: {block_size: 8, max_token: 33}", "base.yaml")
+        file = yaml_file(tmp_path, "base: base.yaml\nrollout: {max_token: 44}")
+        page = help_page(SampleConfig, capsys, file, "rollout.seed=5", "--help")
+        assert f"Keys, as {file} rollout.seed=5 sets them:" in page
+        for line in ("block_size = 8 (default 4): ", "max_token = 44 (default 2000): ", "seed = 5 (default 0): "):
+            assert f"\n  rollout.{line}" in page
+        assert "\n  rollout.top_k = 0: " in page
+        assert "\n  rollout.resume = true: " in page
+
+    def test_values_that_follow_from_others_are_shown_as_they_follow(self, capsys):
+        page = help_page(TrainConfig, capsys, f"config={ROOT / 'configs/td.yaml'}", "--help")
+        assert "\n  dataset.optimization_data = SDAR-4B-Chat-MATH_train_renamed (required): " in page
+        page = help_page(TrainConfig, capsys, "dataset.optimization_data=${nothing}", "--help")
+        assert "\n  dataset.optimization_data = ${nothing} (required): " in page
+        assert "\n  model.pretrained_model = required: " in page
+
+    @pytest.mark.parametrize("mistake", ["rollout.nonsense=1", "config=nowhere.yaml", "rollout.seed=x"])
+    def test_a_mistake_beside_it_is_told_and_the_page_shown(self, mistake, capsys):
+        page = help_page(SampleConfig, capsys, mistake, "--help")
+        assert "Keys, with their defaults, as there is a mistake (" in page
+        assert mistake.split("=")[0 if "config" not in mistake else 1] in page.split("\n")[4]
+
+
+def test_what_another_command_reads_is_unknown_to_one_that_does_not():
+    for schema, key in (
+        (SampleConfig, "table.rows=[model]"),
+        (SampleConfig, "execute.timeout_s=1"),
+        (EvalConfig, "experiment.resume_from=latest"),
+        (SampleConfig, "evaluation.rollouts=x.json"),
+    ):
+        message = refusal(lambda *arguments, schema=schema: load_config(schema, [*arguments], "", ""), key)
+        assert "expected a known key" in message
+
+
+def test_without_a_configuration_nothing_is_written_into_the_package(tmp_path, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    folders = {project_folder(load_config(schema, [], "", "")) for schema in (SampleConfig, EvalConfig)}
+    assert folders == {ROOT / "sdar_sample", ROOT / "eval"}
+    assert not [folder for folder in folders if folder.exists()]
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from t3d.config import EvalConfig, RolloutConfig, load_config
+from t3d.config import EvalConfig, RolloutConfig, SampleConfig, load_config
 from t3d.data.benchmarks import load_benchmark
 from t3d.decoding import DecodingConfig
 from t3d.decoding.limits import prompt_error
@@ -81,15 +81,17 @@ def examine_decoding(examination: Examination, arguments: list[str], grades: boo
         grades: it is an evaluation.
         launched: the command itself asks, from inside its launch if it has one.
     """
-    config = examination.obtain("settings", lambda: load_config(EvalConfig, arguments, "", ""))
-    if config is not None:
-        _examine(examination, config, grades, launched)
+    schema = EvalConfig if grades else SampleConfig
+    config = examination.obtain("settings", lambda: load_config(schema, arguments, "", ""))
+    if isinstance(config, EvalConfig):
+        _examine_evaluation(examination, config, launched)
+    elif config is not None:
+        examine_model(examination, config, launched)
 
 
-def _examine(examination: Examination, config: EvalConfig, grades: bool, launched: bool) -> None:
-    if grades:
-        is_needed = "code" in _data_types(config)
-        examination.examine("sandbox", lambda: machine.sandbox(config.execute.sandbox, is_needed))
+def _examine_evaluation(examination: Examination, config: EvalConfig, launched: bool) -> None:
+    is_needed = "code" in _data_types(config)
+    examination.examine("sandbox", lambda: machine.sandbox(config.execute.sandbox, is_needed))
     if config.evaluation.rollouts is not None:
         examination.examine("rollouts", lambda: rollouts(config))
         return
@@ -102,7 +104,7 @@ def _examine(examination: Examination, config: EvalConfig, grades: bool, launche
     examine_model(examination, config, launched)
 
 
-def examine_model(examination: Examination, config: EvalConfig, launched: bool) -> None:
+def examine_model(examination: Examination, config: SampleConfig, launched: bool) -> None:
     """Adds what keeps one checkpoint from decoding one data set."""
     settings = config.rollout
     patient = examination.obtain(
@@ -135,7 +137,7 @@ def examine_model(examination: Examination, config: EvalConfig, launched: bool) 
     examination.examine("rehearsal", lambda: model.decoding_rehearsal(patient.config, decoding, device, dtype))
 
 
-def decoding_settings(config: EvalConfig, patient: Patient) -> DecodingConfig:
+def decoding_settings(config: SampleConfig, patient: Patient) -> DecodingConfig:
     """The decoder's settings; without a tokenizer, no stop tokens."""
     mask = patient.config.mask_token_id
     assert mask is not None  # the checkpoint is opened
@@ -146,7 +148,7 @@ def decoding_settings(config: EvalConfig, patient: Patient) -> DecodingConfig:
     return decoding_config(config.rollout, checkpoint)
 
 
-def find_problems(config: EvalConfig, patient: Patient | None) -> Problems:
+def find_problems(config: SampleConfig, patient: Patient | None) -> Problems:
     """Reads the data set, every record of it, and builds its longest prompts.
 
     Raises:
@@ -227,18 +229,17 @@ def memory(
         yield Finding("ok", "memory", f"{text}: all {needed.wanted} fit into {free}")
 
 
-def room(config: EvalConfig, num_problems: int) -> Iterator[Finding]:
+def room(config: SampleConfig, num_problems: int) -> Iterator[Finding]:
     """Whether the rollout file, or the folder of a table, can be written."""
     settings, path = config.rollout, rollout_path(config)
     what, cells = counted(num_problems * settings.num_response_per_task, "response"), 1
-    if config.table.checkpoints:
-        cells = sum(1 for _ in every_cell(config))
+    if isinstance(config, EvalConfig) and config.table.checkpoints:
+        path, cells = project_folder(config) / "cells", sum(1 for _ in every_cell(config))
         what += f" in each of {counted(cells, 'cell')}"
     elif path.is_file():
         what += f"; {path.name} is there: kept if nothing differs, else renamed"
     needed = TOKEN_BYTES * settings.max_token * num_problems * settings.num_response_per_task * cells
-    folder = project_folder(config) if config.table.checkpoints else path.parent
-    yield from output.folder(folder, needed, what, "another experiment.output_dir, or rollout.max_token lower")
+    yield from output.folder(path.parent, needed, what, "another experiment.output_dir, or rollout.max_token lower")
 
 
 def rollouts(config: EvalConfig) -> Iterator[Finding]:

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from t3d.config import EvalConfig, TableConfig, load_config, save_config
-from t3d.config.schema import TABLE_AXES
+from t3d.config.table import TABLE_AXES
 from t3d.errors import DataError
 from t3d.evaluation.results import to_json
 from t3d.rollout.run import project_folder

@@ -58,7 +58,7 @@ from torch.autograd.graph import saved_tensors_hooks
 from transformers import AutoModelForCausalLM
 
 from t3d.config import TrainConfig, TrainingConfig, load_config
-from t3d.config.schema import key
+from t3d.config.keys import key
 from t3d.entry import run_entry
 from t3d.objectives.registry import OBJECTIVES
 from t3d.sdar.backend import AttentionPlan
