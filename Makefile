@@ -39,7 +39,7 @@ paper: install
 	$(CPU_ENV) BIN=$(BIN) t3d/toy/paper.sh
 
 clean-paper:
-	rm -rf paper
+	rm -rf toy_paper
 
 test: install lint
 	$(BIN)/python -m pytest -n auto

@@ -5,7 +5,7 @@
 
 import sys
 
-from t3d.config import DecodeConfig, load_config
+from t3d.config import EvalConfig, load_config
 from t3d.doctor.command import DRY_RUN, dry_run
 from t3d.entry import run_entry
 from t3d.evaluation.run import evaluate
@@ -22,7 +22,7 @@ def main(arguments: list[str]) -> None:
     if DRY_RUN in arguments:
         dry_run("eval", arguments)
         return
-    config = load_config(DecodeConfig, arguments, __doc__ or "", EXAMPLE)
+    config = load_config(EvalConfig, arguments, __doc__ or "", EXAMPLE)
     if config.table.checkpoints:
         sys.stdout.write(run_table(config))
     else:

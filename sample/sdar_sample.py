@@ -3,7 +3,7 @@
 --dry-run beside the keys says whether the command would run here, and starts nothing.
 """
 
-from t3d.config import DecodeConfig, load_config
+from t3d.config import SampleConfig, load_config
 from t3d.doctor.command import DRY_RUN, dry_run
 from t3d.entry import run_entry
 from t3d.rollout import rollout
@@ -19,7 +19,7 @@ def main(arguments: list[str]) -> None:
     if DRY_RUN in arguments:
         dry_run("sample", arguments)
     else:
-        rollout(load_config(DecodeConfig, arguments, __doc__ or "", EXAMPLE))
+        rollout(load_config(SampleConfig, arguments, __doc__ or "", EXAMPLE))
 
 
 if __name__ == "__main__":

@@ -16,9 +16,9 @@ from pathlib import Path
 
 from omegaconf import MISSING
 
-from t3d.config import DecodeConfig, TrainConfig, load_config
+from t3d.config import EvalConfig, SampleConfig, TrainConfig, load_config
+from t3d.config.keys import key
 from t3d.config.loading import TRAINING_SETS
-from t3d.config.schema import key
 from t3d.data.benchmarks import DATASETS
 from t3d.entry import run_entry
 from t3d.errors import ConfigError, DataError, UserError
@@ -46,7 +46,7 @@ class ReproduceConfig:
         "what starts the training script; python: one process",
     )
     rollout_config: str = key("configs/sdar_sample.yaml", "configuration of stage 1")
-    training_config: str = key("configs/ddo_sdar_full_self.yaml", "configuration of stage 3")
+    training_config: str = key("configs/t3d.yaml", "configuration of stage 3")
     evaluation_config: str = key("configs/eval.yaml", "configuration of the evaluation")
     rollout_keys: list[str] = key([], "further key=value of stage 1")
     training_keys: list[str] = key([], "further key=value of stage 3")
@@ -87,7 +87,7 @@ def stages(config: ReproduceConfig) -> Iterator[Stage]:
         yield from _download(dataset)
     keys = [f"evaluation.checkpoint_path={config.base}", f"evaluation.data_type={data_type}"]
     arguments = [f"config={config.rollout_config}", *keys, f"evaluation.eval_dataset={problems}", *config.rollout_keys]
-    rollouts = str(rollout_path(load_config(DecodeConfig, arguments, "", "")))
+    rollouts = str(rollout_path(load_config(SampleConfig, arguments, "", "")))
     yield Stage("rollout", [sys.executable, "sample/sdar_sample.py", *arguments], [config.base, problems], rollouts)
     arguments = [
         f"config={config.training_config}",
@@ -114,7 +114,7 @@ def stages(config: ReproduceConfig) -> Iterator[Stage]:
         f"table.decodings={config.decodings}",
         *config.evaluation_keys,
     ]
-    results = rollout_path(load_config(DecodeConfig, [*arguments, f"evaluation.checkpoint_path={student}"], "", ""))
+    results = rollout_path(load_config(EvalConfig, [*arguments, f"evaluation.checkpoint_path={student}"], "", ""))
     table = results.parent.parent / "results" / f"{name}-{data_type}.md"
     reads = [config.base, student, *benchmarks]
     yield Stage("evaluation", [sys.executable, "eval.py", *arguments], reads, str(table))

@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from t3d.config import DecodeConfig, TrainConfig, load_config
+from t3d.config import EvalConfig, SampleConfig, TrainConfig, load_config
+from t3d.config.reference import reference
 from t3d.reproduce import ReproduceConfig
 
 ROOT = Path(__file__).parents[1]
@@ -17,9 +18,9 @@ LINK = re.compile(r"\]\((?!https?:)([^)#]+)(?:#[^)]*)?\)")
 BLOCK = re.compile(r"^```bash( run)?\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 CODE = re.compile(r"`((?:[a-z_0-9]+/)*[a-z_0-9]+\.py): ([A-Za-z_0-9, ]+)`")
 SCHEMAS = {
-    "sample/sdar_sample.py": DecodeConfig,
-    "sdar_sample.py": DecodeConfig,
-    "eval.py": DecodeConfig,
+    "sample/sdar_sample.py": SampleConfig,
+    "sdar_sample.py": SampleConfig,
+    "eval.py": EvalConfig,
     "train/self_ddo_sdar_full.py": TrainConfig,
     "t3d.reproduce": ReproduceConfig,
 }
@@ -74,6 +75,10 @@ def test_scripts_and_modules_of_commands_exist(page):
         if "-m" in words and (module := words[words.index("-m") + 1]).startswith("t3d"):
             path = ROOT / module.replace(".", "/")
             assert path.with_suffix(".py").exists() or (path / "__main__.py").exists(), module
+
+
+def test_the_page_of_keys_is_that_of_the_declarations():
+    assert (ROOT / "docs/config.md").read_text() == reference(), "python -m t3d.config.reference > docs/config.md"
 
 
 @pytest.mark.slow

@@ -10,7 +10,7 @@ from t3d.training.loop import train
 
 EXAMPLE = (
     "accelerate launch --config_file accelerate_configs/1_node_8_gpus_deepspeed_zero1.yaml"
-    " train/self_ddo_sdar_full.py config=configs/ddo_sdar_full_self.yaml"
+    " train/self_ddo_sdar_full.py config=configs/t3d.yaml"
 )
 
 

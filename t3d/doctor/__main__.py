@@ -22,9 +22,9 @@ def main(arguments: list[str]) -> None:
     asked = parser.parse_args(arguments)
     kind = asked.kind
     if kind is None and asked.settings:
-        from t3d.config import named_groups
+        from t3d.config import named_keys
 
-        kind = kind_of(named_groups(asked.settings))
+        kind = kind_of(named_keys(asked.settings))
     report(kind, asked.settings)
 
 

@@ -142,7 +142,7 @@ def main(arguments: list[str]) -> None:
     """Parses the command line, draws and saves."""
     parser = ArgumentParser(
         "Draws loss, log-ratios, gradient norm and learning rate of training runs over their global steps.",
-        "python -m t3d.training.plot paper/train/t3d paper/train/td --out curves.svg",
+        "python -m t3d.training.plot toy_paper/train/t3d toy_paper/train/td --out curves.svg",
     )
     parser.add_argument("runs", metavar="RUN", nargs="+", type=user_path, help="folder of a run (holds metrics.jsonl)")
     parser.add_argument(

@@ -2,7 +2,7 @@ from pathlib import Path
 
 import pytest
 
-from t3d.config import DecodeConfig, TrainConfig, load_config
+from t3d.config import EvalConfig, TrainConfig, load_config
 from t3d.errors import CheckpointError, ConfigError, DataError
 from t3d.sdar.checkpoint import resolve_checkpoint
 from t3d.storage.files import read_json
@@ -134,5 +134,5 @@ def test_the_toy_rollout_finds_its_model_from_the_root_and_from_sample(tmp_path,
     root = Path(__file__).parents[2]
     monkeypatch.chdir(root / folder)
     path = root / "configs/toy/sdar_sample.yaml"
-    config = load_config(DecodeConfig, [f"config={path}"], "", "")
+    config = load_config(EvalConfig, [f"config={path}"], "", "")
     assert resolve_checkpoint(str(config.evaluation.checkpoint_path)).samefile(root / "t3d/toy/teacher")
