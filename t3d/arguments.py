@@ -30,3 +30,11 @@ class ArgumentParser(argparse.ArgumentParser):
             UserError: always.
         """
         raise UserError(self.prog, "the arguments that --help lists", message)
+
+
+def count(text: str) -> int:
+    """The type of an option that counts: a whole number of at least 1."""
+    number = int(text)
+    if number < 1:
+        raise ValueError(text)
+    return number
