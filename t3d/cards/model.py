@@ -13,6 +13,7 @@ from yaml import YAMLError
 
 from t3d.cards.results import CardResult, eval_results, results_section, with_results
 from t3d.errors import DataError
+from t3d.objectives.registry import OBJECTIVES, Objective
 from t3d.sdar.checkpoint import CARD, HUB_ID
 from t3d.storage.experiments import recorded
 
@@ -29,16 +30,7 @@ LICENSE = ("license", "license_name", "license_link")
 """Fields of a card that say a licence."""
 
 SETTINGS = {
-    "training.objective": "objective",
     "training.block_size": "block size",
-    "training.mask_strategy": "states",
-    "training.mask_ratios": "mask ratios",
-    "training.mask_ratio_exponent": "mask ratio exponent",
-    "training.lambda_path": "weight of the path loss",
-    "training.path_k_steps": "tokens per coarse step of the path loss",
-    "training.alpha": "alpha",
-    "training.beta": "beta",
-    "training.round_interval": "steps per round of the reference",
     "model.random_ratio": "random tokens among masked ones",
     "optimizer.params.learning_rate": "learning rate",
     "lr_scheduler.scheduler": "schedule",
@@ -47,7 +39,21 @@ SETTINGS = {
     "training.mixed_precision": "precision",
     "training.seed": "seed",
 }
-"""What a card tells of a run's configuration: key -> what it is called."""
+"""What a card tells of every run's configuration: key -> what it is called."""
+
+TRACE_SETTINGS = {
+    "training.mask_strategy": "states",
+    "training.mask_ratios": "mask ratios",
+    "training.mask_ratio_exponent": "mask ratio exponent",
+}
+DDO_SETTINGS = {
+    "training.alpha": "alpha",
+    "training.beta": "beta",
+    "training.multi_round": "reference refreshed in rounds",
+    "training.round_interval": "steps per round",
+}
+PATH_SETTINGS = {"training.path_k_steps": "tokens per coarse step of the path loss"}
+"""Those that only some objectives heed."""
 
 
 @dataclass(frozen=True)
@@ -127,8 +133,9 @@ def model_card(base: Base, run: Run, folder: Path, results: Sequence[CardResult]
         results: evaluations of this checkpoint.
     """
     objective = recorded(run.config, "training.objective")
-    tuned = not recorded(run.config, "model.random_init")
-    fields: dict[str, Any] = {**(base.license if tuned else {}), **_index(f"{base.name}-{objective}", results)}
+    tuned = bool(run.config) and not recorded(run.config, "model.random_init")
+    name = base.name if objective is None else f"{base.name}-{objective}"
+    fields: dict[str, Any] = {**(base.license if tuned else {}), **_index(name, results)}
     data = ModelCardData(
         base_model=base.hub_id if tuned else None,
         library_name="transformers",
@@ -137,8 +144,8 @@ def model_card(base: Base, run: Run, folder: Path, results: Sequence[CardResult]
         **fields,
     )
     parts = [
-        f"# {base.name}, {_kind(objective)}",
-        _introduction(base, tuned),
+        f"# {_title(base, run)}",
+        _introduction(base, run, tuned),
         "## How it was made",
         _table(base, run),
         "## Results",
@@ -173,30 +180,54 @@ def _index(name: str, results: Sequence[CardResult]) -> dict[str, Any]:
     return {"model_name": name, "eval_results": eval_results(results)} if results else {}
 
 
-def _kind(objective: Any) -> str:
-    return "trained with t3d" if objective is None else f"trained with t3d ({objective})"
+def _title(base: Base, run: Run) -> str:
+    if not run.config:
+        return base.name
+    return f"{base.name}, trained with t3d ({recorded(run.config, 'training.objective')})"
 
 
-def _introduction(base: Base, tuned: bool) -> str:
+def _introduction(base: Base, run: Run, tuned: bool) -> str:
     link = f"[{base.hub_id}](https://huggingface.co/{base.hub_id})" if base.hub_id else base.name
-    origin = (
-        f"from {link} to decode in few denoising steps" if tuned else f"from random weights, in the shape of {link}"
-    )
+    origin = f", trained from {link} to decode in few denoising steps" if tuned else ""
+    if run.config and not tuned:
+        origin = f", trained from random weights in the shape of {link}"
     return (
-        f"A block-diffusion language model trained {origin}. Logits at a position predict that position's token;"
-        " blocks are counted from position 0."
+        f"A block-diffusion language model{origin}. Logits at a position predict that position's token; blocks are"
+        " counted from position 0."
     )
 
 
 def _table(base: Base, run: Run) -> str:
+    """How the checkpoint was made."""
+    if not run.config:
+        return "Not recorded."
     data = recorded(run.config, "dataset.optimization_data")
-    rows: list[tuple[str, Any]] = [("base model", base.hub_id or base.name)]
-    rows += [("training data", None if data is None else Path(str(data)).name), ("training samples", run.samples)]
     step = run.step if run.num_steps is None or run.step is None else f"{run.step} of {run.num_steps}"
-    rows += [("global step", step), ("samples per step", run.samples_per_step)]
-    rows += [(name, recorded(run.config, key)) for key, name in SETTINGS.items()]
+    rows = [
+        ("base model", base.hub_id or base.name),
+        ("training data", None if data is None else Path(str(data)).name),
+        ("training samples", run.samples),
+        ("global step", step),
+        ("samples per step", run.samples_per_step),
+        *_settings(run.config),
+    ]
     lines = [f"| {name} | {value} |" for name, value in rows if value is not None]
     return "\n".join(["| | |", "|---|---|", *lines])
+
+
+def _settings(config: dict[str, Any]) -> list[tuple[str, Any]]:
+    """What matters of a configuration: the objective, and the settings that it heeds."""
+    name, weight = recorded(config, "training.objective"), recorded(config, "training.lambda_path")
+    objective = OBJECTIVES.get(name, Objective("unknown"))
+    weight = objective.path if weight is None else weight
+    heeded = {
+        **SETTINGS,
+        **(TRACE_SETTINGS if objective.states == "trace" else {}),
+        **(DDO_SETTINGS if objective.ddo else {}),
+        **(PATH_SETTINGS if weight else {}),
+    }
+    settings = [(title, recorded(config, key)) for key, title in heeded.items()]
+    return [("objective", name), *settings, ("weight of the path loss", weight or None)]
 
 
 def _loading(folder: Path) -> str:

@@ -102,8 +102,11 @@ def import_rollouts(path: Path, target: Path, source: Source, items: list[dict[s
             one, one after the other.  None: every output is a record with the fields that stand beside it.
 
     Raises:
-        DataError: an invalid record (named), none that is valid, or outputs that do not fit the data set.
+        DataError: an invalid record (named), none that is valid, outputs that do not fit the data set, or `target` is
+            the file itself.
     """
+    if path.resolve() == target.resolve():
+        raise DataError(target, "another file than the engine's own", "the same")
     summary = Summary()
 
     def kept() -> Iterator[dict[str, Any]]:

@@ -7,6 +7,7 @@ rounding error (a margin near 0) is told from a wrong map (a large one).
 """
 
 from dataclasses import dataclass
+from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -175,26 +176,38 @@ def _judge(model: SDARForCausalLM, layout: _Layout, rank: int, mask_id: int, tem
     asked = (ranks >= rank).nonzero()[:, 0]
     rows = asked + layout.first
     ids = layout.ids.index_fill(1, rows, mask_id)
-    logits = model(ids, attention_mask=layout.mask, position_ids=layout.positions, logit_rows=rows).logits
+    columns = model(
+        ids,
+        attention_mask=layout.mask,
+        position_ids=layout.positions,
+        logit_rows=rows,
+        head=partial(
+            _columns, recorded=layout.ids[0, rows], now=ranks[asked] == rank, mask_id=mask_id, temperature=temperature
+        ),
+    )
+    return _Judged(*(one.new_zeros(len(ranks)).index_copy(0, asked, one).cpu() for one in columns))
+
+
+def _columns(
+    head: torch.nn.Module,
+    hidden: Float[Tensor, "rows hidden"],
+    recorded: Int[Tensor, " rows"],
+    now: Bool[Tensor, " rows"],
+    mask_id: int,
+    temperature: float,
+) -> list[Tensor]:
+    """The columns of `_Judged`, for so many rows at a time that their logits fit."""
     tiles = []
-    for part, recorded, now in zip(
-        logits.split(ROW_TILE), layout.ids[0, rows].split(ROW_TILE), (ranks[asked] == rank).split(ROW_TILE), strict=True
-    ):
-        scores = part.float()
+    parts = (one.split(ROW_TILE) for one in (hidden, recorded, now))
+    for part, tokens, reveals in zip(*parts, strict=True):
+        scores = head(part).float()
         scores[:, mask_id] = -torch.inf
         best, own = best_tokens(scores)[1], scores.log_softmax(-1)
         drawn = tempered(scores, temperature).log_softmax(-1) if temperature > 0 else own
-        tiles.append(
-            (
-                best,
-                _of(own, best) - _of(own, recorded),
-                _of(drawn, recorded),
-                _of(drawn, torch.where(now, recorded, best)),
-                entropy(drawn.exp()),
-            )
-        )
-    columns = [torch.cat(column) for column in zip(*tiles, strict=True)]
-    return _Judged(*(one.new_zeros(len(ranks)).index_copy(0, asked, one).cpu() for one in columns))
+        candidate = torch.where(reveals, tokens, best)
+        margin = _of(own, best) - _of(own, tokens)
+        tiles.append((best, margin, _of(drawn, tokens), _of(drawn, candidate), entropy(drawn.exp())))
+    return [torch.cat(column) for column in zip(*tiles, strict=True)]
 
 
 def _of(log_probs: Float[Tensor, "rows vocab"], tokens: Int[Tensor, " rows"]) -> Float[Tensor, " rows"]:

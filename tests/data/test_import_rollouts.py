@@ -2,7 +2,6 @@
 
 import json
 import re
-import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from itertools import islice
@@ -12,14 +11,13 @@ from typing import Any
 import pytest
 import torch
 
-from t3d.arguments import UserError
 from t3d.config import TrainConfig, load_config
 from t3d.data.engines import recount
 from t3d.data.import_rollouts import main
 from t3d.data.preprocess import rename_answers
 from t3d.data.replay import replay
 from t3d.decoding import DecodingConfig, decode
-from t3d.errors import DataError
+from t3d.errors import DataError, UserError
 from t3d.prompts import build_prompt
 from t3d.sdar.checkpoint import default_stop_ids, load_model, load_tokenizer
 from t3d.storage.files import read_json
@@ -402,7 +400,6 @@ def test_a_wrong_token_and_a_wrong_step_are_found_with_their_margins(decoded, ch
 
 
 def test_verify_tells_what_differs_and_keeps_it_all(decoded, write, run_import, data_set, checkpoint, tmp_path, capsys):
-    shutil.rmtree(tmp_path / "none", ignore_errors=True)
     outputs = [as_jetengine(one) for one in decoded]
     outputs[0]["token_ids"] = [*outputs[0]["token_ids"][:-6], 9, *outputs[0]["token_ids"][-5:]]
     run_import(write(outputs), "jetengine", "--dataset", str(data_set), "--verify", str(checkpoint), "--sample", "2")
@@ -428,6 +425,15 @@ def test_a_token_that_the_model_does_not_have_is_one_error(decoded, write, run_i
         run_import(write([one]), "jetengine", "--verify", str(checkpoint))
 
 
-def test_an_unknown_format_is_a_usage_mistake(tmp_path):
-    with pytest.raises(UserError, match="invalid choice: 'vllm'"):
-        main(["x.json", "--format", "vllm", "-o", str(tmp_path / "out.json")])
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        (["--format", "vllm"], "invalid choice: 'vllm'"),
+        (["--format", "sglang", "--temperature", "-1"], "argument --temperature: invalid temperature value: '-1'"),
+        (["--format", "sglang", "--sample", "0"], "argument --sample: invalid count value: '0'"),
+        (["--format", "sglang", "-o", "x.json"], "x.json: expected another file than the engine's own, found the same"),
+    ],
+)
+def test_a_usage_mistake_is_named(options, said):
+    with pytest.raises(UserError, match=re.escape(said)):
+        main(["x.json", "-o", "out.json", *options])

@@ -1,5 +1,6 @@
 """The card that training writes beside the weights: what it says, and that the hub can read it."""
 
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
@@ -8,6 +9,7 @@ from huggingface_hub import ModelCard
 
 from t3d.cards.model import Base, Run, base_of, model_card, pushed_card
 from t3d.cards.results import BEGIN, END, CardResult, with_results
+from t3d.config import TrainConfig, load_config
 
 ROOT = Path(__file__).parents[2]
 RESULT = CardResult("MATH500", "HuggingFaceH4/MATH-500", "block 4, 1 step", 500, 0.4567, 0.0223, 4.0, 3.6)
@@ -43,14 +45,37 @@ def test_training_writes_a_card_of_the_run_beside_the_weights(trained):
     ):
         assert line in text.splitlines()
     assert 'from_pretrained("ORGANISATION/NAME", trust_remote_code=True)' in text
+    assert not {"alpha", "states", "weight of the path loss"} & {
+        line.split(" | ")[0].strip("| ") for line in text.splitlines()
+    }
     assert str(trained) not in text
     assert "The base's own card" not in text
     assert "| global step | 1 of 2 |" in (trained / "ckpt/step-000001/README.md").read_text()
 
 
+def test_a_card_tells_the_settings_that_its_objective_heeds(tmp_path):
+    config = asdict(
+        load_config(TrainConfig, ["model.pretrained_model=B", "dataset.optimization_data=a/D.json"], "", "")
+    )
+    lines = model_card(Base("B"), Run(config, 256), tmp_path).splitlines()
+    for line in ("| alpha | 0.5 |", "| states | trace |", "| weight of the path loss | 0.2 |", "| global step | 256 |"):
+        assert line in lines
+    config["training"]["lambda_path"] = 0
+    assert "path loss" not in model_card(Base("B"), Run(config), tmp_path)
+
+
+def test_a_model_without_a_run_claims_none(tmp_path):
+    text = model_card(base_of(str(tmp_path), tmp_path), Run({}), tmp_path)
+    assert front_matter(text).keys() == {"library_name", "pipeline_tag", "tags"}
+    assert f"\n# {tmp_path.name}\n" in text
+    assert "trained from" not in text
+    assert "## How it was made\n\nNot recorded." in text
+    assert "## Licence\n\nNot stated." in text
+
+
 def test_a_base_without_licence_and_remote_code_is_not_given_any(tmp_path):
     (tmp_path / "config.json").write_text("{}")
-    text = model_card(base_of(str(tmp_path), tmp_path), Run({}), tmp_path)
+    text = model_card(base_of(str(tmp_path), tmp_path), Run({"training": {"objective": "t3d"}}), tmp_path)
     assert front_matter(text).keys() == {"library_name", "pipeline_tag", "tags"}
     assert f"That of the base model, {tmp_path.name}; its folder does not say which." in text
     assert "trust_remote_code" not in text
@@ -61,7 +86,7 @@ def test_random_weights_have_no_base_model(tmp_path):
     base = Base("SDAR-4B-Chat", "JetLM/SDAR-4B-Chat", {"license": "mit"})
     text = model_card(base, Run({"model": {"random_init": True}}), tmp_path)
     assert not {"base_model", "license"} & front_matter(text).keys()
-    assert "from random weights, in the shape of" in text
+    assert "from random weights in the shape of" in text
 
 
 def test_a_base_card_that_cannot_be_read_says_nothing(tmp_path, caplog):

@@ -297,7 +297,7 @@ def test_no_token_is_one_line(rollout_file, hub, monkeypatch):
 def test_no_network_is_one_line(rollout_file, hub, monkeypatch):
     monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", "http://127.0.0.1:9")
     with pytest.raises(
-        UserError, match="expected a hub that can be reached and takes the files, found ConnectError:"
+        UserError, match="expected a hub that can be reached and takes the files, found Connect"
     ) as caught:
         main(["push", "rollouts", str(rollout_file()), "me/data", "--yes"])
     assert "\n" not in str(caught.value)
