@@ -60,7 +60,7 @@ def jetengine(record: dict[str, Any], where: str) -> EngineOutput:
     block runs out of steps have step 0 there: such a response is refused.
 
     Uncertain: with `low_confidence_static` and fewer masks than tokens to reveal, older versions overwrite the
-    prompt's tail.  Where the prompt is known from elsewhere too, the two are compared.
+    prompt's tail.  Where the prompt's tokens stand beside the output too, the two are compared.
     """
     name = next((name for name in JETENGINE_STEPS if record.get(name) is not None), JETENGINE_STEPS[0])
     steps, ids = integers(record, name, where), integers(record, "token_ids", where)

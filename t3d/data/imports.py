@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -121,6 +122,17 @@ def import_rollouts(path: Path, target: Path, source: Source, items: list[dict[s
     return summary
 
 
+@contextmanager
+def _skipping(source: Source, summary: Summary) -> Iterator[None]:
+    """Leaves out what the block finds invalid, where that is asked for."""
+    try:
+        yield
+    except DataError as error:
+        if not source.skip_invalid:
+            raise
+        summary.leave_out(error)
+
+
 def _report(target: Path, source: Source, summary: Summary) -> None:
     log.info("%s: %d record(s), %d response(s)", target, summary.records, summary.responses)
     if summary.invalid:
@@ -147,16 +159,11 @@ def _records(
         responses: list[Response] = []
         for index, raw in group:
             where = f"{path}, record {index}"
-            try:
+            with _skipping(source, summary):
                 response = _response(raw, item, source, where, summary)
                 if responses and response.trajectory.prompt_ids != responses[0].trajectory.prompt_ids:
                     raise DataError(f"{where}, prompt", "the prompt of the problem's other outputs", "another one")
-            except DataError as error:
-                if not source.skip_invalid:
-                    raise
-                summary.leave_out(error)
-                continue
-            responses.append(response)
+                responses.append(response)
         if responses:
             yield _record(_user_fields(group[0][1], source) if item is None else item, responses, source, summary)
 
@@ -290,26 +297,16 @@ def _release_records(path: Path, source: Source, summary: Summary) -> Iterator[d
     for index, record in enumerate(iter_json_list(path)):
         where = f"{path}, record {index}"
         responses: list[Response] = []
-        try:
+        with _skipping(source, summary):
             check_rollout(record, where)
-            fields = {**record, "block_size": record.get("block_size", source.block_size)}
-            places = range(len(record["step_map"]))
-        except DataError as error:
-            if not source.skip_invalid:
-                raise
-            summary.leave_out(error)
-            continue
-        for place in places:
-            try:
-                responses.append(_release_response(fields, place, source, f"{where}, response {place}"))
-            except DataError as error:
-                if not source.skip_invalid:
-                    raise
-                summary.leave_out(error)
+            record.setdefault("block_size", source.block_size)
+            for place in range(len(record["step_map"])):
+                with _skipping(source, summary):
+                    responses.append(_release_response(record, place, source, f"{where}, response {place}"))
         if responses:
             own = {*RESPONSE_FIELDS, *PROMPT_IDS, "prompt", "block_size"}
             item = {name: value for name, value in record.items() if name not in own}
-            yield _record(item, responses, source, summary, fields["block_size"])
+            yield _record(item, responses, source, summary, record["block_size"])
 
 
 def _release_response(record: dict[str, Any], place: int, source: Source, where: str) -> Response:

@@ -1,6 +1,5 @@
 """Whether a rollout file's step maps are right: a sample of it, replayed, in words and as JSON."""
 
-import logging
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -14,8 +13,6 @@ from t3d.sdar.checkpoint import load_model
 from t3d.sdar.opening import Checkpoint, open_checkpoint
 from t3d.storage.files import write_json_atomic
 from t3d.trajectory import Trajectory, read_rollouts, response_trajectory
-
-log = logging.getLogger(__name__)
 
 SHOWN = 5
 """Responses with differences that are told one by one; the JSON holds all."""
@@ -51,7 +48,7 @@ def verify(
     report = path.with_name(f"{path.name.removesuffix('.json')}.verify.json")
     settings = {"model": model, "rank_by": rank_by, "temperature": temperature}
     write_json_atomic(report, {**settings, "responses": [_as_json(*one) for one in found]})
-    return "\n".join([*_lines([one[3] for one in found], found, path), f"all of it: {report}", ""])
+    return "\n".join([*_lines(found, path), f"all of it: {report}", ""])
 
 
 Chosen = tuple[int, int, Trajectory, int]
@@ -113,8 +110,9 @@ def _as_json(record: int, response: int, trajectory: Trajectory, replayed: Repla
     }
 
 
-def _lines(replays: Sequence[Replay], found: Sequence[Found], path: Path) -> list[str]:
+def _lines(found: Sequence[Found], path: Path) -> list[str]:
     """The report for people."""
+    replays = [one[3] for one in found]
     left_out = sum(one.left_out for one in replays)
     tokens, choices = sum(one.tokens for one in replays), sum(one.choices for one in replays)
     lines = [
