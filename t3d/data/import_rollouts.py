@@ -37,7 +37,7 @@ def main(arguments: list[str]) -> None:
     parser.add_argument("--verify", default=None, metavar="MODEL", help="model that decoded: replay a sample with it")
     parser.add_argument("--sample", type=count, default=16, help="responses to replay")
     parser.add_argument("--rank-by", default="confidence", choices=RANKINGS, help="what the strategy ranked by")
-    parser.add_argument("--temperature", type=temperature, default=1.0, help="of the confidences; 0 means 1")
+    parser.add_argument("--temperature", type=temperature, default=1.0, help="the decoding's, for --verify")
     options = parser.parse_args(arguments)
     named = options.tokenizer or options.verify
     source = Source(options.format, options.block_size, options.data_type, skip_invalid=options.skip_invalid)

@@ -15,7 +15,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from t3d.remasking import BlockScores, low_confidence_static
-from t3d.sampling import best_tokens, entropy, tempered
+from t3d.sampling import best_tokens, entropy, tempered, token_probabilities
 from t3d.sdar.attention import TrainingTokens, block_index, may_see
 from t3d.sdar.modeling import SDARForCausalLM
 from t3d.trajectory import Trajectory
@@ -113,7 +113,8 @@ def replay(
         block_size: positions per block, counted from position 0 of prompt + response.
         rank_by: one of `RANKINGS`.
         temperature: of the distribution that confidences and entropies are taken from; 0 means 1, as in decoding.
-            Of a position that was not revealed at a step, the most probable token's confidence counts.
+            Give the decoding's.  Of a position that was not revealed at a step, the most probable token's
+            confidence counts, although another one may have been drawn there.
     """
     steps = trajectory.step_map
     end = (len(trajectory.prompt_ids) + len(steps)) // block_size * block_size
@@ -136,7 +137,7 @@ def replay(
         choosing = (taken.any(-1) & (masked & ~taken).any(-1)).nonzero()[:, 0].tolist()
         choices += len(choosing)
         for block in choosing:
-            if difference := _step_difference(score[block], masked[block], taken[block]):
+            if difference := _step_difference(score[block], masked[block], taken[block], rank_by):
                 wrong, missed = (place + block * block_size - start for place in difference[:2])
                 reveals.append(StepDifference(wrong, steps[wrong], missed, difference[2]))
     return Replay(kept, choices, len(steps) - kept, sorted(tokens), sorted(reveals), logprobs)
@@ -158,9 +159,10 @@ def _lay_out(trajectory: Trajectory, end: int, block_size: int, device: torch.de
 
 
 class _Judged(NamedTuple):
-    """Of each place of the noisy copy that is masked: its best token, and scores in nats; 0 elsewhere.
+    """Of each place of the noisy copy that is masked: its best token and its scores; 0 elsewhere.
 
-    The margin is of the model's own distribution, all other scores are at the temperature asked for.
+    The margin, in nats, is of the model's own distribution; all other scores are at the temperature asked for.
+    Confidences are probabilities, as decoders compare them: several may be 1 in single precision, and tie.
     """
 
     best: Int[Tensor, " places"]
@@ -204,14 +206,14 @@ def _columns(
         scores[:, mask_id] = -torch.inf
         best, own = best_tokens(scores)[1], scores.log_softmax(-1)
         drawn = tempered(scores, temperature).log_softmax(-1) if temperature > 0 else own
-        candidate = torch.where(reveals, tokens, best)
-        margin = _of(own, best) - _of(own, tokens)
-        tiles.append((best, margin, _of(drawn, tokens), _of(drawn, candidate), entropy(drawn.exp())))
+        probabilities = token_probabilities(scores, temperature, 0, 1.0)
+        confidence = _of(probabilities, torch.where(reveals, tokens, best))
+        tiles.append((best, _of(own, best) - _of(own, tokens), _of(drawn, tokens), confidence, entropy(probabilities)))
     return [torch.cat(column) for column in zip(*tiles, strict=True)]
 
 
-def _of(log_probs: Float[Tensor, "rows vocab"], tokens: Int[Tensor, " rows"]) -> Float[Tensor, " rows"]:
-    return log_probs.gather(-1, tokens[:, None])[:, 0]
+def _of(values: Float[Tensor, "rows vocab"], tokens: Int[Tensor, " rows"]) -> Float[Tensor, " rows"]:
+    return values.gather(-1, tokens[:, None])[:, 0]
 
 
 def _score(judged: _Judged, rank_by: str) -> Float[Tensor, " places"]:
@@ -224,7 +226,7 @@ def _score(judged: _Judged, rank_by: str) -> Float[Tensor, " places"]:
 
 
 def _step_difference(
-    score: Float[Tensor, " block"], masked: Bool[Tensor, " block"], taken: Bool[Tensor, " block"]
+    score: Float[Tensor, " block"], masked: Bool[Tensor, " block"], taken: Bool[Tensor, " block"], rank_by: str
 ) -> tuple[int, int, float] | None:
     """(first place wrongly taken, first wrongly left, margin) of one block at one step; None: as the ranking says."""
     expected = low_confidence_static(
@@ -233,5 +235,7 @@ def _step_difference(
     wrong, missed = taken & ~expected, expected & ~taken
     if not wrong.any():
         return None
+    if rank_by == "confidence":
+        score = score.clamp_min(torch.finfo(score.dtype).tiny).log()
     margin = float(score[missed].max() - score[wrong].min())
     return int(wrong.nonzero()[0, 0]), int(missed.nonzero()[0, 0]), margin

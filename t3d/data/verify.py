@@ -14,6 +14,9 @@ from t3d.sdar.opening import Checkpoint, open_checkpoint
 from t3d.storage.files import write_json_atomic
 from t3d.trajectory import Trajectory, read_rollouts, response_trajectory
 
+ROUNDING = 0.01
+"""Margin up to which another order of the sums, or another precision, explains a difference."""
+
 SHOWN = 5
 """Responses with differences that are told one by one; the JSON holds all."""
 
@@ -148,5 +151,7 @@ def _count(what: str, differences: Sequence[Sequence[Any]], total: int) -> str:
     margins = sorted(one.margin for some in differences for one in some)
     line = f"{what}: {len(margins)} of {total}"
     if margins:
+        large = sum(margin > ROUNDING for margin in margins)
+        line += f", {large} of them by more than {ROUNDING} nats"
         line += f" (margin: median {margins[len(margins) // 2]:.4f}, largest {margins[-1]:.4f})"
     return line

@@ -344,27 +344,29 @@ def test_blocks_that_count_in_no_way_are_refused(steps):
 
 
 @pytest.mark.parametrize(
-    ("strategy", "rank_by", "confidence"),
+    ("strategy", "rank_by", "temperature"),
     [
-        ("low_confidence_static", "confidence", "raw"),
-        ("low_confidence_dynamic", "confidence", "raw"),
-        ("entropy_bounded", "entropy", "raw"),
-        ("sequential", "position", "raw"),
+        ("low_confidence_static", "confidence", 0),
+        ("low_confidence_static", "confidence", 0.001),  # confidences that tie at 1
+        ("low_confidence_dynamic", "confidence", 0),
+        ("entropy_bounded", "entropy", 0),
+        ("sequential", "position", 0),
     ],
 )
 def test_what_our_decoder_wrote_replays_without_a_difference(
-    strategy, rank_by, confidence, decode_items, checkpoint, tokenizer
+    strategy, rank_by, temperature, decode_items, checkpoint, tokenizer
 ):
     changes = {"remasking_strategy": strategy, "denoising_steps": 4, "dynamic_threshold": 0.05, "eb_threshold": 1.0}
     model, choices = load_model(checkpoint), 0
-    for one in decode_items(**changes, confidence=confidence):
-        found = replay(model, one, tokenizer.mask_token_id, 4, rank_by)
+    for one in decode_items(**changes, temperature=temperature):
+        found = replay(model, one, tokenizer.mask_token_id, 4, rank_by, temperature)
         assert (found.token_differences, found.step_differences) == ([], [])
         assert found.tokens + found.left_out == len(one.response_ids)
         assert found.left_out == (len(one.prompt_ids) + 22) % 4
         choices += found.choices
-        replayed = torch.tensor([found.logprobs[place] for place in range(found.tokens)])
-        torch.testing.assert_close(replayed, torch.tensor(one.logprobs[: found.tokens]), atol=1e-4, rtol=0)
+        if temperature == 0:
+            replayed = torch.tensor([found.logprobs[place] for place in range(found.tokens)])
+            torch.testing.assert_close(replayed, torch.tensor(one.logprobs[: found.tokens]), atol=1e-4, rtol=0)
     assert choices
 
 
@@ -405,12 +407,8 @@ def test_verify_tells_what_differs_and_keeps_it_all(decoded, write, run_import, 
     run_import(write(outputs), "jetengine", "--dataset", str(data_set), "--verify", str(checkpoint), "--sample", "2")
     said = capsys.readouterr().out
     assert "2 response(s) replayed" in said
-    assert re.search(
-        r"tokens that are not the most probable one: [1-9]\d* of \d+ \(margin: median [\d.]+, largest", said
-    )
-    assert re.search(
-        r"record 0, response 0:\n  first token: position 16, step \d+: 9 where \d+ is more probable by", said
-    )
+    assert re.search(r"tokens that are not the most probable one: [1-9]\d* of \d+, \d+ of them by more than 0", said)
+    assert re.search(r"record 0, response 0:\n  first token: position 16, step \d+: 9 where \d+ is more probable", said)
     assert "recorded log-probabilities: off by" in said
     report = read_json(tmp_path / "imported.verify.json")
     assert [one["record"] for one in report["responses"]] == [0, 2]
