@@ -245,6 +245,57 @@ def response_trajectory(
     return trajectory
 
 
+def rollout_record(
+    item: dict[str, Any],
+    prompt: tuple[str, list[int]],
+    trajectories: Sequence[Trajectory],
+    texts: Sequence[str],
+    answers: Sequence[str],
+    block_size: int,
+    recorded: Collection[str] = (),
+) -> dict[str, Any]:
+    """Returns the record of one problem, as a rollout file holds it.
+
+    Args:
+        item: the data set's fields.
+        prompt: its text and its token ids.
+        trajectories: the responses to it.
+        texts: of the responses, see `response_text`.
+        answers: found in them.
+        block_size: tokens per block of the decoding.
+        recorded: of "logprob" and "entropy", those to write.
+    """
+    record = {
+        **item,
+        "prompt": prompt[0],
+        "prompt_ids": prompt[1],
+        "full_output": list(texts),
+        "extracted_output": list(answers),
+        "response_ids": [trajectory.response_ids for trajectory in trajectories],
+        "response_length": [len(trajectory.response_ids) for trajectory in trajectories],
+        "step_map": [trajectory.step_map for trajectory in trajectories],
+        "finish_reason": [trajectory.finish_reason for trajectory in trajectories],
+        "num_forwards": [trajectory.num_forwards for trajectory in trajectories],
+        "num_steps": [trajectory.num_steps for trajectory in trajectories],
+        "block_size": block_size,
+    }
+    if any(trajectory.error is not None for trajectory in trajectories):
+        record["error"] = [trajectory.error for trajectory in trajectories]
+    if "logprob" in recorded:
+        record["logprob"] = [trajectory.logprobs or [] for trajectory in trajectories]
+    if "entropy" in recorded:
+        record["entropy"] = [trajectory.entropies or [] for trajectory in trajectories]
+    return record
+
+
+def response_text(trajectory: Trajectory, tokenizer: "PreTrainedTokenizerBase") -> str:
+    """The response as people read it: without the stop token, other special tokens spelled out."""
+    ids = trajectory.response_ids
+    if trajectory.finish_reason == "stop":
+        ids = ids[:-1]
+    return str(tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False))
+
+
 def _tokenise(text: str, where: str, tokenizer: "PreTrainedTokenizerBase | None") -> list[int]:
     if tokenizer is None:
         raise DataError(where, "stored token ids, as no tokenizer is given", "nothing")

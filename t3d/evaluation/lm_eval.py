@@ -32,10 +32,10 @@ from t3d.decoding.likelihood import iter_likelihoods
 from t3d.entry import run_entry
 from t3d.errors import CheckpointError, ConfigError, DataError
 from t3d.remasking import STRATEGIES
-from t3d.rollout.records import response_text
 from t3d.rollout.worker import pick_device
 from t3d.sdar.checkpoint import default_stop_ids, load_decoder
 from t3d.sdar.opening import open_checkpoint
+from t3d.trajectory import response_text
 
 HARNESS_DEVICE = "cuda:0"
 """The harness's default of --device, said on machines without CUDA too."""
@@ -189,7 +189,7 @@ class T3DLM(TemplateLM):
                     number = numbers[place]
                     if done.error is not None:
                         raise DataError(f"request {number}", "a prompt that can be decoded", done.error)
-                    text = response_text(done, decoding, self.tokenizer)
+                    text = response_text(done, self.tokenizer)
                     texts[number] = _cut(text, _stop_strings(requests[number].args[1]))
                     self.cache_hook.add_partial("generate_until", requests[number].args, texts[number])
                     progress.update()

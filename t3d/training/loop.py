@@ -6,6 +6,7 @@ import time
 from collections import defaultdict
 from collections.abc import Mapping
 from contextlib import closing, nullcontext
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import NoReturn
@@ -15,6 +16,7 @@ from accelerate import Accelerator
 from accelerate.utils import gather_object
 from tqdm import tqdm
 
+from t3d.cards.model import Run, base_of, model_card
 from t3d.config import TrainConfig, TrainingConfig, save_config
 from t3d.data.benchmarks import leakage_warning
 from t3d.errors import UserError
@@ -193,12 +195,19 @@ class Trainer:
         weights = self.accelerator.get_state_dict(self.student)
         if self.accelerator.is_main_process:
             with saving(target):
-                save_model(self.accelerator.unwrap_model(self.student), weights, self.checkpoint.folder, target)
+                student = self.accelerator.unwrap_model(self.student)
+                save_model(student, weights, self.checkpoint.folder, target, self._card())
         save_state(self.accelerator, self.folder / "state", self.step, self.global_batch, self.reference)
         if self.accelerator.is_main_process:
             for kept in ("ckpt", "state"):
                 prune(self.folder / kept, self.config.experiment.checkpoints_total_limit)
         self.accelerator.wait_for_everyone()
+
+    def _card(self) -> str:
+        """The model card of the checkpoint of this step."""
+        source = self.checkpoint.folder
+        run = Run(asdict(self.config), self.step, self.num_steps, len(self.samples), self.global_batch)
+        return model_card(base_of(self.config.model.pretrained_model, source), run, source)
 
     def _parts(self) -> list[list[Visit]]:
         """This process's micro-batches of the next global step; every process has as many."""
