@@ -7,6 +7,8 @@ is the harness's own command line, `lm_eval`, with this model registered.  Its r
 outside their own source tree; later ones read the entry point in pyproject.toml, and there plain `lm_eval` does too.
 """
 
+from t3d.entry import run_entry
+
 import dataclasses
 import json
 from collections import Counter, defaultdict
@@ -29,7 +31,6 @@ from t3d.config.schema import MAX_SEED
 from t3d.decoding import DecodingConfig, iter_decode
 from t3d.decoding.config import CONFIDENCES, warn_of_threshold
 from t3d.decoding.likelihood import iter_likelihoods
-from t3d.entry import run_entry
 from t3d.errors import CheckpointError, ConfigError, DataError
 from t3d.remasking import STRATEGIES
 from t3d.rollout.records import response_text
