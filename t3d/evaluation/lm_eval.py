@@ -16,6 +16,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
+from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+from huggingface_hub.utils import logging as hub_logging
 from lm_eval.__main__ import cli_evaluate
 from lm_eval.api.instance import Instance
 from lm_eval.api.model import TemplateLM
@@ -38,6 +40,8 @@ from t3d.rollout.worker import pick_device
 from t3d.sdar.checkpoint import default_stop_ids, load_decoder
 from t3d.sdar.opening import open_checkpoint
 
+UNREACHABLE = (ConnectionError, HfHubHTTPError, HfHubHTTPError.__bases__[0], LocalEntryNotFoundError)
+"""What the harness's libraries raise without a network; the third is the root error of the hub's HTTP library."""
 HARNESS_DEVICE = "cuda:0"
 """The harness's default of --device, said on machines without CUDA too."""
 SAMPLING = ("temperature", "top_p", "top_k")
@@ -259,9 +263,18 @@ def _cut(text: str, stop_strings: Sequence[str]) -> str:
 
 
 def main(arguments: list[str]) -> None:
-    """Runs the harness's command line, which reads sys.argv itself."""
+    """Runs the harness's command line, which reads sys.argv itself.
+
+    Raises:
+        DataError: the data of a task is neither on this machine nor within reach.
+    """
     del arguments
-    cli_evaluate()
+    hub_logging.set_verbosity_error()  # else two lines for each of its attempts
+    try:
+        cli_evaluate()
+    except UNREACHABLE as error:
+        expected = "the tasks' data, from the Hugging Face hub or the copy of an earlier download (HF_HOME)"
+        raise DataError("lm-eval", expected, error) from error
 
 
 if __name__ == "__main__":
