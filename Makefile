@@ -4,8 +4,6 @@ TORCH  ?= torch==2.13.0
 VENV   := .venv
 BIN    := $(VENV)/bin
 OLDEST := .venv-oldest
-# Training on a CPU reuses freed memory instead of returning it to the system, and idle threads sleep.
-CPU_ENV := GOMP_SPINCOUNT=1000 MALLOC_MMAP_THRESHOLD_=2000000000 MALLOC_TRIM_THRESHOLD_=4000000000
 
 .PHONY: help install demo clean-demo paper clean-paper test test-oldest bench lint toy-teacher
 
@@ -30,13 +28,13 @@ $(VENV)/.installed: pyproject.toml requirements.txt constraints.txt
 	touch $@
 
 demo: install
-	$(CPU_ENV) BIN=$(BIN) t3d/toy/demo.sh
+	BIN=$(BIN) t3d/toy/demo.sh
 
 clean-demo:
 	rm -rf demo
 
 paper: install
-	$(CPU_ENV) BIN=$(BIN) t3d/toy/paper.sh
+	BIN=$(BIN) t3d/toy/paper.sh
 
 clean-paper:
 	rm -rf toy_paper
@@ -60,8 +58,8 @@ lint: install
 	$(BIN)/mypy
 
 bench: install
-	$(CPU_ENV) $(BIN)/python bench/decode.py
-	$(CPU_ENV) $(BIN)/python bench/train.py
+	$(BIN)/python bench/decode.py
+	$(BIN)/python bench/train.py
 
 toy-teacher: install
-	$(CPU_ENV) BIN=$(BIN) t3d/toy/train_teacher.sh
+	BIN=$(BIN) t3d/toy/train_teacher.sh

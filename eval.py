@@ -3,11 +3,12 @@
 --dry-run beside the keys says whether the command would run here, and starts nothing.
 """
 
+from t3d.entry import run_entry
+
 import sys
 
 from t3d.config import EvalConfig, load_config
 from t3d.doctor.command import DRY_RUN, dry_run
-from t3d.entry import run_entry
 from t3d.evaluation.run import evaluate
 from t3d.tables.fill import run_table
 

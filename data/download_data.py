@@ -1,12 +1,13 @@
 """Downloads one of the paper's data sets into the folder it is run from."""
 
+from t3d.entry import run_entry
+
 import logging
 from pathlib import Path
 
 from t3d.arguments import ArgumentParser
 from t3d.data.benchmarks import DATASETS
 from t3d.data.download import download_dataset
-from t3d.entry import run_entry
 from t3d.storage.paths import user_path
 
 logger = logging.getLogger("download_data")

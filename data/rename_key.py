@@ -1,10 +1,11 @@
 """Stage 2: turns a rollout file into the file that training reads."""
 
+from t3d.entry import run_entry
+
 from pathlib import Path
 
 from t3d.arguments import ArgumentParser
 from t3d.data.preprocess import rename_answers
-from t3d.entry import run_entry
 
 
 def main(argv: list[str]) -> None:

@@ -3,9 +3,10 @@
 --dry-run beside the keys says whether the command would run here, and starts nothing.
 """
 
+from t3d.entry import run_entry
+
 from t3d.config import SampleConfig, load_config
 from t3d.doctor.command import DRY_RUN, dry_run
-from t3d.entry import run_entry
 from t3d.rollout import rollout
 
 EXAMPLE = (

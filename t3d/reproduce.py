@@ -5,6 +5,8 @@ python -m t3d.reproduce base=JetLM/SDAR-4B-Chat data_type=math --dry-run
 From the repository's root.  Every stage keeps what it finished, so the same command goes on after a kill.
 """
 
+from t3d.entry import run_entry
+
 import logging
 import shlex
 import subprocess
@@ -20,7 +22,6 @@ from t3d.config import EvalConfig, SampleConfig, TrainConfig, load_config
 from t3d.config.keys import key
 from t3d.config.loading import TRAINING_SETS
 from t3d.data.benchmarks import DATASETS
-from t3d.entry import run_entry
 from t3d.errors import ConfigError, DataError, UserError
 from t3d.rollout import rollout_path
 from t3d.storage.experiments import method_folder

@@ -18,10 +18,10 @@ install_import_hook(
     "beartype.beartype(conf=beartype.BeartypeConf(is_pep484_tower=True))",
 )
 
+from t3d.entry import reproducible_products  # noqa: E402
+
 import pytest  # noqa: E402
 import torch  # noqa: E402
-
-from t3d.entry import reproducible_products  # noqa: E402
 
 reproducible_products()  # as the entry scripts do, before the first product
 

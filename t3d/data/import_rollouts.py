@@ -4,6 +4,8 @@ An engine's file is a JSON list, or JSON Lines, of what it returned.  Prompts ar
 `prompt_ids` beside each output, or are built from --dataset.
 """
 
+from t3d.entry import run_entry
+
 import sys
 from dataclasses import replace
 
@@ -12,7 +14,6 @@ from t3d.data.benchmarks import load_benchmark
 from t3d.data.imports import FORMATS, Source, import_rollouts
 from t3d.data.replay import RANKINGS
 from t3d.data.verify import verify
-from t3d.entry import run_entry
 from t3d.prompts import DATA_TYPES
 from t3d.sdar.checkpoint import default_stop_ids, load_tokenizer, resolve_checkpoint
 from t3d.storage.paths import find_data, user_path

@@ -7,6 +7,8 @@ is the harness's own command line, `lm_eval`, with this model registered.  Its r
 outside their own source tree; later ones read the entry point in pyproject.toml, and there plain `lm_eval` does too.
 """
 
+from t3d.entry import run_entry
+
 import dataclasses
 import json
 from collections import Counter, defaultdict
@@ -14,6 +16,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
+from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+from huggingface_hub.utils import logging as hub_logging
 from lm_eval.__main__ import cli_evaluate
 from lm_eval.api.instance import Instance
 from lm_eval.api.model import TemplateLM
@@ -29,7 +33,6 @@ from t3d.config.schema import MAX_SEED
 from t3d.decoding import DecodingConfig, iter_decode
 from t3d.decoding.config import CONFIDENCES, warn_of_threshold
 from t3d.decoding.likelihood import iter_likelihoods
-from t3d.entry import run_entry
 from t3d.errors import CheckpointError, ConfigError, DataError
 from t3d.remasking import STRATEGIES
 from t3d.rollout.worker import pick_device
@@ -37,6 +40,8 @@ from t3d.sdar.checkpoint import default_stop_ids, load_decoder
 from t3d.sdar.opening import open_checkpoint
 from t3d.trajectory import response_text
 
+UNREACHABLE = (ConnectionError, HfHubHTTPError, HfHubHTTPError.__bases__[0], LocalEntryNotFoundError)
+"""What the harness's libraries raise without a network; the third is the root error of the hub's HTTP library."""
 HARNESS_DEVICE = "cuda:0"
 """The harness's default of --device, said on machines without CUDA too."""
 SAMPLING = ("temperature", "top_p", "top_k")
@@ -258,9 +263,18 @@ def _cut(text: str, stop_strings: Sequence[str]) -> str:
 
 
 def main(arguments: list[str]) -> None:
-    """Runs the harness's command line, which reads sys.argv itself."""
+    """Runs the harness's command line, which reads sys.argv itself.
+
+    Raises:
+        DataError: the data of a task is neither on this machine nor within reach.
+    """
     del arguments
-    cli_evaluate()
+    hub_logging.set_verbosity_error()  # else two lines for each of its attempts
+    try:
+        cli_evaluate()
+    except UNREACHABLE as error:
+        expected = "the tasks' data, from the Hugging Face hub or the copy of an earlier download (HF_HOME)"
+        raise DataError("lm-eval", expected, error) from error
 
 
 if __name__ == "__main__":

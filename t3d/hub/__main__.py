@@ -4,12 +4,13 @@ Without --yes nothing is sent: the files with their sizes, the repository and th
 HF_TOKEN and HF_ENDPOINT are honoured.
 """
 
+from t3d.entry import run_entry
+
 import sys
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from t3d.arguments import ArgumentParser
-from t3d.entry import run_entry
 from t3d.hub.checkpoint import checkpoint_upload
 from t3d.hub.results import card_results
 from t3d.hub.rollouts import rollouts_upload

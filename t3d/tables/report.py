@@ -1,5 +1,7 @@
 """One HTML file, without anything to fetch, that shows tables, plots, and the settings of every run."""
 
+from t3d.entry import run_entry
+
 import base64
 import logging
 from collections.abc import Sequence
@@ -12,7 +14,6 @@ import jinja2
 
 from t3d.arguments import ArgumentParser
 from t3d.config import TableConfig
-from t3d.entry import run_entry
 from t3d.errors import DataError
 from t3d.evaluation.results import Results, from_json
 from t3d.storage.files import atomic_writer, read_json

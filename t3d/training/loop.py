@@ -34,7 +34,7 @@ from t3d.training.metrics import MetricsLog
 from t3d.training.models import prepare_models
 from t3d.training.packing import Batch, collate
 from t3d.training.reference import refresh
-from t3d.training.run_folder import open_run_folder, run_inputs
+from t3d.training.run_folder import open_run_folder, run_inputs, to_train_on
 from t3d.training.scaling import SkippedSteps
 from t3d.training.schedule import (
     SampleOrder,
@@ -102,6 +102,7 @@ class Trainer:
         self.plan = choose_plan(accelerator.device, COMPUTED_IN[accelerator.mixed_precision], heads)
         inputs = partial(run_inputs, self.checkpoint.folder, self.samples.digest)
         self.folder, resume_state = open_run_folder(config, accelerator, inputs)
+        self.resumed = resume_state
         self.step = 0 if resume_state is None else load_state(accelerator, resume_state, self.reference)
 
     def run(self) -> Path:
@@ -111,6 +112,8 @@ class Trainer:
         if main:
             save_config(self.config, self.folder / "config.yaml")
             log.info("%s: %s", self.folder, self._plan())
+            if self.resumed is not None:
+                log.info("%s", self._resumption(self.resumed))
             given = self.config.training.gradient_accumulation_steps
             if given not in (self.accumulation, TrainingConfig.gradient_accumulation_steps):
                 log.warning("training.gradient_accumulation_steps = %d is not used: global_batch_size decides", given)
@@ -133,6 +136,13 @@ class Trainer:
             f"{len(self.samples)} samples, {self.global_batch} per step ({processes} process(es) on"
             f" {self.accelerator.device.type}, {shares}), {self.num_steps} steps, {epochs:.2f} epochs"
         )
+
+    def _resumption(self, state: Path) -> str:
+        """What is resumed, in a line."""
+        done = f"step {self.step} of {self.num_steps}"
+        if self.step < self.num_steps:
+            return f"resumed from {state}, {done}"
+        return f"{self.folder} is finished ({done}); {to_train_on(self.folder, self.config)}"
 
     def _train(self, metrics_log: MetricsLog | None) -> None:
         """Steps up to the last one; only the main process has a `metrics_log`."""

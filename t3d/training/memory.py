@@ -43,6 +43,8 @@ CUDA's context, NCCL and fragmentation are a flat `RESERVE`.  tests/training/tes
 real steps of small networks on a CPU; no figure was measured on a GPU.
 """
 
+from t3d.entry import run_entry
+
 import json
 import sys
 from collections.abc import Iterator
@@ -59,7 +61,6 @@ from transformers import AutoModelForCausalLM
 
 from t3d.config import TrainConfig, TrainingConfig, load_config
 from t3d.config.keys import key
-from t3d.entry import run_entry
 from t3d.objectives.registry import OBJECTIVES
 from t3d.sdar.backend import AttentionPlan
 from t3d.sdar.checkpoint import load_config as load_model_config

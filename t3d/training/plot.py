@@ -3,6 +3,8 @@
 python -m t3d.training.plot RUN [RUN ...] [--out FILE.png|.svg]
 """
 
+from t3d.entry import run_entry
+
 import logging
 import os
 from collections.abc import Mapping, Sequence
@@ -17,7 +19,6 @@ from matplotlib.lines import Line2D
 from numpy.typing import NDArray
 
 from t3d.arguments import ArgumentParser
-from t3d.entry import run_entry
 from t3d.errors import DataError
 from t3d.storage.paths import user_path
 from t3d.training.metrics import METRICS, read_metrics

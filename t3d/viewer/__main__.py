@@ -1,11 +1,12 @@
 """Looks at rollouts: writes an HTML page that replays how responses were denoised, one file or two side by side."""
 
+from t3d.entry import run_entry
+
 import logging
 import sys
 from pathlib import Path
 
 from t3d.arguments import ArgumentParser, count
-from t3d.entry import run_entry
 from t3d.storage.files import atomic_writer
 from t3d.storage.folders import make_folder
 from t3d.viewer.page import render
