@@ -3,6 +3,8 @@
 import re
 from fractions import Fraction
 
+from t3d.grading.answers.phrases import phrases
+
 _UNICODE = {
     **dict.fromkeys("\u2212\u2013\u2014\u2010\u2011\ufe63\uff0d", "-"),
     **dict.fromkeys("\u00a0\u2009\u202f\u2002\u2003\u2007\u2008\u200a\u3000", " "),
@@ -40,6 +42,7 @@ _UNICODE = {
     "\u2102": r"\mathbb{C}",
     "\u221a": r"\surd ",
     "\u221b": r"\cuberoot ",
+    "\u221c": r"\fourthroot ",
     "\u2032": "'",
     "\u2019": "'",
     "\u2033": "''",
@@ -135,9 +138,10 @@ def plain(text: str) -> str:
     text = _markdown(_HTML.sub("", text).strip())
     text = _OVERLINED.sub(lambda match: rf"\overline{{{re.sub('[^0-9]', '', match[1])}}}", text)
     text = _DOTTED.sub(r"\\dot{\1}", text).translate(_FULL_WIDTH)
+    text = text.replace("³√", "∛").replace("⁴√", "∜")
     text = "".join(_character(letter) for letter in _scripts(text))
     text = text.replace(r"\euro", r"\text{€}").replace(r"\pounds", r"\text{£}").replace(r"\yen", r"\text{¥}")
-    return repeating(programming(text))
+    return repeating(programming(phrases(text)))
 
 
 def _character(letter: str) -> str:
@@ -165,6 +169,7 @@ def _markdown(text: str) -> str:
 
 def programming(text: str) -> str:
     r"""`1.5e3`, `x**2`, `x^(2)`, `2 1/2`, `<=` as LaTeX."""
+    text = text.replace("+/-", r"\pm ")
     text = _SCIENTIFIC.sub(r"\1\\times10^{\2}", text)
     text = _X_TIMES.sub(r"\\times ", text)
     text = _STAR_POWER.sub(lambda match: "^" + (f"{{{match[1].strip('() ')}}}" if match[1] else ""), text)

@@ -68,7 +68,20 @@ _INVISIBLE = {
     *(r"\left", r"\right", r"\big", r"\Big", r"\bigg", r"\Bigg", r"\bigl", r"\bigr", r"\Bigl", r"\Bigr"),
     *(r"\biggl", r"\biggr", r"\Biggl", r"\Biggr", r"\bigm", r"\middle"),
     *(r"\displaystyle", r"\textstyle", r"\scriptstyle", r"\limits", r"\nolimits", r"\quad", r"\qquad", r"\hline"),
-    *(r"\normalsize", r"\small", r"\large", r"\Large", r"\LARGE", r"\huge", r"\Huge", r"\bfseries", r"\itshape"),
+    *(
+        r"\tiny",
+        r"\scriptsize",
+        r"\footnotesize",
+        r"\normalsize",
+        r"\small",
+        r"\large",
+        r"\Large",
+        r"\LARGE",
+        r"\huge",
+        r"\Huge",
+        r"\bfseries",
+        r"\itshape",
+    ),
     *(r"\bf", r"\it", r"\sf", r"\tt", r"\unboldmath", r"\boldmath", r"\thinspace", r"\medspace", r"\noindent"),
     *(r"\enspace", r"\enskip", r"\hfill", r"\nonumber", r"\centering", r"\mathstrut", r"\strut", r"\relax"),
     *(r"\!", r"\,", r"\;", r"\:", r"\>", "\\ ", "\\\n", "~", r"\(", r"\)", r"\[", r"\]", r"\/", "{}"),
@@ -158,7 +171,7 @@ def _moduli(tokens: list[str]) -> list[str]:
 
 def _stripped(tokens: list[str]) -> list[str]:
     """Without the braces around the whole and punctuation at the end."""
-    while tokens and tokens[-1] in (".", ",", ";"):
+    while tokens and tokens[-1] in (".", ",", ";", ":"):
         tokens = tokens[:-1]
     if tokens[:1] != ["{"] or _group(tokens, 0) != (tokens[1:-1], len(tokens)):
         return tokens
@@ -229,6 +242,8 @@ def _row_start(raw: Sequence[str], position: int, token: str) -> tuple[int, list
     token = re.sub(r"\s", "", token)
     if token in (r"\begin{array}", r"\begin{tabular}"):
         return _group(raw, position)[1], [token]
+    if token.endswith("*}") and raw[position : position + 1] == ["["] and "]" in raw[position:]:
+        return raw.index("]", position) + 1, [token]
     if token == r"\\" and raw[position : position + 1] == ["["]:
         inside = "".join(raw[position : position + 8])
         if match := re.match(r"\[-?[\d.]+\s*(?:pt|ex|em|mm|cm)\]", inside):
@@ -278,7 +293,9 @@ def _worded(command: str, argument: list[str]) -> list[str]:
         return _read(_RAW.findall(inside))
     if inside in ("e", "i", "d"):
         return [inside]
-    if re.search(r"[\d=]", inside) and all(len(run) == 1 or run in ("and", "or") for run in _NAMES.findall(inside)):
+    if re.search(r"[\d=]", inside) and all(
+        len(run) == 1 or run in ("and", "or", "to") for run in _NAMES.findall(inside)
+    ):
         return _read(_RAW.findall(inside))
     if command in _UPRIGHT and (inside in FUNCTION_WORDS or inside in GREEK_WORDS):
         return _letters(inside, "")
@@ -352,7 +369,8 @@ def _braced(tokens: list[str]) -> list[str]:
 
 def _first_argument(before: list[str], token: str) -> tuple[str, str]:
     r"""What of a token is an argument without braces: one digit for `\frac`, the whole number elsewhere."""
-    fraction = before[-1] == r"\frac" or (before[-1] == "}" and r"\frac" in before[-4:])
+    pairs = {r"\frac", r"\binom"}
+    fraction = before[-1] in pairs or (before[-1] == "}" and not pairs.isdisjoint(before[-4:]))
     if (fraction and len(token) > 1 and token.isdecimal()) or (
         len(token) > 1 and token.isalpha() and before[-1] != "_"
     ):
