@@ -129,6 +129,15 @@ def test_option_letter(text, letter):
         ("```\nplain\n```", "last", "", "plain\n"),
         ("```python\na\n`````", "last", "", "a\n"),
         ("```python\na = 1\nb```", "last", "", "a = 1\nb"),
+        ("\ufeff```python\na\n```", "last", "", "a\n"),
+        ("> ```python\n> if a:\n>     b\n> ```\n> ok", "last", "", "if a:\n    b\n"),
+        ("```python\na\n```<|im_end|>", "last", "", "a\n"),
+        ("Code: ```python\na\n```\nend", "last", "", "a\n"),
+        ("Code: ```python\nb\n```\n```python\na\n```", "last", "", "a\n"),
+        ("~~~~py\na\n~~~\nb\n~~~~", "last", "", "a\n~~~\nb\n"),
+        ("* a\n  * b\n    ```py\n    a\n    ```", "last", "", "a\n"),
+        ("1. a\n   ```python\n   if x:\n       y\n\n   z\n   ```", "last", "", "if x:\n    y\n\nz\n"),
+        ("<think>\n```python\nbad\n```\n</think>\n```python\ngood\n```", "last", "", "good\n"),
     ],
 )
 def test_fences_as_models_write_them(text, choice, prefix, code):
