@@ -25,7 +25,7 @@ _CONSTANT_BITS = (128, 1024, 8192)
 _POINT_BITS = (128, 512)
 _LAST_POINT_BITS = (128, 512, 4096)
 _ENOUGH = 7
-_DIGITS = (16, 45)
+_DIGITS = (16, 40)
 _RANGES = (
     "unit",
     "negative",

@@ -126,9 +126,12 @@ def numeric(kind: str, body: Body, ends: Sequence[Any], digits: int, order: int 
 
 
 def _found(kind: str, body: Body, ends: Sequence[Any], order: int) -> tuple[Any, Any]:
-    """A number, and how far it may be off: what quadrature says, or what fewer digits change."""
+    """A number, and how far it may be off: what quadrature, the other side of a limit, or fewer digits say."""
     if kind == "int":
-        return mp.quad(_sampled(body, ends), ends, error=True, maxdegree=8)
+        return mp.quad(_sampled(body, ends), ends, error=True, maxdegree=7)
+    if kind == "lim" and not mpmath.isinf(ends[0]):
+        left, right = (mp.limit(_sampled(body), ends[0], direction=side) for side in (-1, 1))
+        return (left + right) / 2, abs(left - right)
     best = _METHODS[kind](_sampled(body), ends, order)
     with mp.workdps(mp.dps - 8):
         return best, abs(best - _METHODS[kind](_sampled(body), ends, order))
@@ -152,21 +155,9 @@ def _sampled(body: Body, ends: Sequence[Any] = ()) -> Callable[[Any], Any]:
     return function
 
 
-def _limit(function: Callable[[Any], Any], ends: Sequence[Any], order: int) -> Any:
-    """A limit from both sides, which agree."""
-    del order
-    (end,) = ends
-    if mpmath.isinf(end):
-        return mp.limit(function, end)
-    left, right = (mp.limit(function, end, direction=side) for side in (-1, 1))
-    if abs(left - right) > mpmath.mpf(10) ** (-mp.dps // 2) * max(1, abs(left)):
-        raise UndefinedError("no limit")
-    return right
-
-
 _METHODS: dict[str, Callable[[Callable[[Any], Any], Sequence[Any], int], Any]] = {
     "sum": lambda function, ends, order: mp.nsum(function, ends, method="r+s"),
     "prod": lambda function, ends, order: mp.nprod(function, ends, nsum=True, method="r+s"),
-    "lim": _limit,
+    "lim": lambda function, ends, order: mp.limit(function, ends[0]),
     "diff": lambda function, ends, order: mp.diff(function, ends[0], order),
 }

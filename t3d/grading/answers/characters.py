@@ -53,6 +53,7 @@ _UNICODE = {
     r"\pounds": r"\text{£}",
     r"\yen": r"\text{¥}",
     "\u20b9": r"\text{₹}",
+    "\u00a2": r"\text{¢}",
     "\u00b5": r"\mu ",
     "\u03bc": r"\mu ",
     "\u2126": r"\Omega ",
@@ -118,6 +119,12 @@ _FULL_WIDTH = {code: code - 0xFEE0 for code in range(0xFF01, 0xFF5F) if code not
 _MARKDOWN_WHOLE = re.compile(r"(\*{1,3}|_{1,3}|`{1,3}|~~)(?=\S)([^*`]+?)(?<=\S)\1", re.DOTALL)
 _MARKDOWN_PART = re.compile(r"(?<![\w)}\]*^])\*\*(?=[^\s*])(.+?)(?<=[^\s*])\*\*(?![\w({\\*])", re.DOTALL)
 _HTML = re.compile(r"</?(?:b|strong|i|em|u|mark|span|font|code|p)(?:\s[^<>]*)?>", re.IGNORECASE)
+_HEADING = re.compile(r"^#{1,6}\s+")
+_DISPLAY = re.compile(
+    r"\\begin\{(equation|align|aligned|gather|gathered|displaymath|math|split|multline)\*?\}"
+    r"((?:(?!\\\\|\\begin).)*)\\end\{\1\*?\}",
+    re.DOTALL,
+)
 _HTML_SCRIPT = re.compile(r"<(su[pb])>(.*?)</\1>", re.IGNORECASE | re.DOTALL)
 
 _SCIENTIFIC = re.compile(r"(?<![\w\\.])(\d+\.?\d*|\.\d+)[eE]([+-]?\d{1,6})(?![\w.])")
@@ -135,7 +142,8 @@ _ELLIPSIS = re.compile(r"(?<![\w.])(\d*)\.(\d+)\s*(?:\.{2,}|\\(?:l|c)?dots(?:[bc
 def plain(text: str) -> str:
     r"""Returns the answer without typographic characters: LaTeX in ASCII, and a few marks within `\text`."""
     text = _HTML_SCRIPT.sub(lambda match: ("^" if match[1].lower() == "sup" else "_") + f"{{{match[2]}}}", text)
-    text = _markdown(_HTML.sub("", text).strip())
+    text = _markdown(_HEADING.sub("", _HTML.sub("", text).strip(), count=1))
+    text = _DISPLAY.sub(lambda match: match[2].replace("&", " "), text)
     text = _OVERLINED.sub(lambda match: rf"\overline{{{re.sub('[^0-9]', '', match[1])}}}", text)
     text = _DOTTED.sub(r"\\dot{\1}", text).translate(_FULL_WIDTH)
     text = text.replace("³√", "∛").replace("⁴√", "∜")

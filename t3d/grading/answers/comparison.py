@@ -72,6 +72,9 @@ def _normal(tokens: Tokens) -> Tokens:
             return (sets.REALS,)
         if words(tokens) in ("emptyset", "theemptyset"):
             return (r"\emptyset",)
+    system = environment(tokens)
+    if system and system[0] == "cases" and "&" not in system[1]:
+        return _normal(tuple("," if token == r"\\" else token for token in system[1]))
     enclosed = bracketed(tokens)
     if enclosed and enclosed[0] in "({" and enclosed[2] in ")}" and len(split(enclosed[1], (",", ";"))) == 1:
         return _normal(enclosed[1])
@@ -122,7 +125,7 @@ def _by_list(ours: Tokens, theirs: Tokens) -> bool | None:
     left, right = elements(ours), elements(theirs)
     for side, other in ((ours, theirs), (theirs, ours)):
         sides = relation(side)
-        value = relations.stated(sides) if sides and not relation(other) else None
+        value = relations.stated(sides) if sides and not (relation(other) and len(elements(other)) == 1) else None
         if value and _braced(value) is not None and len(elements(side)) == 1:
             return _same(value, other)
     named = [_named(side) for side in (left, right)]
@@ -213,12 +216,17 @@ def _by_table(ours: Tokens, theirs: Tokens) -> bool | None:
 
 
 def _nested(tokens: Tokens) -> tuple[str, Tokens] | None:
-    """Rows in brackets, `[[1,2],[3,4]]`, as the inside of a table."""
+    """Rows in brackets, `[[1,2],[3,4]]` or `[1,2;3,4]`, as the inside of a table."""
     enclosed = bracketed(tokens)
-    rows = [bracketed(row) for row in split(enclosed[1], (",",))] if enclosed and enclosed[0] == "[" else []
-    if not rows or not all(row and row[0] == "[" for row in rows):
+    if not enclosed or enclosed[0] != "[":
         return None
-    cells = [split(row[1], (",",)) for row in rows if row]
+    rows = [bracketed(row) for row in split(enclosed[1], (",",))]
+    inner = [row[1] for row in rows if row and row[0] == "["]
+    if len(inner) < len(rows):
+        inner = split(enclosed[1], (";",))
+        if len(inner) < 2:
+            return None
+    cells = [split(row, (",",)) for row in inner]
     lines = [tuple(token for cell in row for token in ("&", *cell))[1:] for row in cells]
     return "nested", tuple(token for line in lines for token in (r"\\", *line))[1:]
 

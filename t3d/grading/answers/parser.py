@@ -8,7 +8,7 @@ import re
 from collections.abc import Callable, Collection, Sequence
 from fractions import Fraction
 
-from t3d.grading.answers import calculus, tables
+from t3d.grading.answers import calculus, functions, tables
 from t3d.grading.answers.names import FUNCTIONS, GREEK
 from t3d.grading.answers.nodes import Node, NotAlgebraError, constant, has_constant, negated, number, symbol, symbols
 from t3d.grading.answers.reader import Reader
@@ -92,7 +92,7 @@ class _Parser(Reader):
             token = self.peek()
             if token in _TIMES:
                 self.next()
-                result = tables.combined("mul", [result, self.signed_factor()])
+                result = tables.product(token, result, self.signed_factor())
             elif token == "/":
                 self.next()
                 result = tables.quotient(result, self.divisor())
@@ -252,7 +252,7 @@ class _Parser(Reader):
         power = upper[0] if upper else None
         if power == negated(number(1)) and name in (*_INVERSE, *_AREA):
             name, power = _AREA.get(name, "arc" + name), None
-        node = _applied(name, [self.part(lower)] if lower else [], self.operands())
+        node = functions.applied(name, [self.part(lower)] if lower else [], self.operands())
         return node if power is None else Node("pow", (node, power))
 
     def operands(self) -> list[Node]:
@@ -367,24 +367,6 @@ class _Parser(Reader):
         """A quote if the power that comes next is primes only."""
         inside = "".join(self.tokens[self.position + 2 : self.position + 4])
         return "'" if inside.startswith("'") else ""
-
-
-def _applied(name: str, index: list[Node], operands: list[Node]) -> Node:
-    """A function of operands.
-
-    Raises:
-        NotAlgebraError: an index that only a logarithm has.
-    """
-    if index and name != "log":
-        raise NotAlgebraError("an index of a function")
-    if name == "exp":
-        return Node("pow", (constant("e"), operands[0]))
-    if name == "cis":
-        turned = [Node("call", (operands[0],), part) for part in ("cos", "sin")]
-        return Node("add", (turned[0], Node("mul", (constant("i"), turned[1]))))
-    if name == "lg":
-        return Node("call", (operands[0], number(10)), "log")
-    return Node("opaque" if name == "det" else "call", (*operands, *index), name)
 
 
 _ATOMS: tuple[tuple[Collection[str], Callable[[_Parser, str], Node]], ...] = (

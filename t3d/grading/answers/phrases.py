@@ -32,7 +32,9 @@ _SLASHED = re.compile(r"(?<![A-Za-z\\])d(\^\{?\d\}?)?([a-zA-Z])\s*/\s*d([a-zA-Z]
 _LEFT, _RIGHT = r"(?:\\left\s*)?", r"(?:\\right\s*)?"
 _OPENS, _CLOSES = r"(^|\\cup|\\cap|\\in(?![a-z])|=)\s*", r"\s*(?=$|\\cup|\\cap|[.,]?\$)"
 _OUTWARD = re.compile(rf"{_OPENS}{_LEFT}([\](\[])([^\[\]]*?[,;][^\[\]]*?){_RIGHT}([\[\])]){_CLOSES}")
-_EMPHASES = re.compile(r"(^|[=,:;(<>]\s*)([*_])(?=[^\s*_])([^*_]*)(?<=[^\s*_])\2(?=\s*(?:$|[=,:;)<>.]))")
+_EMPHASES = re.compile(
+    r"(^|[=,:;(<>]\s*|\b(?:and|or)\s+)(\*\*?|__?)(?=[^\s*_])([^*_]*)(?<=[^\s*_])\2(?=\s*(?:$|[=,:;)<>.]))"
+)
 _QUOTED = re.compile(r"([\"'\u201c\u2018]|``)([^\"'`\u201c\u201d\u2018\u2019]+)(?:[\"'\u201d\u2019]|'')\.?")
 
 

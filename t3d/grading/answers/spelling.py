@@ -68,20 +68,8 @@ _INVISIBLE = {
     *(r"\left", r"\right", r"\big", r"\Big", r"\bigg", r"\Bigg", r"\bigl", r"\bigr", r"\Bigl", r"\Bigr"),
     *(r"\biggl", r"\biggr", r"\Biggl", r"\Biggr", r"\bigm", r"\middle"),
     *(r"\displaystyle", r"\textstyle", r"\scriptstyle", r"\limits", r"\nolimits", r"\quad", r"\qquad", r"\hline"),
-    *(
-        r"\tiny",
-        r"\scriptsize",
-        r"\footnotesize",
-        r"\normalsize",
-        r"\small",
-        r"\large",
-        r"\Large",
-        r"\LARGE",
-        r"\huge",
-        r"\Huge",
-        r"\bfseries",
-        r"\itshape",
-    ),
+    *(r"\tiny", r"\scriptsize", r"\footnotesize", r"\small", r"\normalsize", r"\large", r"\Large", r"\LARGE"),
+    *(r"\huge", r"\Huge", r"\bfseries", r"\itshape", r"\checkmark"),
     *(r"\bf", r"\it", r"\sf", r"\tt", r"\unboldmath", r"\boldmath", r"\thinspace", r"\medspace", r"\noindent"),
     *(r"\enspace", r"\enskip", r"\hfill", r"\nonumber", r"\centering", r"\mathstrut", r"\strut", r"\relax"),
     *(r"\!", r"\,", r"\;", r"\:", r"\>", "\\ ", "\\\n", "~", r"\(", r"\)", r"\[", r"\]", r"\/", "{}"),
@@ -140,12 +128,13 @@ _NAMES = re.compile(r"[A-Za-z]+")
 _PLAIN_WORDS = re.compile(
     r"(.*[\d})%!])\s+((?:[A-Za-zµ]{2,}|[A-Za-z](?=/[A-Za-z]))(?:[ ./]+[A-Za-z]+)*(?:\^\{?-?[23]\}?)?\.?)", re.DOTALL
 )
+_NO_DELIMITER = re.compile(r"\\(?:left|right)\s*\.")
 _DOLLAR = re.compile(r"\\\$|\$")
 
 
 def spell(answer: str) -> Tokens:
     """Returns the tokens of an answer."""
-    text = _dollars(plain(answer))
+    text = _NO_DELIMITER.sub(" ", _dollars(plain(answer)))
     trailing = _PLAIN_WORDS.fullmatch(text.rstrip(". \n"))
     if trailing and _is_unit(trailing[2]):
         text = rf"{trailing[1]}\text{{{trailing[2].replace('{', '').replace('}', '')}}}"
@@ -223,8 +212,6 @@ def _read(raw: Sequence[str]) -> list[str]:
         elif token in _TEXT or token in _UPRIGHT or token in _ALPHABETS:
             argument, position = _group(raw, position)
             result += _worded(token, argument)
-        elif token in (r"\left", r"\right") and position < len(raw) and raw[position] == ".":
-            position += 1
         elif token.startswith(r"\begin") or token == r"\\":
             position, spelt = _row_start(raw, position, token)
             result += spelt
@@ -284,21 +271,25 @@ def _letters(run: str, following: str) -> list[str]:
 def _worded(command: str, argument: list[str]) -> list[str]:
     r"""The argument of `\text`, `\mathrm` and the like: words, or mathematics set in another face."""
     inside = re.sub(r"\$|~|\\[ ,;:!]", " ", "".join(argument))
+    inside = re.sub(r"\\(?:cdot|times)\s*", "·", inside)
     inside = re.sub(r"\\mu\s*", "µ", re.sub(r"\\Omega\s*", "Ω", inside)).strip()
+    if inside.isdecimal():
+        return [inside]
     if command in _ALPHABETS:
         return [rf"\mathbb{{{inside}}}" if command == r"\Bbb" else rf"{command}{{{inside}}}"]
-    if not re.search(r"[^\W\d_]|[€£¥₹‰]", inside) or (
+    if not re.search(r"[^\W\d_]|[€£¥₹¢‰]", inside) or (
         "\\" in inside and not re.search(r"[A-Za-z]{2}", _commandless(inside))
     ):
         return _read(_RAW.findall(inside))
     if inside in ("e", "i", "d"):
         return [inside]
-    if re.search(r"[\d=]", inside) and all(
-        len(run) == 1 or run in ("and", "or", "to") for run in _NAMES.findall(inside)
-    ):
+    spoken = {run for run in _NAMES.findall(inside) if len(run) > 1}
+    if re.search(r"[\d=]", inside) and spoken <= {"and", "or", "to"}:
         return _read(_RAW.findall(inside))
     if command in _UPRIGHT and (inside in FUNCTION_WORDS or inside in GREEK_WORDS):
         return _letters(inside, "")
+    if joined := re.fullmatch(r"(.*\w)[,;]?\s+(and|or)", inside, re.DOTALL):
+        return [rf"\text{{{joined[1]}}}", rf"\text{{{joined[2]}}}"]
     return [rf"\text{{{inside}}}"]
 
 

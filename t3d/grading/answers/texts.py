@@ -6,7 +6,7 @@ from t3d.grading.answers.spelling import Tokens
 from t3d.grading.answers.structure import flat, is_words, relation, words
 
 _CLOCK = re.compile(r"(\d{1,2})((?::\d\d)*)(?:o'clock)?(?:([ap])\.?m\.?)?", re.IGNORECASE)
-_BASED = re.compile(r"-?\(?-?[0-9A-Z.]*\d[0-9A-Z.]*\)?_\{\(?[a-z\d]+\)?\}")
+_BASED = re.compile(r"-?\(?-?(?:[0-9A-Z.]*\d[0-9A-Z.]*|[A-F]{2,})\)?_\{\(?[a-z\d]+\)?\}")
 _BASES = ["two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve"]
 _JOINS = re.compile(r"\s*(?:[,;&]\s*(?:(and|or)\b)?|\b(and|or)\b)\s*", re.IGNORECASE)
 _ARTICLE = re.compile(r"\b(?:a|an|the)\s+(?!(?:and|or)\b)(?=[a-z]{3})", re.IGNORECASE)

@@ -134,7 +134,7 @@ _OTHERS = {
     "1 turn": "revolution rev turn",
     "1 celsius": "°C degC celsius",
     "1 fahrenheit": "°F degF fahrenheit",
-    "1 molar": "M",
+    "1000 mol m-3": "M",
     "1 unit": "unit",
     "100": "hundred",
     "1000": "thousand",
