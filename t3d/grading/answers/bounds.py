@@ -5,7 +5,7 @@ A sum or product between integers is added up; an integral of a polynomial is ex
 equal if these digits are.
 """
 
-import itertools
+import functools
 from collections.abc import Callable, Sequence
 from fractions import Fraction
 from typing import Any
@@ -20,7 +20,7 @@ from t3d.grading.answers.values import Value
 
 Body = Callable[[Value], Value]
 _MAX_TERMS = 2000
-_MAX_DEGREE = 60
+_MAX_DEGREE = 200
 _NEAR, _FAR = mpmath.mpf(10) ** -12, mpmath.mpf(10) ** 9
 
 
@@ -39,65 +39,59 @@ def added(body: Body, first: int, last: int, product: bool) -> Value:
     return total
 
 
-def degree(node: Node, variable: str) -> int | None:
-    """The degree of a polynomial in a variable, or an upper bound of it; None if it is no polynomial."""
-    if node.op not in ("bound", "opaque") and variable not in symbols(node):
-        return 0
-    if node.op == "symbol":
-        return 1
-    if node.op in ("add", "mul", "neg"):
-        parts = [degree(child, variable) for child in node.args]
-        known = [part for part in parts if part is not None]
-        return None if len(known) < len(parts) else sum(known) if node.op == "mul" else max(known)
-    if node.op == "div" and variable not in symbols(node.args[1]):
-        return degree(node.args[0], variable)
-    if node.op == "pow" and node.args[1].op == "number" and node.args[1].value.denominator == 1:
-        base, power = degree(node.args[0], variable), int(node.args[1].value)
-        return None if base is None or not 0 <= power <= _MAX_DEGREE else base * power
-    return None
+def polynomial(node: Node, variable: str, value: Callable[[Node], Value]) -> dict[int, Value] | None:
+    """The coefficients of a polynomial in a variable by their powers; None if it is none, or of a degree above 200.
 
-
-def polynomial_integral(body: Body, size: int, low: Value, high: Value) -> Value:
-    """The integral of a polynomial of degree `size` at most, exact up to the arithmetic of its values.
-
-    Raises:
-        UndefinedError: a degree above 60, or a value is missing.
+    Args:
+        node: the expression.
+        variable: the polynomial's.
+        value: evaluates what the variable is not in.
     """
-    if size > _MAX_DEGREE:
-        raise UndefinedError("a degree too high")
-    samples = [body(Value(Fraction(place))) for place in range(size + 1)]
-    total = Value(ZERO)
-    for place, coefficient in enumerate(_newton(size)):
-        term = values.multiply(_difference(samples, place), _at_ends(coefficient, low, high))
-        total = values.add(total, term)
-    return total
+    if node.op not in ("bound", "opaque") and variable not in symbols(node):
+        return {0: value(node)}
+    if node.op == "symbol":
+        return {1: Value(ONE)}
+    if node.op in ("add", "neg", "mul"):
+        parts = [polynomial(child, variable, value) for child in node.args]
+        known = [part for part in parts if part is not None]
+        if len(known) < len(parts):
+            return None
+        return functools.reduce(_product, known) if node.op == "mul" else _total(known, -1 if node.op == "neg" else 1)
+    above = polynomial(node.args[0], variable, value) if node.op in ("div", "pow") else None
+    if above is None or variable in symbols(node.args[1]):
+        return None
+    if node.op == "div":
+        below = value(node.args[1])
+        return {power: values.divide(part, below) for power, part in above.items()}
+    exponent = node.args[1].value if node.args[1].op == "number" else Fraction(-1)
+    if exponent.denominator > 1 or not 0 <= exponent * max(above) <= _MAX_DEGREE:
+        return None
+    if len(above) == 1:
+        ((power, part),) = above.items()
+        return {power * int(exponent): values.power(part, Value(exponent), False)}
+    return functools.reduce(_product, [above] * int(exponent), {0: Value(ONE)})
 
 
-def _difference(samples: Sequence[Value], order: int) -> Value:
-    """The forward difference of an order at 0."""
-    row = list(samples[: order + 1])
-    while len(row) > 1:
-        row = [values.add(after, values.negate(before)) for before, after in itertools.pairwise(row)]
-    return row[0]
-
-
-def _newton(size: int) -> list[list[Fraction]]:
-    """Coefficients, from the constant up, of x(x-1)...(x-k+1)/k! for k = 0 ... size."""
-    result = [[ONE]]
-    for place in range(size):
-        last = result[-1]
-        shifted = [ZERO, *last]
-        result.append([(up - place * down) / (place + 1) for up, down in zip(shifted, [*last, ZERO], strict=True)])
+def _total(parts: Sequence[dict[int, Value]], sign: int) -> dict[int, Value]:
+    result: dict[int, Value] = {}
+    for part in parts:
+        for power, value in part.items():
+            signed = values.negate(value) if sign < 0 else value
+            result[power] = values.add(result[power], signed) if power in result else signed
     return result
 
 
-def _at_ends(coefficients: Sequence[Fraction], low: Value, high: Value) -> Value:
-    """The integral of a polynomial from its coefficients."""
+def _product(left: dict[int, Value], right: dict[int, Value]) -> dict[int, Value]:
+    return _total([{a + b: values.multiply(x, y)} for a, x in left.items() for b, y in right.items()], 1)
+
+
+def polynomial_integral(coefficients: dict[int, Value], low: Value, high: Value) -> Value:
+    """The integral of a polynomial, exact up to the arithmetic of its values."""
     total = Value(ZERO)
-    for place, coefficient in enumerate(coefficients):
-        grown = [values.power(end, Value(Fraction(place + 1)), False) for end in (high, low)]
-        step = values.add(grown[0], values.negate(grown[1]))
-        total = values.add(total, values.multiply(Value(coefficient / (place + 1)), step))
+    for power, coefficient in coefficients.items():
+        grown = [values.power(end, Value(Fraction(power + 1)), False) for end in (high, low)]
+        step = values.divide(values.add(grown[0], values.negate(grown[1])), Value(Fraction(power + 1)))
+        total = values.add(total, values.multiply(coefficient, step))
     return total
 
 

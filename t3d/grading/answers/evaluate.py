@@ -197,9 +197,10 @@ def _number(node: Node, context: Context) -> Value | None:
     if node.name != r"\int" and not infinite:
         first, last = (values.integer(evaluate(end, context)) for end in bounds)
         return bounds_.added(at, first, last, node.name == "prod")
-    size = bounds_.degree(body, variable.name)
-    if node.name == r"\int" and size is not None and not infinite:
-        return bounds_.polynomial_integral(at, size, *(evaluate(end, context) for end in bounds))
+    if node.name == r"\int" and not infinite:
+        coefficients = bounds_.polynomial(body, variable.name, lambda part: evaluate(part, context))
+        if coefficients is not None:
+            return bounds_.polynomial_integral(coefficients, *(evaluate(end, context) for end in bounds))
     return bounds_.numeric(node.name.removeprefix("\\"), at, [_end(end, context) for end in bounds], context.digits)
 
 
