@@ -3,6 +3,7 @@
 import hashlib
 import re
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from fractions import Fraction
 from typing import Any
@@ -190,6 +191,10 @@ def _number(node: Node, context: Context) -> Value | None:
         order = int(re.sub(r"\D", "", node.name.partition("/")[0]) or 1)
         return bounds_.numeric("diff", at, [_end(variable, context)], context.digits, order)
     if node.name == "lim" and len(bounds) == 1:
+        jumps = any(part.op in ("floor", "ceil") for part in walk(body))
+        if not jumps and not has_constant(bounds[0], "infinity"):
+            with suppress(UndefinedError):  # continuous where it has a value
+                return at(evaluate(bounds[0], context))
         return bounds_.numeric("lim", at, [_end(bounds[0], context)], context.digits)
     if len(bounds) != 2 or node.name not in (r"\int", "sum", "prod"):
         return None

@@ -11,7 +11,7 @@ _BASES = "two|three|four|five|six|seven|eight|nine|ten|eleven|twelve|\\d{1,2}"
 _BASE = re.compile(
     rf"(?<![\w.])([0-9A-Z.]*\d[0-9A-Z.]*)[\s~]*(?:{_TEXT})?\s*\(?(?:in )?base[\s~-]*\}}?\s*({_BASES})\)?\}}?"
 )
-_ORDINAL = re.compile(rf"(?<![\w.])(\d+)\s*\^?\{{?\s*(?:{_TEXT})?\s*(?:st|nd|rd|th)(?![A-Za-z])\s*\}}{{0,2}}")
+_ORDINAL = re.compile(rf"(?:{_TEXT})?\s*(\d+)\s*\^?\{{?\s*(?:{_TEXT})?\s*(?:st|nd|rd|th)\s*\}}{{0,3}}")
 _NO_SOLUTION = re.compile(
     rf"(?:{_TEXT})?\s*(?:there\s+(?:is|are|exists?)\s+|has\s+|have\s+)?no\s+(?:real\s+|such\s+|valid\s+|possible\s+)?"
     r"(?:solutions?|roots?)(?:\s+exists?)?\s*\.?\s*\}?\.?",
@@ -26,8 +26,11 @@ _ARC = re.compile(
     rf"({_NUMBER})\s*\^\s*\{{?\s*\\circ\s*\}}?\s*({_NUMBER})\s*\^?\{{?(?:'|\\prime)(?![\\'])\}}?"
     rf"(?:\s*({_NUMBER})\s*\^?\{{?(?:''|\\prime\s*\\prime|\")\}}?)?"
 )
-_CHOOSE = re.compile(r"(?:\{\})?[_^]\{?(\w+)\}?\s*C\s*_\{?(\w+)\}?|(?<![\w\\])\(?(\w+) choose (\w+)\)?(?!\w)")
-_LOGARITHM = re.compile(r"(?<![A-Za-z])\\?log(2|10)\s*(?=\()")
+_CHOOSE = re.compile(
+    r"(?<![\w)}\]])(?<![\w)}\]]\s)(?:\{\})?[_^]\{?(\w+)\}?\s*C\s*_\{?(\w+)\}?"
+    r"|(?<![\w\\])\(?(\w+) choose (\w+)\)?(?!\w)"
+)
+_LOGARITHM = re.compile(r"(?<![A-Za-z\\])log(2|10)\s*(?=\()")
 _SLASHED = re.compile(r"(?<![A-Za-z\\])d(\^\{?\d\}?)?([a-zA-Z])\s*/\s*d([a-zA-Z])(\^\{?\d\}?)?(?![A-Za-z])")
 _LEFT, _RIGHT = r"(?:\\left\s*)?", r"(?:\\right\s*)?"
 _OPENS, _CLOSES = r"(^|\\cup|\\cap|\\in(?![a-z])|=)\s*", r"\s*(?=$|\\cup|\\cap|[.,]?\$)"
@@ -73,12 +76,12 @@ _Becomes = Callable[[re.Match[str]], str]
 _WHOLES: tuple[tuple[re.Pattern[str], _Becomes], ...] = (
     (_QUOTED, lambda match: match[2]),
     (_NO_SOLUTION, lambda match: r"\emptyset"),
+    (_ORDINAL, lambda match: rf"{match[1]}\text{{th in order}}"),
     (_ALL_REALS_BUT, lambda match: rf"\mathbb{{R}}\setminus\{{{match[1]}\}}"),
 )
 _PARTS: tuple[tuple[re.Pattern[str], _Becomes], ...] = (
     (_EMPHASES, lambda match: match[1] + match[3]),
     (_BASE, lambda match: f"{match[1]}_{{{match[2]}}}"),
-    (_ORDINAL, lambda match: rf"{match[1]}\text{{th in order}}"),
     (_ARC, _arc),
     (_CHOOSE, _chosen),
     (_LOGARITHM, lambda match: rf"\log_{{{match[1]}}}"),

@@ -10,7 +10,7 @@ from t3d.grading.answers.structure import steps
 from t3d.grading.answers.units import Unit, unit_of
 
 _CURRENCY = re.compile(r"\\text\{(?:USD|US|[€£¥₹])\}|\\usd|USD|EUR")
-_TRIGONOMETRIC = {r"\sin", r"\cos", r"\tan", r"\cot", r"\sec", r"\csc"}
+_TRIGONOMETRIC = {r"\sin", r"\cos", r"\tan", r"\cot", r"\sec", r"\csc", r"\cis"}
 _BEGINS = {"%", "^", r"\usd", r"\mu", r"\Omega", r"\frac", r"\cdot", r"\times", "*", "/", "°"}
 
 
