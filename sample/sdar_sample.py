@@ -3,10 +3,8 @@
 --dry-run beside the keys says whether the command would run here, and starts nothing.
 """
 
-from t3d.config import DecodeConfig, load_config
 from t3d.doctor.command import DRY_RUN, dry_run
 from t3d.entry import run_entry
-from t3d.rollout import rollout
 
 EXAMPLE = (
     "python sdar_sample.py config=../configs/sdar_sample.yaml evaluation.eval_dataset=MATH_train"
@@ -18,8 +16,12 @@ def main(arguments: list[str]) -> None:
     """Parses the configuration and decodes."""
     if DRY_RUN in arguments:
         dry_run("sample", arguments)
-    else:
-        rollout(load_config(DecodeConfig, arguments, __doc__ or "", EXAMPLE))
+        return
+    # Here, so that a dry run can tell of a library that does not load.
+    from t3d.config import DecodeConfig, load_config
+    from t3d.rollout import rollout
+
+    rollout(load_config(DecodeConfig, arguments, __doc__ or "", EXAMPLE))
 
 
 if __name__ == "__main__":

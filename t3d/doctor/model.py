@@ -21,6 +21,7 @@ from t3d.sdar.configuration import SDARConfig
 from t3d.sdar.decoding_layers import pack_layers
 from t3d.sdar.modeling import SDARForCausalLM
 from t3d.sdar.opening import open_checkpoint
+from t3d.storage.paths import existing_path
 from t3d.training.memory import SHAPES, num_parameters
 
 SMALL = {"num_hidden_layers": 2, "hidden_size": 64, "intermediate_size": 128, "layer_types": None}
@@ -88,7 +89,7 @@ def local_folder(name: str) -> Path | None:
     Raises:
         CheckpointError: neither a folder nor an id.
     """
-    if Path(name).expanduser().is_dir() or not HUB_ID.fullmatch(name):
+    if existing_path(name).is_dir() or not HUB_ID.fullmatch(name):
         return resolve_checkpoint(name)
     try:
         return Path(snapshot_download(name, local_files_only=True))

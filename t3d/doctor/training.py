@@ -22,7 +22,7 @@ from t3d.sdar.backend import Heads
 from t3d.sdar.checkpoint import chat_end_id
 from t3d.sdar.configuration import SDARConfig
 from t3d.sdar.opening import Checkpoint
-from t3d.storage.paths import cache_root, find_data_files
+from t3d.storage.paths import cache_root, find_data_files, user_path
 from t3d.training.data import iter_samples
 from t3d.training.forward import batch_losses
 from t3d.training.kernel import COMPUTED_IN, find_plan
@@ -284,7 +284,7 @@ def trackers(config: TrainConfig, environment: Mapping[str, str]) -> Iterator[Fi
                 "warning", "trackers", f"{name} is not installed: training goes on without", f"pip install {name}"
             )
     offline = environment.get("WANDB_MODE") in ("offline", "disabled")
-    known = "WANDB_API_KEY" in environment or Path("~/.netrc").expanduser().is_file()
+    known = "WANDB_API_KEY" in environment or user_path("~/.netrc").is_file()
     if "wandb" in config.experiment.trackers and not offline and not known:
         text = "wandb knows no login: training goes on without"
         yield Finding("warning", "trackers", text, "wandb login, or WANDB_MODE=offline")

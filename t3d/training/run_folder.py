@@ -33,6 +33,10 @@ not depend on them.  (`max_grad_norm` there is another name for training's.)"""
 BATCH_KEYS = ("training.global_batch_size", "training.gradient_accumulation_steps")
 """Keys that may change as long as a step has as many samples."""
 
+PLACE_KEYS = ("training.shard_reference",)
+"""Keys that say where something lies, not what it is: states hold the whole reference, and either way it computes the
+same."""
+
 INPUTS = "inputs.json"
 """The file of a run that holds the digests of what the keys in it name."""
 
@@ -152,7 +156,8 @@ def _check_same(config: TrainConfig, folder: Path) -> None:
     for name in {**given, **{name: None for name in before if name.startswith("dataset.prompts.")}}:
         then, now = before.get(name), given.get(name)
         group, _, key = name.partition(".")
-        free = group == "wandb" or (group == "experiment" and key in FREE_KEYS) or name in BATCH_KEYS
+        free = group == "wandb" or (group == "experiment" and key in FREE_KEYS)
+        free = free or name in (*BATCH_KEYS, *PLACE_KEYS)
         if not free and then != now:
             raise ConfigError(name, f"{then}, as in the run to resume ({folder})", now)
 
