@@ -36,6 +36,9 @@ LONGEST = 200
 TOKEN_BYTES = 40
 """Of a decoded token on disk, at most: its text, id and step, in the rollout file and in a shard."""
 
+SETTINGS_BYTES = 2**16
+"""Of the settings beside the rollout file, at most."""
+
 
 @dataclass(frozen=True)
 class Problems:
@@ -236,9 +239,10 @@ def room(config: DecodeConfig, num_problems: int) -> Iterator[Finding]:
         what += f" in each of {counted(cells, 'cell')}"
     elif path.is_file():
         what += f"; {path.name} is there: kept if nothing differs, else renamed"
-    needed = TOKEN_BYTES * settings.max_token * num_problems * settings.num_response_per_task * cells
+    needed = (TOKEN_BYTES * settings.max_token * num_problems * settings.num_response_per_task + SETTINGS_BYTES) * cells
     folder = project_folder(config) if config.table.checkpoints else path.parent
-    yield from output.folder(folder, needed, what, "another experiment.output_dir, or rollout.max_token lower")
+    cure = "another experiment.output_dir, or rollout.max_token lower"
+    yield from output.folder(folder, needed, what, cure, at_once=SETTINGS_BYTES)
 
 
 def rollouts(config: DecodeConfig) -> Iterator[Finding]:

@@ -218,8 +218,12 @@ def samples(config: TrainConfig, data: Data, around: Launch) -> Iterator[Finding
         yield Finding("error", "data", text, "training.max_prompt_len higher, or other data")
         return
     yield Finding("ok", "data", f"{text}; {counted(num_steps(config, data, around), 'global step')}")
-    free, needed = shutil.disk_usage(machine.nearest_folder(cache_root())).free, SAMPLE_BYTES * data.tokens
-    if free < needed:
+    above = machine.nearest_folder(cache_root())
+    free, needed = shutil.disk_usage(above).free, SAMPLE_BYTES * data.tokens
+    if not os.access(above, os.W_OK | os.X_OK):
+        text = f"{cache_root()}: {above} cannot be written to"
+        yield Finding("error", "data", text, "T3D_CACHE_ROOT=/another/folder")
+    elif free < needed:
         text = f"{size_of(needed)} in {cache_root()}, {size_of(free)} free"
         yield Finding("error", "data", text, "T3D_CACHE_ROOT on a larger disk")
 

@@ -5,6 +5,7 @@ import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from safetensors.torch import load_file, save_file
@@ -328,3 +329,16 @@ def test_a_dry_run_is_the_first_processes_to_tell(training, capsys, monkeypatch)
     monkeypatch.setenv("RANK", "0")
     dry_run("train", ["--dry-run", *training()])
     assert "no errors" in capsys.readouterr().out
+
+
+def test_a_cache_that_cannot_be_written_is_named_with_the_cure(training, tmp_path, monkeypatch):
+    """Whoever runs the tests may be root, whom no permission stops: the file system answers in its place."""
+    monkeypatch.setenv("T3D_CACHE_ROOT", str(tmp_path / "cache"))
+    (tmp_path / "cache").mkdir()
+    monkeypatch.setattr("os.access", lambda path, mode: Path(path).name != "cache")
+    assert errors("train", training())["data"].endswith("/cache cannot be written to")
+
+
+def test_a_full_disk_stops_a_rollout_before_it_is_decoded(decoding, monkeypatch):
+    monkeypatch.setattr("shutil.disk_usage", lambda path: SimpleNamespace(free=1000))
+    assert errors("sample", decoding())["output"].endswith("0.0 MiB free")
