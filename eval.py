@@ -7,10 +7,7 @@ from t3d.entry import run_entry
 
 import sys
 
-from t3d.config import EvalConfig, load_config
 from t3d.doctor.command import DRY_RUN, dry_run
-from t3d.evaluation.run import evaluate
-from t3d.tables.fill import run_table
 
 EXAMPLE = (
     "python eval.py config=configs/eval.yaml evaluation.checkpoint_path=/path/to/checkpoint"
@@ -23,6 +20,11 @@ def main(arguments: list[str]) -> None:
     if DRY_RUN in arguments:
         dry_run("eval", arguments)
         return
+    # Here, so that a dry run can tell of a library that does not load.
+    from t3d.config import EvalConfig, load_config
+    from t3d.evaluation.run import evaluate
+    from t3d.tables.fill import run_table
+
     config = load_config(EvalConfig, arguments, __doc__ or "", EXAMPLE)
     if config.table.checkpoints:
         sys.stdout.write(run_table(config))

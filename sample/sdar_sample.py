@@ -5,9 +5,7 @@
 
 from t3d.entry import run_entry
 
-from t3d.config import SampleConfig, load_config
 from t3d.doctor.command import DRY_RUN, dry_run
-from t3d.rollout import rollout
 
 EXAMPLE = (
     "python sdar_sample.py config=../configs/sdar_sample.yaml evaluation.eval_dataset=MATH_train"
@@ -19,8 +17,12 @@ def main(arguments: list[str]) -> None:
     """Parses the configuration and decodes."""
     if DRY_RUN in arguments:
         dry_run("sample", arguments)
-    else:
-        rollout(load_config(SampleConfig, arguments, __doc__ or "", EXAMPLE))
+        return
+    # Here, so that a dry run can tell of a library that does not load.
+    from t3d.config import SampleConfig, load_config
+    from t3d.rollout import rollout
+
+    rollout(load_config(SampleConfig, arguments, __doc__ or "", EXAMPLE))
 
 
 if __name__ == "__main__":

@@ -55,6 +55,12 @@ def run_entry(main: Callable[[list[str]], None]) -> None:
         if _is_first() or isinstance(error, DeviceFullError):
             sys.stderr.write(f"error: {error}\n")
         sys.exit(2)
+    except ImportError as error:  # entries import their stage where they run it
+        if _is_first():
+            reason = " ".join(str(error).split())
+            expected = "Python packages that load (python -m t3d.doctor examines them)"
+            sys.stderr.write(f"error: {error.name or 'import'}: expected {expected}, found {reason}\n")
+        sys.exit(2)
     except KeyboardInterrupt as stop:
         if _is_first():
             sys.stderr.write(f"interrupted: {stop}\n" if str(stop) else "interrupted\n")

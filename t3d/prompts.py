@@ -4,6 +4,8 @@ import re
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+from jinja2 import TemplateError
+
 from t3d.errors import CheckpointError, ConfigError, DataError
 
 if TYPE_CHECKING:
@@ -158,7 +160,8 @@ def build_prompt(
         normalisation, NFC for SDAR's).
 
     Raises:
-        CheckpointError: the tokenizer has no chat template, or one that alters the user's message.
+        CheckpointError: the tokenizer has no chat template, one that does not work, or one that alters the user's
+            message.
         ConfigError: an unknown `data_type` or `style`.
         DataError: an unusable `question`, `test_method` or `prefix`.
     """
@@ -166,7 +169,11 @@ def build_prompt(
     if not tokenizer.chat_template:
         raise CheckpointError(f"tokenizer {tokenizer.name_or_path}", "a chat template", "none")
     turns = [{"role": "user", "content": message}]
-    chat = str(tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True))
+    try:
+        chat = str(tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True))
+    except TemplateError as error:
+        where = f"chat template of tokenizer {tokenizer.name_or_path}"
+        raise CheckpointError(where, "one that renders a user's turn", error) from error
     start = chat.find(message)
     if start < 0:
         raise CheckpointError(

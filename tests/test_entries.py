@@ -206,3 +206,23 @@ def test_a_dry_run_examines_the_command_and_writes_nothing(checkpoint, dataset, 
     assert bad.stderr.splitlines()[-1].startswith("error: doctor: expected a command that will run, found 1 error")
     assert "Traceback" not in good.stderr + bad.stderr
     assert list(tmp_path.iterdir()) == []
+
+
+WITHOUT = """
+import runpy, sys
+from t3d.errors import UserError
+sys.modules |= dict.fromkeys(["torch", "transformers", "omegaconf", "accelerate", "datasets"])
+for script in sys.argv[1:]:
+    try:
+        runpy.run_path(script)["main"](["--dry-run"])
+    except UserError:
+        print(script, "is told")
+"""
+
+
+def test_a_dry_run_tells_of_libraries_that_do_not_load():
+    scripts = ["sample/sdar_sample.py", "train/self_ddo_sdar_full.py", "eval.py"]
+    ended = run(ROOT, "-c", WITHOUT, *scripts)
+    assert ended.stderr == ""
+    assert [script for script in scripts if f"{script} is told\n" in ended.stdout] == scripts
+    assert ended.stdout.count("cannot be loaded: ModuleNotFoundError: import of transformers halted") == 3

@@ -142,3 +142,14 @@ def test_compiled_kernels_are_cached_under_the_cache_root(monkeypatch, tmp_path)
     use_cache_root()
     assert os.environ["TRITON_CACHE_DIR"] == "/mine"
     assert os.environ["TORCH_EXTENSIONS_DIR"] == str(tmp_path / "torch_extensions")
+
+
+def test_a_package_that_does_not_load_is_one_line(capsys):
+    def main(arguments: list[str]) -> None:
+        raise ImportError("libcudart.so.12:\nno such file", name="flash_attn")
+
+    with pytest.raises(SystemExit) as caught:
+        run_entry(main)
+    assert caught.value.code == 2
+    expected = "Python packages that load (python -m t3d.doctor examines them)"
+    assert capsys.readouterr().err == f"error: flash_attn: expected {expected}, found libcudart.so.12: no such file\n"

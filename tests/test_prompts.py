@@ -199,6 +199,14 @@ def test_a_tokenizer_without_chat_template_is_the_users_mistake(tokenizer):
         build_prompt(bare, {"question": "1+1?"}, "math")
 
 
+@pytest.mark.parametrize("template", ["{% for x in %}", "{{ raise_exception('no system role') }}"])
+def test_a_template_that_does_not_work_is_refused(tokenizer, template):
+    broken = AutoTokenizer.from_pretrained(SHARED_DATA / "sdar-tokenizer")
+    broken.chat_template = template
+    with pytest.raises(CheckpointError, match="expected one that renders a user's turn, found "):
+        build_prompt(broken, {"question": "2+2?"}, "math")
+
+
 def test_a_template_that_alters_the_problem_is_refused(tokenizer):
     trimming = AutoTokenizer.from_pretrained(SHARED_DATA / "sdar-tokenizer")
     trimming.chat_template = "{{ messages[0].content | trim }}"

@@ -5,9 +5,7 @@
 
 from t3d.entry import run_entry
 
-from t3d.config import TrainConfig, load_config
 from t3d.doctor.command import DRY_RUN, dry_run
-from t3d.training.loop import train
 
 EXAMPLE = (
     "accelerate launch --config_file accelerate_configs/1_node_8_gpus_deepspeed_zero1.yaml"
@@ -19,8 +17,12 @@ def main(arguments: list[str]) -> None:
     """Parses the configuration and trains."""
     if DRY_RUN in arguments:
         dry_run("train", arguments)
-    else:
-        train(load_config(TrainConfig, arguments, __doc__ or "", EXAMPLE))
+        return
+    # Here, so that a dry run can tell of a library that does not load.
+    from t3d.config import TrainConfig, load_config
+    from t3d.training.loop import train
+
+    train(load_config(TrainConfig, arguments, __doc__ or "", EXAMPLE))
 
 
 if __name__ == "__main__":

@@ -64,6 +64,7 @@ def iter_decode(
     max_active: int = 32,
     streams: Sequence[int] | None = None,
     agree: Callable[[int], int] | None = None,
+    sharing: int = 1,
 ) -> Iterator[tuple[int, Trajectory]]:
     """Yields (index of the prompt, its trajectory) as sequences finish.
 
@@ -79,6 +80,7 @@ def iter_decode(
             response, whatever else is decoded beside it.
         agree: of processes that hold one model in parts and so work in step, gives all the same number of
             sequences; none of them may change it later.
+        sharing: processes that decode on this device, each with an equal part of its memory.
 
     Raises:
         ConfigError: see `decode`.
@@ -94,7 +96,7 @@ def iter_decode(
     left = {request[0]: request for request in sorted(requests, key=lambda request: _shape(request[1], config))}
     longest, num_slots = max((len(prompt) for _, prompt, _ in requests), default=0), min(max_active, len(requests))
     if left:
-        num_slots = fitting_slots(model, config, longest, num_slots)
+        num_slots = fitting_slots(model, config, longest, num_slots, sharing)
         num_slots = num_slots if agree is None else agree(num_slots)
     while left:
         found = None

@@ -67,20 +67,30 @@ def decoding_memory(
     )
 
 
-def fitting_slots(model: SDARForCausalLM, decoding: DecodingConfig, longest_prompt: int, wanted: int) -> int:
+def fitting_slots(
+    model: SDARForCausalLM, decoding: DecodingConfig, longest_prompt: int, wanted: int, sharing: int = 1
+) -> int:
     """As many of the `wanted` sequences as the model's device has room for now; fewer are logged, once.
+
+    Args:
+        model: which decodes.
+        decoding: settings.
+        longest_prompt: tokens.
+        wanted: sequences.
+        sharing: processes that decode on the device, this one among them, each with an equal part of what is free.
 
     Raises:
         ConfigError: not even one fits.
     """
     device, needed = model.device, decoding_memory(model.config, model.dtype, decoding, longest_prompt)
-    fit = min(wanted, needed.slots(usable_memory(device)))
+    room = usable_memory(device) // sharing
+    fit = min(wanted, needed.slots(room))
     if fit < 1:
-        free, room = free_memory(device), usable_memory(device)
+        kept = "the rest is kept back" if sharing == 1 else f"for {sharing} processes, and some is kept back"
         raise ConfigError(
-            "rollout.max_token",
+            "rollout.max_token" if sharing == 1 else "rollout.num_workers",
             f"a prompt of {longest_prompt} tokens and {decoding.max_new_tokens} new ones to fit into {room / GIB:.2f} "
-            f"GiB ({free / GIB:.2f} are free on {device}, the rest is kept back)",
+            f"GiB ({free_memory(device) / GIB:.2f} are free on {device}, {kept})",
             f"{(needed.shared + needed.per_slot) / GIB:.2f} GiB for one sequence",
         )
     if fit < wanted:

@@ -36,6 +36,9 @@ LONGEST = 200
 TOKEN_BYTES = 40
 """Of a decoded token on disk, at most: its text, id and step, in the rollout file and in a shard."""
 
+SETTINGS_BYTES = 2**16
+"""Of the settings beside the rollout file, at most."""
+
 
 @dataclass(frozen=True)
 class Problems:
@@ -231,15 +234,16 @@ def memory(
 
 def room(config: SampleConfig, num_problems: int) -> Iterator[Finding]:
     """Whether the rollout file, or the folder of a table, can be written."""
-    settings, path = config.rollout, rollout_path(config)
-    what, cells = counted(num_problems * settings.num_response_per_task, "response"), 1
+    settings, path, cells = config.rollout, rollout_path(config), 1
+    folder, what = path.parent, counted(num_problems * settings.num_response_per_task, "response")
     if isinstance(config, EvalConfig) and config.table.checkpoints:
-        path, cells = project_folder(config) / "cells", sum(1 for _ in every_cell(config))
+        folder, cells = project_folder(config), sum(1 for _ in every_cell(config))
         what += f" in each of {counted(cells, 'cell')}"
     elif path.is_file():
         what += f"; {path.name} is there: kept if nothing differs, else renamed"
-    needed = TOKEN_BYTES * settings.max_token * num_problems * settings.num_response_per_task * cells
-    yield from output.folder(path.parent, needed, what, "another experiment.output_dir, or rollout.max_token lower")
+    needed = (TOKEN_BYTES * settings.max_token * num_problems * settings.num_response_per_task + SETTINGS_BYTES) * cells
+    cure = "another experiment.output_dir, or rollout.max_token lower"
+    yield from output.folder(folder, needed, what, cure, at_once=SETTINGS_BYTES)
 
 
 def rollouts(config: EvalConfig) -> Iterator[Finding]:

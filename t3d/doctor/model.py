@@ -9,11 +9,10 @@ from pathlib import Path
 import torch
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import LocalEntryNotFoundError
-from safetensors import SafetensorError, safe_open
 from transformers import PreTrainedTokenizerBase
 
 from t3d.decoding import DecodingConfig, decode
-from t3d.doctor.finding import Finding, counted, reason
+from t3d.doctor.finding import Finding, counted
 from t3d.doctor.machine import short_name, size_of
 from t3d.errors import CheckpointError
 from t3d.sdar.checkpoint import HUB_ID, load_config, resolve_checkpoint
@@ -21,6 +20,8 @@ from t3d.sdar.configuration import SDARConfig
 from t3d.sdar.decoding_layers import pack_layers
 from t3d.sdar.modeling import SDARForCausalLM
 from t3d.sdar.opening import open_checkpoint
+from t3d.sdar.weights import weights_problem
+from t3d.storage.paths import existing_path
 from t3d.training.memory import SHAPES, num_parameters
 
 SMALL = {"num_hidden_layers": 2, "hidden_size": 64, "intermediate_size": 128, "layer_types": None}
@@ -88,7 +89,7 @@ def local_folder(name: str) -> Path | None:
     Raises:
         CheckpointError: neither a folder nor an id.
     """
-    if Path(name).expanduser().is_dir() or not HUB_ID.fullmatch(name):
+    if existing_path(name).is_dir() or not HUB_ID.fullmatch(name):
         return resolve_checkpoint(name)
     try:
         return Path(snapshot_download(name, local_files_only=True))
@@ -109,7 +110,7 @@ def checkpoint(patient: Patient, needs_weights: bool) -> Iterator[Finding]:
         return
     files = sorted(patient.folder.glob("*.safetensors"))
     stored = size_of(sum(path.stat().st_size for path in files))
-    problem = _weights_problem(patient.folder, files, config)
+    problem = weights_problem(patient.folder, config)
     if problem is None:
         short = short_name(patient.dtype)
         yield Finding(
@@ -131,33 +132,6 @@ def tokenizer(patient: Patient) -> Iterator[Finding]:
         yield Finding("ok", "tokenizer", "; ".join([text, *patient.assumed]))
     else:
         yield Finding("error", "tokenizer", f"{text}, no chat template", "chat_template.jinja beside the tokenizer")
-
-
-def _weights_problem(folder: Path, files: list[Path], config: SDARConfig) -> str | None:
-    """What is wrong with the weights, read from the files' headers; None if nothing is."""
-    if not files:
-        return "no weights (*.safetensors)"
-    index = folder / "model.safetensors.index.json"
-    if index.is_file():
-        listed = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
-        if missing := sorted(listed - {path.name for path in files}):
-            return f"{len(missing)} of {len(listed)} files of weights are missing, such as {missing[0]}"
-    found: dict[str, list[int]] = {}
-    for path in files:
-        try:
-            with safe_open(path, "pt") as file:
-                found |= {name: list(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
-        except (SafetensorError, OSError) as error:
-            return f"{path.name} is not whole: {reason(error)}"
-    with torch.device("meta"):
-        network = SDARForCausalLM(config)
-    expected = {name: list(weight.shape) for name, weight in network.state_dict().items()}
-    if config.tie_word_embeddings:
-        expected.pop("lm_head.weight", None)
-    for name, shape in expected.items():
-        if found.get(name) != shape:
-            return f"{name}: {shape} in config.json, {found.get(name, 'nothing')} in the weights"
-    return None
 
 
 def shrunk(config: SDARConfig) -> SDARConfig:

@@ -22,7 +22,7 @@ from t3d.sdar.backend import Heads
 from t3d.sdar.checkpoint import chat_end_id
 from t3d.sdar.configuration import SDARConfig
 from t3d.sdar.opening import Checkpoint
-from t3d.storage.paths import cache_root, find_data_files
+from t3d.storage.paths import cache_root, find_data_files, user_path
 from t3d.training.data import iter_samples
 from t3d.training.forward import batch_losses
 from t3d.training.kernel import COMPUTED_IN, find_plan
@@ -219,8 +219,12 @@ def samples(config: TrainConfig, data: Data, around: Launch) -> Iterator[Finding
         yield Finding("error", "data", text, "training.max_prompt_len higher, or other data")
         return
     yield Finding("ok", "data", f"{text}; {counted(num_steps(config, data, around), 'global step')}")
-    free, needed = shutil.disk_usage(machine.nearest_folder(cache_root())).free, SAMPLE_BYTES * data.tokens
-    if free < needed:
+    above = machine.nearest_folder(cache_root())
+    free, needed = shutil.disk_usage(above).free, SAMPLE_BYTES * data.tokens
+    if not os.access(above, os.W_OK | os.X_OK):
+        text = f"{cache_root()}: {above} cannot be written to"
+        yield Finding("error", "data", text, "T3D_CACHE_ROOT=/another/folder")
+    elif free < needed:
         text = f"{size_of(needed)} in {cache_root()}, {size_of(free)} free"
         yield Finding("error", "data", text, "T3D_CACHE_ROOT on a larger disk")
 
@@ -287,7 +291,7 @@ def trackers(config: TrainConfig, environment: Mapping[str, str]) -> Iterator[Fi
                 "warning", "trackers", f"{name} is not installed: training goes on without", f"pip install {name}"
             )
     offline = environment.get("WANDB_MODE") in ("offline", "disabled")
-    known = "WANDB_API_KEY" in environment or Path("~/.netrc").expanduser().is_file()
+    known = "WANDB_API_KEY" in environment or user_path("~/.netrc").is_file()
     if "wandb" in config.experiment.trackers and not offline and not known:
         text = "wandb knows no login: training goes on without"
         yield Finding("warning", "trackers", text, "wandb login, or WANDB_MODE=offline")

@@ -26,11 +26,13 @@ class Ranks:
         rank: number of this process, from 0.
         size: processes of the launch.
         local_rank: number of this process on its machine.
+        local_size: processes of the launch on this machine.
     """
 
     rank: int = 0
     size: int = 1
     local_rank: int = 0
+    local_size: int = 1
 
     def on_first(self, action: Callable[[], Result]) -> Result:
         """Runs `action` on the first process only; every process gets its result.
@@ -88,4 +90,6 @@ def join_ranks() -> Ranks:
         # Objects travel over gloo; NCCL is there for the parts of a model on several GPUs.
         dist.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo", timeout=PATIENCE)
         leave_group_at_exit()
-    return Ranks(dist.get_rank(), dist.get_world_size(), int(os.environ["LOCAL_RANK"]))
+    size = dist.get_world_size()
+    here = int(os.environ.get("LOCAL_WORLD_SIZE", size))  # not every launcher says it
+    return Ranks(dist.get_rank(), size, int(os.environ["LOCAL_RANK"]), here)

@@ -20,7 +20,7 @@ from t3d.rollout.progress import Progress
 from t3d.rollout.ranks import Ranks, join_ranks
 from t3d.rollout.records import records
 from t3d.rollout.shard import Shards
-from t3d.rollout.worker import Share, decode_share
+from t3d.rollout.worker import Share, decode_share, processes_per_device
 from t3d.storage.files import read_json, remove_temporaries, set_aside, write_json_atomic, write_json_list
 from t3d.storage.paths import dataset_name, model_name, user_path, workspace
 
@@ -160,6 +160,7 @@ def _decode(
             shard=shards.path(ranks.rank + worker) if writes else None,
             fingerprint=job.fingerprint,
             session=session,
+            sharing=processes_per_device(settings.device, max(num_workers, ranks.local_size)),
         )
         for worker in range(num_workers)
     ]

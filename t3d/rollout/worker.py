@@ -34,6 +34,7 @@ class Share:
         shard: the file to write; None for the processes that only hold a part of another one's model.
         fingerprint: its header.
         session: name of this start of the run.
+        sharing: processes that decode on the same device, this one among them.
     """
 
     worker: int
@@ -45,6 +46,7 @@ class Share:
     shard: Path | None
     fingerprint: dict[str, Any]
     session: str
+    sharing: int = 1
 
 
 @dataclass(frozen=True)
@@ -84,7 +86,9 @@ def decode_share(share: Share, report: Callable[[Done], None]) -> None:
             requests = share.requests[start : start + size]
             prompts = [request.prompt_ids for request in requests]
             streams = [request.stream for request in requests]
-            for place, trajectory in iter_decode(model, prompts, share.decoding, settings.max_active, streams, agree):
+            for place, trajectory in iter_decode(
+                model, prompts, share.decoding, settings.max_active, streams, agree, share.sharing
+            ):
                 if shard is None:
                     continue
                 seconds = time.perf_counter() - started
@@ -122,3 +126,9 @@ def pick_device(name: str, worker: int = 0) -> torch.device:
         reason = str(error).splitlines()[0]
         raise ConfigError("rollout.device", "a device of this machine", f"{name} ({reason})") from error
     return device
+
+
+def processes_per_device(name: str, processes: int) -> int:
+    """How many of a machine's `processes` decode on one device called `name`, at most; see `pick_device`."""
+    several = name in ("auto", "cuda") and torch.cuda.is_available()
+    return -(-processes // torch.cuda.device_count()) if several else processes

@@ -1,5 +1,6 @@
 """Model folders: finding, loading and saving them, never running code that they carry."""
 
+import copy
 import json
 import re
 import shutil
@@ -26,6 +27,7 @@ from t3d.errors import CheckpointError
 from t3d.sdar.configuration import SDARConfig
 from t3d.sdar.decoding_layers import compile_layers, pack_layers
 from t3d.sdar.modeling import SDARForCausalLM
+from t3d.sdar.weights import empty_network, weights_problem
 from t3d.storage.folders import atomic_folder
 from t3d.storage.paths import existing_path, start_of
 
@@ -80,10 +82,28 @@ def load_config(folder: Path) -> SDARConfig:
             raise CheckpointError(path, f"{name}, an integer", fields.get(name, "none"))
     if fields.get("use_sliding_window"):
         raise CheckpointError(path, "use_sliding_window false: every token sees all earlier blocks", "true")
+    if (quantized := fields.get("quantization_config")) is not None:
+        method = quantized.get("quant_method", quantized) if isinstance(quantized, dict) else quantized
+        raise CheckpointError(path, "no quantization_config: quantized weights are not supported", method)
     try:
-        return SDARConfig.from_pretrained(folder)
-    except (StrictDataclassError, TypeError, ValueError) as error:
-        raise CheckpointError(path, "an SDAR configuration", error) from error
+        config = SDARConfig.from_pretrained(folder)
+        _try_out(config)
+    except (StrictDataclassError, AttributeError, KeyError, RuntimeError, TypeError, ValueError) as error:
+        found = f"a value that transformers does not know, {error}" if isinstance(error, KeyError) else error
+        raise CheckpointError(path, "an SDAR configuration", found) from error
+    return config
+
+
+def _try_out(config: SDARConfig) -> None:
+    """Builds one layer, without memory for it: raises whatever transformers makes of values that are no network's."""
+    layer = copy.deepcopy(config)
+    layer.num_hidden_layers, layer.layer_types = 1, ["full_attention"]
+    empty_network(layer)
+    heads, keys = config.num_attention_heads, config.num_key_value_heads or config.num_attention_heads
+    if heads % keys:
+        raise ValueError(f"num_attention_heads: expected a multiple of num_key_value_heads = {keys}, found {heads}")
+    if strange := set(config.layer_types or ()) - {"full_attention"}:
+        raise ValueError(f"layer_types: expected full_attention alone, found {min(strange)}")
 
 
 def _read_fields(path: Path) -> dict[str, Any]:
@@ -124,6 +144,8 @@ def load_model(
         return SDARForCausalLM(config).to(dtype or torch.float32).eval()  # type: ignore[arg-type]
     if not any(folder.glob("*.safetensors")):
         raise CheckpointError(folder, "weights (*.safetensors)", "none")
+    if problem := weights_problem(folder, config):  # transformers would tell it in a page
+        raise CheckpointError(folder, "the weights that its config.json asks for", problem)
     transformers_logging.disable_progress_bar()
     divided = {} if num_parts == 1 else {"distributed_config": _division(config, num_parts, folder)}
     try:
@@ -215,7 +237,10 @@ def default_stop_ids(folder: Path, tokenizer: PreTrainedTokenizerBase) -> tuple[
     for name in ("generation_config.json", "config.json"):
         if (folder / name).is_file():
             ids = _read_fields(folder / name).get("eos_token_id")
-            found |= set(ids if isinstance(ids, list) else [ids])
+            ids = ids if isinstance(ids, list) else [ids]
+            if strange := [token for token in ids if token is not None and type(token) is not int]:
+                raise CheckpointError(folder / name, "eos_token_id, an id or a list of them", strange[0])
+            found |= set(ids)
     return tuple(sorted(found - {None}))
 
 

@@ -13,7 +13,7 @@ CACHE_ROOT = "T3D_CACHE_ROOT"
 
 def cache_root() -> Path:
     """The folder of everything that is kept only to save time: $T3D_CACHE_ROOT, or ~/.cache/t3d."""
-    return Path(os.environ.get(CACHE_ROOT, "~/.cache/t3d")).expanduser()
+    return user_path(os.environ.get(CACHE_ROOT, "~/.cache/t3d"))
 
 
 def user_path(name: str) -> Path:

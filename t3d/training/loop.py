@@ -131,10 +131,12 @@ class Trainer:
         shares = f"{self.accumulation} micro-batch(es) of {training.batch_size_lm}"
         if training.tokens_per_batch is not None:
             shares = f"packs of up to {training.tokens_per_batch} tokens"
+        plugin = self.accelerator.state.deepspeed_plugin
+        deepspeed = "no DeepSpeed" if plugin is None else f"ZeRO-{plugin.zero_stage}"
         epochs = self.num_steps * self.global_batch / len(self.samples)
         return (
             f"{len(self.samples)} samples, {self.global_batch} per step ({processes} process(es) on"
-            f" {self.accelerator.device.type}, {shares}), {self.num_steps} steps, {epochs:.2f} epochs"
+            f" {self.accelerator.device.type}, {deepspeed}, {shares}), {self.num_steps} steps, {epochs:.2f} epochs"
         )
 
     def _resumption(self, state: Path) -> str:

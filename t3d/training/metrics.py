@@ -1,8 +1,10 @@
 """What a run reports: one line of metrics.jsonl per global step, and the trackers asked for."""
 
 import json
+import math
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from t3d.config import TrainConfig
 from t3d.errors import DataError
@@ -35,12 +37,16 @@ class MetricsLog:
     def write(self, metrics: Mapping[str, float]) -> None:
         """Records the metrics of one global step; "step" is one of them.
 
+        JSON has no infinity: what is no number, such as the gradient norm of a step that fp16's scaling left out, is
+        null.
+
         Raises:
             DataError: no room for the line.
         """
+        valid = {name: value if math.isfinite(value) else None for name, value in metrics.items()}
         try:
             with self._path.open("a", encoding="utf-8") as file:
-                file.write(json.dumps(metrics) + "\n")
+                file.write(json.dumps(valid) + "\n")
         except OSError as error:
             raise DataError(self._path, "room to write", error.strerror or error) from error
         for tracker in self._trackers:
@@ -52,8 +58,8 @@ class MetricsLog:
             tracker.close()
 
 
-def read_metrics(path: Path) -> list[dict[str, float]]:
-    """The lines of a log (none if it is missing); one that a kill cut short is left out.
+def read_metrics(path: Path) -> list[dict[str, Any]]:
+    """The lines of a log (none if it is missing), None for what was no number; one that a kill cut short is left out.
 
     Raises:
         DataError: an unreadable line, or one without a step.
@@ -61,7 +67,7 @@ def read_metrics(path: Path) -> list[dict[str, float]]:
     lines = []
     for number, line in enumerate(whole_lines(path), 1):
         try:
-            lines.append(json.loads(line))
+            lines.append(json.loads(line, parse_constant=lambda _: None))  # older logs have NaN and Infinity
             int(lines[-1]["step"])
         except (ValueError, KeyError, TypeError) as error:
             raise DataError(f"{path}, line {number}", "the metrics of one step", error) from error

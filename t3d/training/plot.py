@@ -10,6 +10,7 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -46,7 +47,7 @@ PANELS = (
     Panel("learning rate", {"lr": "-"}, smooth=False),
 )
 
-Run = list[dict[str, float]]
+Run = list[dict[str, Any]]
 
 
 def load_runs(folders: Sequence[Path]) -> dict[str, Run]:
@@ -130,7 +131,7 @@ def _draw_panel(axes: Axes, panel: Panel, runs: Mapping[str, Run]) -> None:
 
 
 def _series(run: Run, name: str) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    pairs = [(line["step"], line[name]) for line in run if name in line]
+    pairs = [(line["step"], line[name]) for line in run if line.get(name) is not None]
     columns = np.array(pairs, dtype=np.float64).reshape(-1, 2)
     return columns[:, 0], columns[:, 1]
 

@@ -99,6 +99,15 @@ def test_no_memory_for_one_sequence_is_refused_before_anything_is_decoded(model,
         next(iter_decode(model, PROMPTS, CONFIG))
 
 
+def test_processes_that_share_a_device_share_its_memory(model, free, widths) -> None:
+    free(2 * room_for(model, 3))
+    assert len(list(iter_decode(model, PROMPTS, CONFIG, sharing=2))) == 5
+    assert widths == [3]
+    expected = r"^rollout.num_workers: .* are free on cpu, for 9 processes, and some is kept back\), found"
+    with pytest.raises(ConfigError, match=expected):
+        next(iter_decode(model, PROMPTS, CONFIG, sharing=9))
+
+
 def test_processes_in_step_use_the_number_that_they_agree_on(model, free, widths) -> None:
     free(room_for(model, 3))
     asked = []

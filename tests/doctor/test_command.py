@@ -5,6 +5,7 @@ import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from safetensors.torch import load_file, save_file
@@ -137,6 +138,10 @@ def test_a_model_still_on_the_hub_is_a_warning_and_counted_by_its_known_shape(de
     assert found["memory"][0].level == "ok"
 
 
+def test_the_home_of_nobody_is_a_folder_that_is_missing(decoding):
+    assert "no such folder" in errors("sample", decoding(model=Path("~nobody.at.all/x")))["checkpoint"]
+
+
 def test_a_mixture_of_experts_is_refused(decoding, copied):
     change(copied / "config.json", model_type="sdar_moe")
     assert "sdar_moe" in errors("sample", decoding(model=copied))["checkpoint"]
@@ -156,8 +161,8 @@ def test_a_configuration_that_is_no_json_is_refused(decoding, training, copied):
 @pytest.mark.parametrize(
     ("spoil", "said"),
     [
-        (lambda path: path.unlink(), "no weights (*.safetensors)"),
-        (lambda path: path.write_bytes(path.read_bytes()[:-9]), "model.safetensors is not whole: "),
+        (lambda path: path.unlink(), "neither model.safetensors nor model.safetensors.index.json"),
+        (lambda path: path.write_bytes(path.read_bytes()[:-9]), "model.safetensors, which is not whole ("),
         (lambda path: save_file({"other": load_file(path)["model.norm.weight"]}, path), "nothing in the weights"),
     ],
 )
@@ -167,10 +172,11 @@ def test_weights_that_are_not_the_models_are_named(decoding, copied, spoil, said
 
 
 def test_a_shard_that_is_missing_is_named(decoding, copied):
-    index = {"weight_map": {"a": "model-00001.safetensors", "b": "model.safetensors"}}
+    (copied / "model.safetensors").rename(copied / "model-00002.safetensors")
+    index = {"weight_map": {"a": "model-00001.safetensors", "b": "model-00002.safetensors"}}
     (copied / "model.safetensors.index.json").write_text(json.dumps(index))
     said = errors("sample", decoding(model=copied))["checkpoint"]
-    assert "1 of 2 files of weights are missing, such as model-00001.safetensors" in said
+    assert "1 of 2 files of weights missing, such as model-00001.safetensors" in said
 
 
 def test_a_bad_record_is_named(decoding, training, dataset, tmp_path):
@@ -324,3 +330,16 @@ def test_a_dry_run_is_the_first_processes_to_tell(training, capsys, monkeypatch)
     monkeypatch.setenv("RANK", "0")
     dry_run("train", ["--dry-run", *training()])
     assert "no errors" in capsys.readouterr().out
+
+
+def test_a_cache_that_cannot_be_written_is_named_with_the_cure(training, tmp_path, monkeypatch):
+    """Whoever runs the tests may be root, whom no permission stops: the file system answers in its place."""
+    monkeypatch.setenv("T3D_CACHE_ROOT", str(tmp_path / "cache"))
+    (tmp_path / "cache").mkdir()
+    monkeypatch.setattr("os.access", lambda path, mode: Path(path).name != "cache")
+    assert errors("train", training())["data"].endswith("/cache cannot be written to")
+
+
+def test_a_full_disk_stops_a_rollout_before_it_is_decoded(decoding, monkeypatch):
+    monkeypatch.setattr("shutil.disk_usage", lambda path: SimpleNamespace(free=1000))
+    assert errors("sample", decoding())["output"].endswith("0.0 MiB free")

@@ -10,8 +10,9 @@ from transformers import AutoModelForCausalLM
 from t3d.errors import CheckpointError
 from t3d.sdar import SDARConfig, SDARForCausalLM
 from t3d.sdar.backend import ATTENTION
-from t3d.sdar.checkpoint import load_decoder, load_model, load_tokenizer
+from t3d.sdar.checkpoint import default_stop_ids, load_config, load_decoder, load_model, load_tokenizer
 from t3d.sdar.opening import open_checkpoint
+from t3d.sdar.weights import INDEX, SINGLE
 from t3d.training.memory import SHAPES, main, shapes_asked
 
 from .checkpoints import DENSE, PUBLISHED, SHARED, publish
@@ -72,6 +73,64 @@ def test_values_that_contradict_the_tokenizer_are_one_error(checkpoint, tmp_path
     assert str(caught.value).endswith(said)
 
 
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"hidden_act": "nonsense"}, "a value that transformers does not know, 'nonsense'"),
+        ({"torch_dtype": "bf8"}, "bf8"),
+        ({"hidden_size": -1}, "negative dimension -1"),
+        ({"num_key_value_heads": 3}, "num_attention_heads: expected a multiple of num_key_value_heads = 3, found 4"),
+        ({"layer_types": ["full_attention", "sliding_attention"]}, "expected full_attention alone, found sliding"),
+        ({"quantization_config": {"quant_method": "gptq"}}, "quantized weights are not supported, found gptq"),
+    ],
+)
+def test_values_that_make_no_network_are_one_error(checkpoint, tmp_path, changes, said):
+    folder = publish("SDAR-4B-Chat", tmp_path / "model", checkpoint)
+    path = folder / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+    with pytest.raises(CheckpointError) as caught:
+        load_config(folder)
+    assert str(caught.value).startswith(f"{path}: expected ")
+    assert said in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("spoil", "said"),
+    [
+        (lambda folder: min(folder.glob("*-of-*")).unlink(), "files of weights missing, such as model-00001-of-"),
+        (lambda folder: (folder / INDEX).unlink(), f"neither {SINGLE} nor {INDEX}"),
+        (lambda folder: (folder / INDEX).write_text("{"), f"{INDEX} that lists no files (JSONDecodeError"),
+        (lambda folder: (folder / INDEX).write_text("[]"), f"{INDEX} that lists no files (TypeError"),
+        (lambda folder: min(folder.glob("*-of-*")).write_text("version https://git-lfs"), "which is not whole"),
+    ],
+)
+def test_files_of_weights_that_are_not_whole_are_one_error(checkpoint, tmp_path, spoil, said):
+    folder = publish("SDAR-4B-Chat", tmp_path / "model", checkpoint, "60KB")
+    spoil(folder)
+    with pytest.raises(CheckpointError) as caught:
+        load_model(folder)
+    assert str(caught.value).startswith(f"{folder}: expected the weights that its config.json asks for, found ")
+    assert said in str(caught.value)
+
+
+def test_weights_of_another_shape_are_named_in_one_line(checkpoint, tmp_path, capfd):
+    folder = publish("SDAR-4B-Chat", tmp_path / "model", checkpoint)
+    path = folder / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"intermediate_size": 65}))
+    with pytest.raises(CheckpointError, match=r"mlp\.gate_proj\.weight: \[65, 32\] in .*, \[64, 32\] in the weights$"):
+        load_model(folder)
+    assert capfd.readouterr().err == ""
+
+
+def test_stop_tokens_that_are_no_ids_are_one_error(checkpoint, tmp_path):
+    folder = publish("SDAR-4B-Chat", tmp_path / "model", checkpoint)
+    (folder / "generation_config.json").write_text('{"eos_token_id": ["<|im_end|>"]}')
+    with pytest.raises(
+        CheckpointError, match=r"generation_config\.json: expected eos_token_id, an id .*, found <\|im_"
+    ):
+        default_stop_ids(folder, load_tokenizer(folder))
+
+
 def test_no_mask_token_anywhere_is_one_error(checkpoint, tmp_path):
     folder = publish("SDAR-8B-Chat.bare", tmp_path / "model", checkpoint)
     for path in folder.glob("*token*.json"):
@@ -98,8 +157,8 @@ def test_the_attention_is_ours_whatever_the_file_says(checkpoint, tmp_path, key,
     folder = publish("SDAR-4B-Chat", tmp_path / "model", checkpoint, **{"attn_implementation": "REMOVE", key: value})
     models = [
         load_model(folder),
-        SDARForCausalLM.from_pretrained(folder),
-        AutoModelForCausalLM.from_pretrained(folder),
+        SDARForCausalLM.from_pretrained(folder, dtype="auto"),  # transformers 4.57 would take float32
+        AutoModelForCausalLM.from_pretrained(folder, dtype="auto"),
         SDARForCausalLM(SDARConfig.from_pretrained(folder)),
     ]
     assert [model.config._attn_implementation for model in models] == [ATTENTION] * 4
@@ -118,7 +177,7 @@ def test_a_caller_may_still_choose_eager_attention(checkpoint, tmp_path, load):
 @torch.no_grad()
 def test_without_a_block_size_only_a_forward_without_mask_is_refused(checkpoint, tmp_path):
     folder = publish("SDAR-8B-Chat.bare", tmp_path / "bare", checkpoint)
-    model = SDARForCausalLM.from_pretrained(folder)
+    model = SDARForCausalLM.from_pretrained(folder, dtype="auto")
     with pytest.raises(ValueError, match=r"config\.block_size: expected positions per block where no mask is given"):
         model(IDS)
     everything = torch.ones(1, 1, 8, 8, dtype=torch.bool)

@@ -32,6 +32,22 @@ def test_gpus_go_to_workers_in_turn(monkeypatch):
     assert asked == ["cuda:0", "cuda:1", "cuda:0", "cuda:1", "cuda:0"]
 
 
+def test_a_device_is_shared_by_the_workers_that_it_goes_to(monkeypatch):
+    assert worker.processes_per_device("cpu", 3) == 3
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    assert [worker.processes_per_device("auto", number) for number in (1, 2, 3, 4, 5)] == [1, 1, 2, 2, 3]
+    assert worker.processes_per_device("cuda:1", 3) == 3
+
+
+def test_the_workers_of_a_rollout_are_told_how_many_they_are(settings, monkeypatch):
+    told = []
+    monkeypatch.setattr("t3d.rollout.run.run_workers", lambda shares, report: told.extend(shares))
+    monkeypatch.setattr("t3d.rollout.run._finish", lambda job, shards: None)
+    rollout(settings("rollout.num_workers=3"))
+    assert [share.sharing for share in told] == [3, 3, 3]
+
+
 class Exhausted:
     """A network's forward that finds no memory from some call on, as long as there are more rows than it bears."""
 
@@ -66,7 +82,8 @@ def test_a_rollout_without_memory_for_all_its_sequences_goes_on_with_fewer(setti
 def test_a_rollout_without_memory_for_one_sequence_ends_and_keeps_what_it_has(settings, monkeypatch):
     finished = rollout(settings())
     whole = finished.read_bytes()
-    finished.unlink()
+    for path in (finished, finished.with_suffix(".meta.json")):
+        path.unlink()
     with monkeypatch.context() as patch:
         Exhausted(bears=0, after=20).patch(patch)
         with pytest.raises(ConfigError) as caught:

@@ -177,7 +177,7 @@ def test_a_damaged_configuration_is_named(three_steps, content):
         train(configure(*arguments))
 
 
-@pytest.mark.parametrize(("limit_bytes", "unsaved"), [(2_000, "ckpt/optimized"), (500_000, "state/step-000003")])
+@pytest.mark.parametrize(("limit_bytes", "unsaved"), [(50_000, "ckpt/optimized"), (500_000, "state/step-000003")])
 @pytest.mark.slow
 def test_a_full_disk_is_one_error_and_the_state_before_stays(three_steps, limit_bytes, unsaved):
     """No file may grow beyond the limit: the student's weights do not fit, or only the optimizer's state."""

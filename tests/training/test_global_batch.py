@@ -52,7 +52,7 @@ def test_accumulation_follows_from_it_and_the_start_says_so(checkpoint, trajecto
     plain = run(checkpoint, trajectories, tmp_path / "plain")  # 4 x 2
     given = run(checkpoint, trajectories, tmp_path / "given", *EIGHT, "training.batch_size_lm=4")
     assert_equal(plain, given)
-    said = "20 samples, 8 per step (1 process(es) on cpu, 2 micro-batch(es) of 4), 3 steps, 1.20 epochs"
+    said = "20 samples, 8 per step (1 process(es) on cpu, no DeepSpeed, 2 micro-batch(es) of 4), 3 steps, 1.20 epochs"
     assert caplog.text.count(said) == 2
     assert "is not used" not in caplog.text
     run(checkpoint, trajectories, tmp_path / "other", "training.global_batch_size=4")

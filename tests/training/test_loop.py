@@ -276,7 +276,8 @@ def test_so_is_clipping_turned_off(stopped, tmp_path, key):
 
 
 def test_what_changes_no_weight_may_change(stopped, tmp_path):
-    stopped("experiment.save_every_steps=3", "experiment.project=other", "experiment.trackers=[]", "wandb.entity=me")
+    changed = ["experiment.save_every_steps=3", "experiment.project=other", "experiment.trackers=[]", "wandb.entity=me"]
+    stopped(*changed, "training.shard_reference=false")
     assert [line["step"] for line in metrics(tmp_path / "run")] == [1, 2, 3, 4]
 
 

@@ -44,6 +44,14 @@ def test_each_metric_has_a_panel_with_raw_and_smoothed_curves_of_every_run(runs)
     assert [text.get_text() for text in legend.get_texts()] == ["t3d", "td"]
 
 
+def test_steps_without_a_gradient_norm_are_left_out_of_its_curve(runs):
+    path = runs[1] / "metrics.jsonl"
+    path.write_text(path.read_text().replace('"grad_norm": 0.5', '"grad_norm": null', 3))
+    figure = draw(load_runs(runs[1:]))
+    [panel] = [axes for axes in figure.axes if axes.get_title(loc="left") == "gradient norm"]
+    assert [len(line.get_xdata()) for line in panel.lines] == [STEPS - 3] * 2
+
+
 def test_metrics_that_no_run_has_get_no_panel(runs):
     titles = [axes.get_title(loc="left") for axes in draw(load_runs(runs[1:])).axes]
     assert titles == ["loss (total)", "gradient norm", "learning rate"]

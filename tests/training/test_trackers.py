@@ -1,6 +1,7 @@
 """Trackers report a run and never end it."""
 
 import json
+import math
 import os
 import pty
 import subprocess
@@ -195,6 +196,16 @@ def test_an_earlier_log_is_cut_to_the_resumed_step(tmp_path):
     path.write_text('{"step": 1}\n{"step": 2}\n{"step": 3}\n{"st')
     MetricsLog(tmp_path, TrainConfig(), 2).write({"step": 3, "lr": 0.5})
     assert path.read_text() == '{"step": 1}\n{"step": 2}\n{"step": 3, "lr": 0.5}\n'
+
+
+def test_what_is_no_number_is_null_in_the_log(tmp_path):
+    """As JSON has it; a log of an earlier release is mended."""
+    path = tmp_path / "metrics.jsonl"
+    path.write_text('{"step": 1, "grad_norm": Infinity}\n')
+    MetricsLog(tmp_path, TrainConfig(), 1).write({"step": 2, "grad_norm": math.inf, "lr": math.nan, "skipped_steps": 1})
+    assert path.read_text() == (
+        '{"step": 1, "grad_norm": null}\n{"step": 2, "grad_norm": null, "lr": null, "skipped_steps": 1}\n'
+    )
 
 
 @pytest.mark.parametrize("line", ["{", "[]", '{"loss": 1}'])
