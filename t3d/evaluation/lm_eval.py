@@ -40,8 +40,11 @@ from t3d.rollout.worker import pick_device
 from t3d.sdar.checkpoint import default_stop_ids, load_decoder
 from t3d.sdar.opening import open_checkpoint
 
-UNREACHABLE = (ConnectionError, HfHubHTTPError, HfHubHTTPError.__bases__[0], LocalEntryNotFoundError)
-"""What the harness's libraries raise without a network; the third is the root error of the hub's HTTP library."""
+UNREACHABLE: tuple[type[Exception], ...] = (
+    *(ConnectionError, LocalEntryNotFoundError),
+    *(HfHubHTTPError, HfHubHTTPError.__bases__[0]),
+)
+"""What the harness's libraries raise without a network; the last is the root error of the hub's HTTP library."""
 HARNESS_DEVICE = "cuda:0"
 """The harness's default of --device, said on machines without CUDA too."""
 SAMPLING = ("temperature", "top_p", "top_k")
