@@ -30,6 +30,7 @@ from tqdm import tqdm
 from t3d.config import load_config
 from t3d.config.keys import key
 from t3d.config.schema import MAX_SEED
+from t3d.data.download import HTTP_ERROR
 from t3d.decoding import DecodingConfig, iter_decode
 from t3d.decoding.config import CONFIDENCES, warn_of_threshold
 from t3d.decoding.likelihood import iter_likelihoods
@@ -40,8 +41,8 @@ from t3d.sdar.checkpoint import default_stop_ids, load_decoder
 from t3d.sdar.opening import open_checkpoint
 from t3d.trajectory import response_text
 
-UNREACHABLE = (ConnectionError, HfHubHTTPError, HfHubHTTPError.__bases__[0], LocalEntryNotFoundError)
-"""What the harness's libraries raise without a network; the third is the root error of the hub's HTTP library."""
+UNREACHABLE = (ConnectionError, LocalEntryNotFoundError, HfHubHTTPError, HTTP_ERROR)
+"""What the harness's libraries raise without a network."""
 HARNESS_DEVICE = "cuda:0"
 """The harness's default of --device, said on machines without CUDA too."""
 SAMPLING = ("temperature", "top_p", "top_k")

@@ -9,6 +9,8 @@ SCRIPT_FOLDERS = ("sample", "data")
 """Folders that the release's commands are run from, one below the folder they work in."""
 
 CACHE_ROOT = "T3D_CACHE_ROOT"
+DATASETS = "datasets"
+"""Folder under `cache_root` of training data that is ready to be read."""
 
 
 def cache_root() -> Path:
