@@ -39,7 +39,7 @@ def _subject(world: World, dtype: torch.dtype) -> tuple[SDARForCausalLM, list[li
 
 def _config(world: World, model: SDARForCausalLM, block_size: int, steps: int, temperature: float) -> DecodingConfig:
     vocab = model.config.vocab_size
-    new = 12 if world.tiny else 48
+    new = 8 if world.tiny else 48
     return DecodingConfig(
         vocab - 1, block_size, steps, new, temperature, stop_ids=tuple(range(0, vocab - 1, 80)), seed=7
     )
@@ -137,7 +137,7 @@ def full_card(world: World) -> Iterator[Finding]:
     model, prompts = _subject(world, torch.float32)
     config = _config(world, model, 4, 2, 0.0)
     expected, longest = decode(model, prompts, config), max(map(len, prompts))
-    needed = decoding_memory(model.config, model.dtype, config, longest)
+    needed = decoding_memory(model.config, model.dtype, config, longest, world.device)
     with _capped(world, needed.shared + int(3.9 * needed.per_slot)):
         fit = fitting_slots(model, config, longest, len(prompts))
         found = decode(model, prompts, config)
