@@ -5,7 +5,7 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 OLDEST := .venv-oldest
 
-.PHONY: help install demo clean-demo paper clean-paper test test-oldest bench lint toy-teacher
+.PHONY: help install demo clean-demo paper clean-paper test test-oldest bench gpu lint toy-teacher
 
 help:
 	@echo "make demo         rollout, preprocess, train, evaluate and report on the built-in tiny model (CPU, minutes)"
@@ -15,6 +15,7 @@ help:
 	@echo "make test         lint, types and tests"
 	@echo "make test-oldest  the tests with the oldest releases that pyproject.toml accepts, in a venv of their own"
 	@echo "make bench        decoding and training speed beside peers, to bench_results/"
+	@echo "make gpu          parity and speed on one card in nine minutes, to bench_results/ (GPU=cpu TINY=1: try it)"
 	@echo "make toy-teacher  train the built-in model again"
 	@echo "make install      create $(VENV) and install everything"
 
@@ -60,6 +61,11 @@ lint: install
 bench: install
 	$(BIN)/python bench/decode.py
 	$(BIN)/python bench/train.py
+
+# Without installation: with the environment that is there, or else $(PYTHON) and what it finds.
+GPU    ?= cuda
+gpu:
+	$(or $(wildcard $(BIN)/python),$(PYTHON)) -m bench.gpu --device $(GPU) $(if $(TINY),--tiny)
 
 toy-teacher: install
 	BIN=$(BIN) t3d/toy/train_teacher.sh

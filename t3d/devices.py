@@ -6,7 +6,6 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-import psutil
 import torch
 import torch.distributed as dist
 
@@ -40,6 +39,8 @@ def free_memory(device: torch.device) -> int:
     What torch's allocator holds for tensors that are gone counts as free, although the driver does not say so.
     """
     if device.type != "cuda":
+        import psutil  # compiled, and a machine that is lent need not have it
+
         return psutil.virtual_memory().available
     cached = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
     return torch.cuda.mem_get_info(device)[0] + cached

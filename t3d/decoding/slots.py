@@ -7,14 +7,13 @@ next prompt, or else the last sequence moves into it.
 from typing import Any
 
 import numpy as np
-import torch
-from torch import Tensor
 
 from t3d.decoding.cache import SlotCache, padded_keys
 from t3d.decoding.config import DecodingConfig
 from t3d.decoding.limits import full_length
 from t3d.sampling import response_uniforms
 from t3d.sdar.modeling import SDARForCausalLM
+from t3d.trajectory import Trajectory
 
 RECORDS = {"logprob": "logprobs", "entropy": "entropies"}
 """The fields of `Draws` and `Trajectory` that `DecodingConfig.record` asks for."""
@@ -70,10 +69,6 @@ class Slots:
         """The table of the sequences in flight."""
         return self.table[: self.active]
 
-    def send(self, values: np.ndarray) -> Tensor:
-        """A host array on the device."""
-        return torch.from_numpy(values).to(self.device)
-
     def add(self, index: int, prompt: list[int], stream: int) -> None:
         """Puts a prompt into the first free slot."""
         slot, size = self.active, self.config.block_size
@@ -106,6 +101,24 @@ class Slots:
             for column in self.columns.values():
                 column[slot] = column[last]
             self.cache.move(last, slot, int(self.table["start"][last]) + self.config.block_size)
+
+    def trajectory(self, slot: int, prompt: list[int], failed: bool) -> Trajectory:
+        """What a slot has come to.
+
+        Args:
+            slot: whose response is decided, or failed.
+            prompt: of it.
+            failed: its last step met logits that are not finite.
+        """
+        row = self.table[slot]
+        num_steps, forwards = int(row["steps"]), int(row["forwards"])
+        if failed:
+            reason = f"logits that are not finite at denoising step {num_steps}"
+            return Trajectory(list(prompt), [], [], "error", forwards, num_steps, reason)
+        kept: dict[str, Any] = self.response(slot)
+        ids, step_map = kept.pop("ids"), kept.pop("step_map")
+        why = "stop" if ids[-1] in self.config.stop_ids else "length"
+        return Trajectory(list(prompt), ids, step_map, why, forwards, num_steps, **kept)
 
     def response(self, slot: int) -> dict[str, list[Any]]:
         """What the columns hold of a slot's decided response, from the prompt's end to its own."""

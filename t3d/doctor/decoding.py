@@ -132,7 +132,7 @@ def examine_model(examination: Examination, config: SampleConfig, launched: bool
     count = settings.max_active if asked is None else len(asked.items) * settings.num_response_per_task
     needed = Needed(
         weights=num_parameters(patient.config) * dtype.itemsize // settings.tensor_parallel_size,
-        decoding=decoding_memory(patient.config, dtype, decoding, 0 if asked is None else asked.longest),
+        decoding=decoding_memory(patient.config, dtype, decoding, 0 if asked is None else asked.longest, device),
         wanted=min(settings.max_active, count),
     )
     ranks = Ranks(size=int(os.environ.get("WORLD_SIZE", "1"))) if launched else Ranks()
