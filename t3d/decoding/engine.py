@@ -37,7 +37,7 @@ from t3d.devices import exhaustion, give_back
 from t3d.errors import ConfigError
 from t3d.remasking import RANKED_BY, STRATEGIES, BlockScores, step_quota
 from t3d.sdar.modeling import SDARForCausalLM
-from t3d.trajectory import Trajectory
+from t3d.trajectory import UNFINISHED, Trajectory
 
 Request = tuple[int, list[int], int]
 """Index, prompt and random stream."""
@@ -64,8 +64,9 @@ def iter_decode(
     max_active: int = 32,
     streams: Sequence[int] | None = None,
     agree: Callable[[int], int] | None = None,
+    by_block: bool = False,
 ) -> Iterator[tuple[int, Trajectory]]:
-    """Yields (index of the prompt, its trajectory) as sequences finish.
+    """Yields (index of the prompt, its trajectory) as sequences finish, and before that, if asked for, as they grow.
 
     Fewer sequences are in flight where the device has no memory for `max_active`.  If it runs out all the same, half
     of them begin anew; what was yielded stays, and what follows is what it would have been.
@@ -79,6 +80,8 @@ def iter_decode(
             response, whatever else is decoded beside it.
         agree: of processes that hold one model in parts and so work in step, gives all the same number of
             sequences; none of them may change it later.
+        by_block: also yield each sequence whenever a block of it is complete and others follow: a trajectory of
+            finish_reason "unfinished".  (Where memory runs out, sequences begin anew, and so do these.)
 
     Raises:
         ConfigError: see `decode`.
@@ -99,9 +102,11 @@ def iter_decode(
     while left:
         found = None
         try:
-            with closing(_decode_through(model, config, list(left.values()), num_slots, longest)) as finished:
-                for index, trajectory in finished:
-                    del left[index]
+            running = _decode_through(model, config, list(left.values()), num_slots, longest, by_block)
+            with closing(running) as news:
+                for index, trajectory in news:
+                    if trajectory.finish_reason != UNFINISHED:
+                        del left[index]
                     yield index, trajectory
         except (RuntimeError, MemoryError) as error:
             found = exhaustion(error)
@@ -114,13 +119,19 @@ def iter_decode(
 
 
 def _decode_through(
-    model: SDARForCausalLM, config: DecodingConfig, requests: Sequence[Request], num_slots: int, longest: int
+    model: SDARForCausalLM,
+    config: DecodingConfig,
+    requests: Sequence[Request],
+    num_slots: int,
+    longest: int,
+    by_block: bool,
 ) -> Generator[tuple[int, Trajectory], None, None]:
     """Decodes the requests through so many slots, or as many as there are requests."""
     waiting, num_slots, kernel = deque(requests), min(num_slots, len(requests)), choose_kernel(model)
     lanes = num_lanes(model.device, num_slots)
     shares = [num_slots // lanes + (lane < num_slots % lanes) for lane in range(lanes)]
-    engines = [Engine(model, config, kernel, waiting, Slots(model, config, share, longest)) for share in shares]
+    slots = [Slots(model, config, share, longest) for share in shares]
+    engines = [Engine(model, config, kernel, waiting, share, by_block) for share in slots]
     yield from side_by_side([engine.run for engine in engines])
 
 
@@ -143,13 +154,15 @@ class Engine:
         kernel: Kernel,
         waiting: deque[Request],
         slots: Slots,
+        by_block: bool = False,
     ) -> None:
         """Takes requests, which engines empty together, and slots without a sequence."""
         self.model, self.config, self.kernel, self.waiting, self.slots = model, config, kernel, waiting, slots
+        self.by_block = by_block
         self.prompts: dict[int, list[int]] = {}
 
     def run(self) -> Iterator[list[tuple[int, Trajectory]]]:
-        """Yields what finished, after every forward."""
+        """Yields what finished, after every forward (and what grew by a block, see `iter_decode`)."""
         while self.admit():
             with torch.inference_mode():
                 prefilling, denoising, spans = self.schedule()
@@ -157,8 +170,9 @@ class Engine:
                 self.slots.table["filled"][prefilling] += self._chunks(prefilling)
                 finished, failed = self.reveal(denoising, draws)
                 self.open_blocks(denoising)
+                grown = self.grown(denoising[~(finished | failed)]) if self.by_block else []
                 ended = self.end(denoising, finished, failed)
-            yield ended
+            yield grown + ended
 
     def admit(self) -> bool:
         """Gives every free slot a prompt; False where no sequence is left."""
@@ -297,22 +311,32 @@ class Engine:
         table["step"][done] = 0
         table["masked"][done] = True
 
+    def grown(self, running: NDArray[np.int64]) -> list[tuple[int, Trajectory]]:
+        """The sequences, of slots that go on, whose block is complete."""
+        complete = running[self.slots.table["pending"][running]]
+        return [self._trajectory(int(slot), UNFINISHED) for slot in complete]
+
     def end(
         self, denoising: NDArray[np.int64], finished: NDArray[np.bool_], failed: NDArray[np.bool_]
     ) -> list[tuple[int, Trajectory]]:
         """Takes the sequences that finished or failed out of their slots, the last slot first."""
         ended = []
         for slot, broken in zip(denoising[finished | failed][::-1], failed[finished | failed][::-1], strict=True):
-            row = self.slots.table[slot]
-            index, num_steps, forwards = int(row["index"]), int(row["steps"]), int(row["forwards"])
-            prompt = list(self.prompts.pop(index))
-            if broken:
-                reason = f"logits that are not finite at denoising step {num_steps}"
-                ended.append((index, Trajectory(prompt, [], [], "error", forwards, num_steps, reason)))
-            else:
-                kept: dict[str, Any] = self.slots.response(int(slot))
-                ids, step_map = kept.pop("ids"), kept.pop("step_map")
-                why = "stop" if ids[-1] in self.config.stop_ids else "length"
-                ended.append((index, Trajectory(prompt, ids, step_map, why, forwards, num_steps, **kept)))
+            ended.append(self._trajectory(int(slot), "error" if broken else None))
+            del self.prompts[ended[-1][0]]
             self.slots.remove(int(slot), poisoned=bool(broken))
         return ended
+
+    def _trajectory(self, slot: int, reason: str | None) -> tuple[int, Trajectory]:
+        """Index and trajectory of a slot's sequence; without a `reason`, it ends with a stop token or at its limit."""
+        row = self.slots.table[slot]
+        index, num_steps, forwards = int(row["index"]), int(row["steps"]), int(row["forwards"])
+        prompt = list(self.prompts[index])
+        if reason == "error":
+            why = f"logits that are not finite at denoising step {num_steps}"
+            return index, Trajectory(prompt, [], [], reason, forwards, num_steps, why)
+        kept: dict[str, Any] = self.slots.response(slot, goes_on=reason == UNFINISHED)
+        ids, step_map = kept.pop("ids"), kept.pop("step_map")
+        if reason is None:
+            reason = "stop" if ids[-1] in self.config.stop_ids else "length"
+        return index, Trajectory(prompt, ids, step_map, reason, forwards, num_steps, **kept)

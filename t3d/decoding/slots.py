@@ -107,10 +107,16 @@ class Slots:
                 column[slot] = column[last]
             self.cache.move(last, slot, int(self.table["start"][last]) + self.config.block_size)
 
-    def response(self, slot: int) -> dict[str, list[Any]]:
-        """What the columns hold of a slot's decided response, from the prompt's end to its own."""
+    def response(self, slot: int, goes_on: bool = False) -> dict[str, list[Any]]:
+        """What the columns hold of a slot's decided response, from the prompt's end to its own.
+
+        Args:
+            slot: which.
+            goes_on: the response is not decided yet, and ends where the current block starts.
+        """
         row, columns = self.table[slot], self.columns
-        room = slice(int(row["prompt"]), int(row["prompt"]) + self.config.max_new_tokens)
+        first = int(row["prompt"])
+        room = slice(first, int(row["start"]) if goes_on else first + self.config.max_new_tokens)
         stops = np.flatnonzero(self.is_stop[columns["ids"][slot, room]])
         kept = slice(room.start, room.start + int(stops[0]) + 1) if len(stops) else room
         return {name: column[slot, kept].tolist() for name, column in columns.items()}
