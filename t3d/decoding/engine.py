@@ -97,8 +97,7 @@ def iter_decode(
     left = {request[0]: request for request in sorted(requests, key=lambda request: _shape(request[1], config))}
     longest, num_slots = max((len(prompt) for _, prompt, _ in requests), default=0), min(max_active, len(requests))
     if left:
-        num_slots = fitting_slots(model, config, longest, num_slots)
-        num_slots = num_slots if agree is None else agree(num_slots)
+        num_slots = (agree or int)(fitting_slots(model, config, longest, num_slots))
     while left:
         found = None
         try:
