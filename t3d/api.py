@@ -86,7 +86,7 @@ class Answer:
 
     @property
     def finish_reason(self) -> str:
-        """ "stop" (a stop token was generated) or "length" (`max_new_tokens` was reached)."""
+        """How the answer ended: "stop" (a stop token was generated) or "length" (`max_new_tokens` was reached)."""
         return self.trajectory.finish_reason
 
     @property

@@ -65,6 +65,7 @@ class Session:
                     said, answer = said + block.text, block.answer
                     sys.stdout.write(printable(block.text))
                     sys.stdout.flush()
+            assert answer is not None  # it comes with the last block
             told = cost(answer, time.perf_counter() - started)
         except KeyboardInterrupt:
             if not self.interactive:

@@ -88,16 +88,18 @@ def iter_decode(
     """
     if config.mask_id >= model.config.vocab_size:
         raise ConfigError("decoding.mask_id", f"an id below the model's {model.config.vocab_size}", config.mask_id)
-    requests: list[Request] = list(zip(range(len(prompts)), prompts, streams or range(len(prompts)), strict=True))
-    errors = [prompt_error(model.config, prompt, config) for prompt in prompts]
-    for (index, prompt, _), error in zip(requests, errors, strict=True):
-        if error is not None:
+    requests: list[Request] = []
+    for index, (prompt, stream) in enumerate(zip(prompts, streams or range(len(prompts)), strict=True)):
+        error = prompt_error(model.config, prompt, config)
+        if error is None:
+            requests.append((index, prompt, stream))
+        else:
             yield index, Trajectory(list(prompt), [], [], "error", 0, 0, error)
-    requests = [request for request, error in zip(requests, errors, strict=True) if error is None]
     left = {request[0]: request for request in sorted(requests, key=lambda request: _shape(request[1], config))}
     longest, num_slots = max((len(prompt) for _, prompt, _ in requests), default=0), min(max_active, len(requests))
     if left:
-        num_slots = (agree or int)(fitting_slots(model, config, longest, num_slots))
+        num_slots = fitting_slots(model, config, longest, num_slots)
+        num_slots = num_slots if agree is None else agree(num_slots)
     while left:
         found = None
         try:
@@ -107,8 +109,8 @@ def iter_decode(
                     if trajectory.finish_reason != UNFINISHED:
                         del left[index]
                     yield index, trajectory
-        except (RuntimeError, MemoryError) as error:
-            found = exhaustion(error)
+        except (RuntimeError, MemoryError) as failure:
+            found = exhaustion(failure)
             if found is None:
                 raise
         if found is not None:  # here, where the error no longer holds what filled the memory

@@ -38,7 +38,7 @@ def existing_path(name: str) -> Path:
 
 
 def model_path(name: str) -> Path:
-    """The folder of a model called `name`: `existing_path`'s, or else, for `TOY_TEACHER`, the one that comes with t3d."""
+    """The folder of the model `name`: `existing_path`'s, or else, for `TOY_TEACHER`, the one that comes with t3d."""
     path = existing_path(name)
     return PACKAGE.parent / TOY_TEACHER if path == Path(TOY_TEACHER) and not path.is_dir() else path
 
@@ -66,9 +66,7 @@ def config_path(name: str, start: Path | None = None) -> Path:
         shipped = shipped_folder(folder).joinpath(*inner)
         if not candidate.is_absolute() and ".." not in inner and shipped.is_file():
             return shipped
-    elsewhere = (
-        "" if path.is_absolute() and start is None else ", nor one that comes with t3d (`t3d configs` lists them)"
-    )
+    elsewhere = "" if user_path(name).is_absolute() else ", nor one that comes with t3d (`t3d configs` lists them)"
     raise ConfigError(path, "a YAML file", f"none there{start_of(path)}{elsewhere}")
 
 
