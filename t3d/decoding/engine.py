@@ -88,15 +88,15 @@ def iter_decode(
     """
     if config.mask_id >= model.config.vocab_size:
         raise ConfigError("decoding.mask_id", f"an id below the model's {model.config.vocab_size}", config.mask_id)
-    requests: list[Request] = []
+    left: dict[int, Request] = {}
     for index, (prompt, stream) in enumerate(zip(prompts, streams or range(len(prompts)), strict=True)):
         error = prompt_error(model.config, prompt, config)
         if error is None:
-            requests.append((index, prompt, stream))
+            left[index] = index, prompt, stream
         else:
             yield index, Trajectory(list(prompt), [], [], "error", 0, 0, error)
-    left = {request[0]: request for request in sorted(requests, key=lambda request: _shape(request[1], config))}
-    longest, num_slots = max((len(prompt) for _, prompt, _ in requests), default=0), min(max_active, len(requests))
+    left = dict(sorted(left.items(), key=lambda entry: _shape(entry[1][1], config)))
+    longest, num_slots = max((len(prompt) for _, prompt, _ in left.values()), default=0), min(max_active, len(left))
     if left:
         num_slots = fitting_slots(model, config, longest, num_slots)
         num_slots = num_slots if agree is None else agree(num_slots)
