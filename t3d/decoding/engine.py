@@ -103,12 +103,8 @@ def iter_decode(
     while left:
         found = None
         try:
-            running = _decode_through(model, config, list(left.values()), num_slots, longest, by_block)
-            with closing(running) as news:
-                for index, trajectory in news:
-                    if trajectory.finish_reason != UNFINISHED:
-                        del left[index]
-                    yield index, trajectory
+            with closing(_decode_through(model, config, left, num_slots, longest, by_block)) as news:
+                yield from news
         except (RuntimeError, MemoryError) as failure:
             found = exhaustion(failure)
             if found is None:
@@ -122,18 +118,21 @@ def iter_decode(
 def _decode_through(
     model: SDARForCausalLM,
     config: DecodingConfig,
-    requests: Sequence[Request],
+    left: dict[int, Request],
     num_slots: int,
     longest: int,
     by_block: bool,
 ) -> Generator[tuple[int, Trajectory], None, None]:
-    """Decodes the requests through so many slots, or as many as there are requests."""
-    waiting, num_slots, kernel = deque(requests), min(num_slots, len(requests)), choose_kernel(model)
+    """Decodes what is `left`, and takes out what finishes, through so many slots, or as many as there are requests."""
+    waiting, num_slots, kernel = deque(left.values()), min(num_slots, len(left)), choose_kernel(model)
     lanes = num_lanes(model.device, num_slots)
     shares = [num_slots // lanes + (lane < num_slots % lanes) for lane in range(lanes)]
     slots = [Slots(model, config, share, longest) for share in shares]
     engines = [Engine(model, config, kernel, waiting, share, by_block) for share in slots]
-    yield from side_by_side([engine.run for engine in engines])
+    for index, trajectory in side_by_side([engine.run for engine in engines]):
+        if trajectory.finish_reason != UNFINISHED:
+            del left[index]
+        yield index, trajectory
 
 
 def _shape(prompt: list[int], config: DecodingConfig) -> tuple[int, int]:
