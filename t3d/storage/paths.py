@@ -55,7 +55,7 @@ def config_path(name: str, start: Path | None = None) -> Path:
         start: folder that a relative path starts at; None: the working folder (see `existing_path`).
 
     Raises:
-        ConfigError: there is neither.
+        ConfigError: there is nothing of that name.
     """
     path = existing_path(name) if start is None else start / user_path(name)
     if path.exists() and not path.is_dir():
@@ -66,6 +66,8 @@ def config_path(name: str, start: Path | None = None) -> Path:
         shipped = shipped_folder(folder).joinpath(*inner)
         if not candidate.is_absolute() and ".." not in inner and shipped.is_file():
             return shipped
+    if path.exists():
+        return path  # a folder, as whoever reads it will say
     elsewhere = "" if user_path(name).is_absolute() else ", nor one that comes with t3d (`t3d configs` lists them)"
     raise ConfigError(path, "a YAML file", f"none there{start_of(path)}{elsewhere}")
 
