@@ -12,6 +12,7 @@ from transformers import PreTrainedTokenizerBase
 from typing_extensions import Unpack
 
 from t3d.decoding import DecodingConfig, iter_decode
+from t3d.decoding.config import warn_of_threshold
 from t3d.decoding.limits import prompt_error
 from t3d.devices import room
 from t3d.entry import reproducible_products
@@ -194,7 +195,9 @@ class Model:
         stop_ids = default_stop_ids(self.checkpoint.folder, self.tokenizer)
         block_size = settings.get("block_size", DecodingConfig.block_size)
         defaults: dict[str, Any] = {"denoising_steps": block_size, "stop_ids": stop_ids}
-        return DecodingConfig(mask_id=self.checkpoint.mask_id, **(defaults | dict(settings)))
+        config = DecodingConfig(mask_id=self.checkpoint.mask_id, **(defaults | dict(settings)))
+        warn_of_threshold(config)
+        return config
 
     def _encode(self, prompts: Sequence[Conversation], config: DecodingConfig) -> list[list[int]]:
         encoded = []

@@ -11,6 +11,7 @@ from t3d.api import DTYPES, Settings, load
 from t3d.arguments import ArgumentParser
 from t3d.chat.session import Session
 from t3d.chat.terminal import typed
+from t3d.decoding.config import CONFIDENCES
 from t3d.entry import run_entry
 from t3d.errors import ConfigError
 from t3d.remasking import STRATEGIES
@@ -37,6 +38,7 @@ def main(arguments: list[str]) -> None:
     add("--temperature", type=float, default=0.0, help="softmax temperature; 0: the most probable token")
     add("--strategy", default="low_confidence_static", choices=STRATEGIES, help="which tokens a step reveals")
     add("--threshold", type=float, help="low_confidence_dynamic: confidence; entropy_bounded: sum of entropies (nats)")
+    add("--confidence", default="scaled", choices=CONFIDENCES, help="raw: the model's own, at temperature 1")
     add("--seed", type=int, default=0, help="seed of every random stream")
     add("--system", help="a system's turn in front")
     add("--wording", help="how turns are put: math, option, or a text with {problem} (toy teacher: math)")
@@ -44,8 +46,10 @@ def main(arguments: list[str]) -> None:
     add("--dtype", default="auto", choices=DTYPES, help="auto: as stored")
     options = vars(parser.parse_args(arguments))
     model = load(options["model"], device=options["device"], dtype=options["dtype"], wording=options.get("wording"))
+    decoding = settings(options)
+    model.decoding_config(**decoding)  # says what is wrong with them before anybody types
     _take_any_text()
-    session = Session(model, settings(options), options.get("system"), interactive=sys.stdin.isatty())
+    session = Session(model, decoding, options.get("system"), interactive=sys.stdin.isatty())
     session.run(typed() if session.interactive else sys.stdin)
 
 
@@ -61,6 +65,7 @@ def settings(options: dict[str, object]) -> Settings:
         "max_tokens": "max_new_tokens",
         "temperature": "temperature",
         "strategy": "remasking_strategy",
+        "confidence": "confidence",
         "seed": "seed",
     }
     if "threshold" in options:

@@ -136,5 +136,7 @@ def test_options_reach_the_decoder(monkeypatch, checkpoint, arguments, settings)
 def test_mistakes_are_told(monkeypatch, checkpoint):
     with pytest.raises(ConfigError, match="--threshold: expected --strategy low_confidence_dynamic or entropy_bounded"):
         chat(monkeypatch, "", "--model", str(checkpoint), "--threshold", "0.5")
+    with pytest.raises(ConfigError, match=r"decoding\.denoising_steps: expected 1 to block_size = 4, found 9"):
+        chat(monkeypatch, "", "--model", str(checkpoint), "--steps", "9")  # before anything is asked
     with pytest.raises(UserError, match="invalid choice: 'fastest'"):
         chat(monkeypatch, "", "--strategy", "fastest")
