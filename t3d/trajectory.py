@@ -13,6 +13,8 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 FINISH_REASONS = ("stop", "length")
+UNFINISHED = "unfinished"
+"""The `finish_reason` of a response that is still being decoded; no file holds one."""
 # Lists of a rollout record that hold one entry per response; `full_output` is named `answer` after stage 2.
 RESPONSE_FIELDS = (
     "full_output",
@@ -43,7 +45,8 @@ class Trajectory:
         response_ids: the generated token ids, ending with the stop token if there was one.
         step_map: for each response token the 1-based denoising step, counted over the whole response, that
             revealed it; same length as `response_ids`.
-        finish_reason: "stop" (a stop token was generated), "length" (the token limit was reached) or "error".
+        finish_reason: "stop" (a stop token was generated), "length" (the token limit was reached) or "error";
+            `UNFINISHED` of the whole blocks so far.
         num_forwards: model forwards this sequence took part in, prefill included.
         num_steps: denoising steps spent on this sequence.
         error: why decoding failed; `response_ids` and `step_map` are empty then.

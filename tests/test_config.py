@@ -594,6 +594,11 @@ class TestFiles:
         )
         assert ours == theirs
 
+    def test_a_base_may_be_one_that_comes_with_t3d(self, tmp_path):
+        mine = yaml_file(tmp_path, "base: toy/eval\nrollout: {max_token: 5}")
+        assert decode_config(mine) == decode_config("config=toy/eval", "rollout.max_token=5")
+        assert decode_config(mine).rollout.max_active == 128
+
     def test_the_papers_settings_are_those_of_the_training_file(self):
         path = ROOT / "configs" / "t3d.yaml"
         training = load_config(TrainConfig, [f"config={path}"], "", "").training

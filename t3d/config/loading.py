@@ -17,7 +17,7 @@ from t3d.config.release import release_keys
 from t3d.config.values import as_declared, is_null, parse_argument, parse_yaml
 from t3d.errors import ConfigError
 from t3d.storage.files import atomic_writer
-from t3d.storage.paths import existing_path, model_name, start_of, user_path
+from t3d.storage.paths import config_path, model_name
 
 Schema = TypeVar("Schema")
 
@@ -102,6 +102,7 @@ def help_text(schema: type, purpose: str, example: str, arguments: list[str]) ->
         purpose.strip(),
         "",
         "config=FILE reads a YAML file (and, first, the one that its key `base` names); key=value wins over it.",
+        "Where there is no such file, FILE is one that comes with t3d: eval, toy/eval.yaml (`t3d configs` lists them).",
         "",
         f"Keys, {whose}:",
     ]
@@ -160,7 +161,7 @@ def _sources(arguments: list[str], types: Mapping[str, Any]) -> list[tuple[str, 
         if not equals or not name or name.startswith("-"):
             raise ConfigError("command line", "config=FILE or key=value", argument)
         if name == "config":
-            files += _read_files(existing_path(value))
+            files += _read_files(config_path(value))
         else:
             try:
                 overrides.append(("command line", _override(name, value, types)))
@@ -190,15 +191,13 @@ def _read_files(path: Path, above: tuple[Path, ...] = ()) -> list[tuple[str, dic
     base = as_declared(values.pop("base", None), str)
     if not isinstance(base, str | None):
         raise ConfigError(f"{path}: base", "the name of a YAML file", base)
-    below = _read_files(path.parent / user_path(base), (*above, path.resolve())) if base else []
+    below = _read_files(config_path(base, path.parent), (*above, path.resolve())) if base else []
     return [*below, (str(path), values)]
 
 
 def _read_yaml(path: Path) -> dict[str, Any]:
     try:
         loaded = parse_yaml(path.read_text(encoding="utf-8-sig"))
-    except FileNotFoundError as error:
-        raise ConfigError(path, "a YAML file", f"none there{start_of(path)}") from error
     except (OSError, YAMLError, UnicodeDecodeError) as error:
         raise ConfigError(path, "a readable YAML file", " ".join(str(error).split())) from error
     if not isinstance(loaded, dict | None):

@@ -36,7 +36,7 @@ from t3d.decoding.stage import stage
 from t3d.devices import exhaustion, give_back
 from t3d.errors import ConfigError
 from t3d.sdar.modeling import SDARForCausalLM
-from t3d.trajectory import Trajectory
+from t3d.trajectory import UNFINISHED, Trajectory
 
 Request = tuple[int, list[int], int]
 """Index, prompt and random stream."""
@@ -64,8 +64,9 @@ def iter_decode(
     streams: Sequence[int] | None = None,
     agree: Callable[[int], int] | None = None,
     sharing: int = 1,
+    by_block: bool = False,
 ) -> Iterator[tuple[int, Trajectory]]:
-    """Yields (index of the prompt, its trajectory) as sequences finish.
+    """Yields (index of the prompt, its trajectory) as sequences finish, and before that, if asked for, as they grow.
 
     Fewer sequences are in flight where the device has no memory for `max_active`.  If it runs out all the same, half
     of them begin anew; what was yielded stays, and what follows is what it would have been.
@@ -80,32 +81,33 @@ def iter_decode(
         agree: of processes that hold one model in parts and so work in step, gives all the same number of
             sequences; none of them may change it later.
         sharing: processes that decode on this device, each with an equal part of its memory.
+        by_block: also yield each sequence whenever a block of it is complete and others follow: a trajectory of
+            finish_reason "unfinished".  (Where memory runs out, sequences begin anew, and so do these.)
 
     Raises:
         ConfigError: see `decode`.
     """
     if config.mask_id >= model.config.vocab_size:
         raise ConfigError("decoding.mask_id", f"an id below the model's {model.config.vocab_size}", config.mask_id)
-    requests: list[Request] = list(zip(range(len(prompts)), prompts, streams or range(len(prompts)), strict=True))
-    errors = [prompt_error(model.config, prompt, config) for prompt in prompts]
-    for (index, prompt, _), error in zip(requests, errors, strict=True):
-        if error is not None:
+    left: dict[int, Request] = {}
+    for index, (prompt, stream) in enumerate(zip(prompts, streams or range(len(prompts)), strict=True)):
+        error = prompt_error(model.config, prompt, config)
+        if error is None:
+            left[index] = index, prompt, stream
+        else:
             yield index, Trajectory(list(prompt), [], [], "error", 0, 0, error)
-    requests = [request for request, error in zip(requests, errors, strict=True) if error is None]
-    left = {request[0]: request for request in sorted(requests, key=lambda request: _shape(request[1], config))}
-    longest, num_slots = max((len(prompt) for _, prompt, _ in requests), default=0), min(max_active, len(requests))
+    left = dict(sorted(left.items(), key=lambda entry: _shape(entry[1][1], config)))
+    longest, num_slots = max((len(prompt) for _, prompt, _ in left.values()), default=0), min(max_active, len(left))
     if left:
         num_slots = fitting_slots(model, config, longest, num_slots, sharing)
         num_slots = num_slots if agree is None else agree(num_slots)
     while left:
         found = None
         try:
-            with closing(_decode_through(model, config, list(left.values()), num_slots, longest)) as finished:
-                for index, trajectory in finished:
-                    del left[index]
-                    yield index, trajectory
-        except (RuntimeError, MemoryError) as error:
-            found = exhaustion(error)
+            with closing(_decode_through(model, config, left, num_slots, longest, by_block)) as news:
+                yield from news
+        except (RuntimeError, MemoryError) as failure:
+            found = exhaustion(failure)
             if found is None:
                 raise
         if found is not None:  # here, where the error no longer holds what filled the memory
@@ -115,14 +117,23 @@ def iter_decode(
 
 
 def _decode_through(
-    model: SDARForCausalLM, config: DecodingConfig, requests: Sequence[Request], num_slots: int, longest: int
+    model: SDARForCausalLM,
+    config: DecodingConfig,
+    left: dict[int, Request],
+    num_slots: int,
+    longest: int,
+    by_block: bool,
 ) -> Generator[tuple[int, Trajectory], None, None]:
-    """Decodes the requests through so many slots, or as many as there are requests."""
-    waiting, num_slots, kernel = deque(requests), min(num_slots, len(requests)), choose_kernel(model)
+    """Decodes what is `left`, and takes out what finishes, through so many slots, or as many as there are requests."""
+    waiting, num_slots, kernel = deque(left.values()), min(num_slots, len(left)), choose_kernel(model)
     lanes = num_lanes(model.device, num_slots)
     shares = [num_slots // lanes + (lane < num_slots % lanes) for lane in range(lanes)]
-    engines = [Engine(model, config, kernel, waiting, Slots(model, config, share, longest)) for share in shares]
-    yield from side_by_side([engine.run for engine in engines])
+    slots = [Slots(model, config, share, longest) for share in shares]
+    engines = [Engine(model, config, kernel, waiting, share, by_block) for share in slots]
+    for index, trajectory in side_by_side([engine.run for engine in engines]):
+        if trajectory.finish_reason != UNFINISHED:
+            del left[index]
+        yield index, trajectory
 
 
 def _shape(prompt: list[int], config: DecodingConfig) -> tuple[int, int]:
@@ -144,17 +155,18 @@ class Engine:
         kernel: Kernel,
         waiting: deque[Request],
         slots: Slots,
+        by_block: bool = False,
     ) -> None:
         """Takes requests, which engines empty together, and slots without a sequence."""
-        self.waiting, self.slots, self.kernel = waiting, slots, kernel
+        self.waiting, self.slots, self.kernel, self.by_block = waiting, slots, kernel, by_block
         self.runner = Runner(model, config, kernel)
         self.prompts: dict[int, list[int]] = {}
 
     def run(self) -> Iterator[list[tuple[int, Trajectory]]]:
-        """Yields what finished, after every forward."""
+        """Yields what finished, after every forward (and what grew by a block, see `iter_decode`)."""
         slots = self.slots
         while self.admit():
-            ended: list[tuple[int, Trajectory]] = []
+            news: list[tuple[int, Trajectory]] = []
             with torch.inference_mode():
                 step = schedule(slots)
                 draws = self.runner.run(stage(step, slots, self.kernel))
@@ -163,8 +175,9 @@ class Engine:
                 else:
                     revealed = reveal(step.denoising, draws.to_host(), slots)
                     advance(slots, step)
-                    ended = self.end(step.denoising, revealed)
-            yield ended
+                    news = self.grown(step.denoising, revealed) if self.by_block else []
+                    news += self.end(step.denoising, revealed)
+            yield news
 
     def admit(self) -> bool:
         """Gives every free slot a prompt; False where no sequence is left."""
@@ -176,6 +189,16 @@ class Engine:
             self.prompts[index] = prompt
             self.slots.add(index, prompt, stream)
         return self.slots.active > 0
+
+    def grown(self, denoising: NDArray[np.int64], revealed: Revealed) -> list[tuple[int, Trajectory]]:
+        """The sequences that go on, and whose block is complete."""
+        slots = self.slots
+        complete = denoising[slots.table["pending"][denoising] & ~(revealed.decided | revealed.failed)]
+        indices = [int(index) for index in slots.table["index"][complete]]
+        return [
+            (index, slots.trajectory(slot, self.prompts[index], goes_on=True))
+            for slot, index in zip(complete.tolist(), indices, strict=True)
+        ]
 
     def end(self, denoising: NDArray[np.int64], revealed: Revealed) -> list[tuple[int, Trajectory]]:
         """Takes the sequences that are decided or failed out of their slots, the last slot first."""

@@ -29,7 +29,7 @@ from t3d.sdar.decoding_layers import compile_layers, pack_layers
 from t3d.sdar.modeling import SDARForCausalLM
 from t3d.sdar.weights import empty_network, weights_problem
 from t3d.storage.folders import atomic_folder
-from t3d.storage.paths import existing_path, start_of
+from t3d.storage.paths import model_path, start_of
 
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 WEIGHTS = re.compile(r".*\.(safetensors|bin|pt|pth|gguf)|.*\.(safetensors|bin)\.index\.json")
@@ -49,7 +49,7 @@ def resolve_checkpoint(name: str, only: str | None = None) -> Path:
     Raises:
         CheckpointError: neither a folder nor a model that the hub gives out.
     """
-    folder = existing_path(name)
+    folder = model_path(name)
     if folder.is_dir():
         return folder
     if not HUB_ID.fullmatch(name):
