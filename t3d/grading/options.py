@@ -16,7 +16,7 @@ _AFTER_ARTICLE = "because|since|as|and|which|with|is|for|due|in|by|on|given|wher
 
 
 _QUOTES = "'\u2019"
-_TAGS = re.compile(r"<answer>(.*?)</answer>|</?[a-z]{1,10}>", re.IGNORECASE | re.DOTALL)
+_TAGS = re.compile(r"<answer>(.{0,1000}?)</answer>|</?[a-z]{1,10}>", re.IGNORECASE | re.DOTALL)
 _WIDE = str.maketrans({"\uff1a": ": ", "\u3002": ". ", "\uff0c": ", "})
 _NOUN = "answer|ans|option|choice|solution|letter|statement|correct one|is"
 _SUBJECT = (

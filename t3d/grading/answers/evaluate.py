@@ -11,8 +11,8 @@ from typing import Any
 import mpmath
 from mpmath import iv
 
-from t3d.grading.answers import bounds as bounds_
 from t3d.grading.answers import reals, values
+from t3d.grading.answers.bounds import added, numeric, polynomial, polynomial_integral
 from t3d.grading.answers.nodes import Node, has_constant, walk
 from t3d.grading.answers.reals import ONE, ZERO, TooLargeError, UndefinedError
 from t3d.grading.answers.values import Value
@@ -189,24 +189,24 @@ def _number(node: Node, context: Context) -> Value | None:
 
     if node.name.startswith("d^"):
         order = int(re.sub(r"\D", "", node.name.partition("/")[0]) or 1)
-        return bounds_.numeric("diff", at, [_end(variable, context)], context.digits, order)
+        return numeric("diff", at, [_end(variable, context)], context.digits, order)
     if node.name == "lim" and len(bounds) == 1:
         jumps = any(part.op in ("floor", "ceil") for part in walk(body))
         if not jumps and not has_constant(bounds[0], "infinity"):
             with suppress(UndefinedError):  # continuous where it has a value
                 return at(evaluate(bounds[0], context))
-        return bounds_.numeric("lim", at, [_end(bounds[0], context)], context.digits)
+        return numeric("lim", at, [_end(bounds[0], context)], context.digits)
     if len(bounds) != 2 or node.name not in (r"\int", "sum", "prod"):
         return None
     infinite = any(has_constant(end, "infinity") for end in bounds)
     if node.name != r"\int" and not infinite:
         first, last = (values.integer(evaluate(end, context)) for end in bounds)
-        return bounds_.added(at, first, last, node.name == "prod")
+        return added(at, first, last, node.name == "prod")
     if node.name == r"\int" and not infinite:
-        coefficients = bounds_.polynomial(body, variable.name, lambda part: evaluate(part, context))
+        coefficients = polynomial(body, variable.name, lambda part: evaluate(part, context))
         if coefficients is not None:
-            return bounds_.polynomial_integral(coefficients, *(evaluate(end, context) for end in bounds))
-    return bounds_.numeric(node.name.removeprefix("\\"), at, [_end(end, context) for end in bounds], context.digits)
+            return polynomial_integral(coefficients, *(evaluate(end, context) for end in bounds))
+    return numeric(node.name.removeprefix("\\"), at, [_end(end, context) for end in bounds], context.digits)
 
 
 def _end(node: Node, context: Context) -> Any:
