@@ -158,7 +158,7 @@ def _lines(found: list[Entry], root: Path) -> Iterator[str]:
     now = time.time()
     for entry in found:
         days = max(0.0, now - entry.used) / DAY_S
-        state = ", in use" if entry.in_use else ""
+        state = ", in use or just written" if entry.in_use else ""
         yield f"{entry.size / 1e6:10.1f} MB  {days:5.0f} days  {entry.path.relative_to(root)}{state}"
     yield f"{sum(entry.size for entry in found) / 1e6:10.1f} MB  in {len(found)} of {root}"
 
