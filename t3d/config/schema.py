@@ -144,7 +144,7 @@ class ExecuteConfig(ExtractConfig):
 
     num_chunk: int = key(64, "a grading batch (progress moves per batch) is 16 times as many answers", low=1)
     num_workers: int = key(2, "grading processes", low=1)
-    timeout_s: float = key(0.5, "seconds to grade one math answer", low=0.1)
+    timeout_s: float = key(0.5, "computing time to grade one math answer, in seconds", low=0.1)
     math_verify: bool = key(True, "ask plain math-verify too, and tell where it disagrees (it decides no grade)")
     sandbox: str = key("auto", "isolation of model-written code", one_of=("auto", "bwrap", "sandlock", "none"))
     memory_mb: int = key(1024, "memory of a program under test, and of a math grading process", low=128)

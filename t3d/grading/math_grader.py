@@ -79,10 +79,10 @@ def grade_math_many(
     Args:
         pairs: what to grade; equal pairs are graded once.
         num_workers: processes that grade at a time.
-        timeout_s: seconds that one pair may take before its worker is killed and replaced.
+        timeout_s: seconds that one pair may compute before its worker is killed and replaced.
         memory_mb: address space of each worker.
         math_verify: also ask plain math-verify, in the same workers.
-        math_verify_timeout_s: seconds that it may take for one pair.
+        math_verify_timeout_s: seconds that it may compute for one pair.
     """
     local = threading.local()
     workers: list[Worker] = []

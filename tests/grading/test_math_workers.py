@@ -45,6 +45,19 @@ def test_a_worker_that_hangs_or_dies_is_named_and_replaced(stand_in):
     assert time.monotonic() - began < 30
 
 
+def test_a_limit_is_computing_time(stand_in):
+    """A worker that waits, as for a core that others have, is given time; one that computes is not."""
+    stand_in(
+        "import time\n"
+        "def same(prediction, truth):\n"
+        "    if 'w' in prediction: time.sleep(0.8)\n"
+        "    while 'e' in prediction: pass\n"
+        "    return True\n"
+    )
+    found = grade_math_many([("w+1", "x+1"), ("e+1", "x+1")], timeout_s=0.3)
+    assert found == [GradeResult(True), GradeResult(False, "timeout")]
+
+
 def test_a_workers_memory_is_limited(stand_in):
     stand_in("def same(prediction, truth): return bool(bytearray(400 << 20))\n")
     pair = ("x+2", "x+1")
