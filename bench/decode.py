@@ -7,6 +7,8 @@ that `load_decoder` gives our engine, which shows what the decoding itself is wo
 small sample of it, nothing written.
 """
 
+import t3d.entry  # noqa: F401 - how threads wait, before torch is loaded
+
 import argparse
 import copy
 import ctypes

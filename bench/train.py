@@ -16,6 +16,8 @@ process, which computes in single precision on the CPU with the model of `build_
   included.
 """
 
+import t3d.entry  # noqa: F401 - how threads wait, before torch is loaded
+
 import argparse
 import json
 import os

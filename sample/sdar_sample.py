@@ -1,28 +1,8 @@
-"""Stage 1: decode a data set with a checkpoint and record the step at which each token was revealed.
+"""Stage 1, `t3d sample`: decodes a data set and records the step at which each token was revealed."""
 
---dry-run beside the keys says whether the command would run here, and starts nothing.
-"""
-
-from t3d.doctor.command import DRY_RUN, dry_run
 from t3d.entry import run_entry
 
-EXAMPLE = (
-    "python sdar_sample.py config=../configs/sdar_sample.yaml evaluation.eval_dataset=MATH_train"
-    " rollout.block_size=4 rollout.denoising_steps_per_block=4"
-)
-
-
-def main(arguments: list[str]) -> None:
-    """Parses the configuration and decodes."""
-    if DRY_RUN in arguments:
-        dry_run("sample", arguments)
-        return
-    # Here, so that a dry run can tell of a library that does not load.
-    from t3d.config import DecodeConfig, load_config
-    from t3d.rollout import rollout
-
-    rollout(load_config(DecodeConfig, arguments, __doc__ or "", EXAMPLE))
-
+from t3d.commands.sample import main
 
 if __name__ == "__main__":
     run_entry(main)

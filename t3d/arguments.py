@@ -1,6 +1,7 @@
 """Command lines of the small scripts: usage mistakes are the user's, told in one line."""
 
 import argparse
+import math
 from typing import NoReturn
 
 from t3d.errors import UserError
@@ -30,3 +31,19 @@ class ArgumentParser(argparse.ArgumentParser):
             UserError: always.
         """
         raise UserError(self.prog, "the arguments that --help lists", message)
+
+
+def count(text: str) -> int:
+    """The type of an option that counts: a whole number of at least 1."""
+    number = int(text)
+    if number < 1:
+        raise ValueError(text)
+    return number
+
+
+def temperature(text: str) -> float:
+    """The type of an option that is a temperature: a number of at least 0."""
+    number = float(text)
+    if not 0 <= number < math.inf:
+        raise ValueError(text)
+    return number

@@ -1,8 +1,8 @@
 """The one prompt builder: rollout, training and evaluation ask a model the same thing, byte for byte."""
 
 import re
-from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, TypedDict
 
 from jinja2 import TemplateError
 
@@ -188,6 +188,74 @@ def build_prompt(
     return text, _encode(tokenizer, text, data_spans)
 
 
+class Message(TypedDict):
+    """One turn of a conversation: who speaks ("system", "user" or "assistant"), and what is said."""
+
+    role: str
+    content: str
+
+
+ROLES = ("system", "user", "assistant")
+
+
+def chat_prompt(tokenizer: "PreTrainedTokenizerBase", messages: Sequence[Message], where: str) -> tuple[str, list[int]]:
+    """Renders a conversation, which the model is to continue, through the tokenizer's own chat template.
+
+    For one user's turn it is what `build_prompt` gives.  Here too what is said stays data, earlier answers included:
+    no spelled token ends a turn or plants a mask.  A thought that an earlier answer began with is left out, as
+    reasoning models' own templates do.
+
+    Args:
+        tokenizer: a tokenizer with a chat template.
+        messages: the turns; the last one is the user's.
+        where: names the conversation, for the errors.
+
+    Returns:
+        The prompt's text and its token ids.
+
+    Raises:
+        CheckpointError: the tokenizer has no chat template, or one that drops or repeats a turn.
+        DataError: no turn, an unknown role, unusable text, or a last turn that is not the user's.
+    """
+    _check_messages(messages, where)
+    if not tokenizer.chat_template:
+        raise CheckpointError(f"tokenizer {tokenizer.name_or_path}", "a chat template", "none")
+    said = [_without_thought(message) for message in messages]
+    # The template is filled with marks, which say where each turn's words go, whatever the words are.
+    marks = [f"\ue000{number}\ue001" for number in range(len(said))]
+    marked = [{"role": message["role"], "content": mark} for message, mark in zip(messages, marks, strict=True)]
+    rest = str(tokenizer.apply_chat_template(marked, tokenize=False, add_generation_prompt=True))
+    text, spans = "", []
+    for mark, content in zip(marks, said, strict=True):
+        if rest.count(mark) != 1:
+            template = f"chat template of tokenizer {tokenizer.name_or_path}"
+            raise CheckpointError(template, "every turn once, in order", "one that drops, repeats or moves a turn")
+        before, rest = rest.split(mark)
+        text += before
+        spans.append((len(text), len(text) + len(content)))
+        text += content
+    text += rest
+    return text, _encode(tokenizer, text, spans)
+
+
+def reworded(question: str, wording: str | None) -> str:
+    """A question as a benchmark puts it to a model.
+
+    Args:
+        question: what is asked.
+        wording: one of `WORDINGS` by name, or a text with `PROBLEM` once; None: the question as it is.
+
+    Raises:
+        ConfigError: another wording.
+    """
+    if wording is None:
+        return question
+    text = WORDINGS.get(wording, wording)
+    if text.count(PROBLEM) != 1:
+        raise ConfigError("wording", f"one of {', '.join(WORDINGS)}, or a text with {PROBLEM} once", repr(wording))
+    return text.replace(PROBLEM, question)
+
+
 def encode_answer(tokenizer: "PreTrainedTokenizerBase", answer: str) -> list[int]:
     """Token ids of an answer that people wrote; the end of its turn is the caller's.
 
@@ -195,6 +263,21 @@ def encode_answer(tokenizer: "PreTrainedTokenizerBase", answer: str) -> list[int
     early, or teach a model to write masks.  A thought's marks alone stay tokens, as models write them.
     """
     return _encode(tokenizer, answer, [(0, len(answer))], kept=_THOUGHT)
+
+
+def _check_messages(messages: Sequence[Message], where: str) -> None:
+    for number, message in enumerate(messages):
+        if not isinstance(message, Mapping) or message.get("role") not in ROLES:
+            expected = f"an object with content and a role of {', '.join(ROLES)}"
+            raise DataError(f"{where}, message {number}", expected, _describe(message))
+        check_text(message.get("content"), f"{where}, message {number}, content")
+    if not messages or messages[-1]["role"] != "user":
+        raise DataError(where, "a conversation that ends with the user's turn", "another end" if messages else "none")
+
+
+def _without_thought(message: Message) -> str:
+    _, marked, answer = message["content"].rpartition(_THOUGHT[1])
+    return answer.lstrip("\n") if marked and message["role"] == "assistant" else message["content"]
 
 
 def _answer_prefix(item: dict[str, Any], data_type: str) -> str:

@@ -2,8 +2,10 @@
 
 python -m t3d.reproduce base=JetLM/SDAR-4B-Chat data_type=math --dry-run
 
-From the repository's root.  Every stage keeps what it finished, so the same command goes on after a kill.
+Works in the folder that it is run from.  Every stage keeps what it finished, so the same command goes on after a kill.
 """
+
+from t3d.entry import run_entry
 
 import logging
 import shlex
@@ -16,19 +18,19 @@ from pathlib import Path
 
 from omegaconf import MISSING
 
-from t3d.config import DecodeConfig, TrainConfig, load_config
+from t3d.config import EvalConfig, SampleConfig, TrainConfig, load_config
+from t3d.config.keys import key
 from t3d.config.loading import TRAINING_SETS
-from t3d.config.schema import key
 from t3d.data.benchmarks import DATASETS
-from t3d.entry import run_entry
 from t3d.errors import ConfigError, DataError, UserError
 from t3d.rollout import rollout_path
 from t3d.storage.experiments import method_folder
-from t3d.storage.paths import find_data, model_name
+from t3d.storage.paths import config_path, find_data, model_name
 
 log = logging.getLogger(__name__)
 
 EXAMPLE = "python -m t3d.reproduce base=JetLM/SDAR-4B-Chat data_type=math --dry-run"
+T3D = [sys.executable, "-m", "t3d"]
 BENCHMARKS = {"math": ["MATH500", "GSM8K"], "code": ["MBPP", "HumanEval"]}
 """Kind of problem -> the paper's test sets."""
 
@@ -43,10 +45,10 @@ class ReproduceConfig:
     eval_datasets: list[str] = key([], "problems to be tested on (empty: the paper's)")
     launcher: str = key(
         "accelerate launch --config_file accelerate_configs/1_node_8_gpus_deepspeed_zero1.yaml",
-        "what starts the training script; python: one process",
+        "what starts `-m t3d train`; python: one process",
     )
     rollout_config: str = key("configs/sdar_sample.yaml", "configuration of stage 1")
-    training_config: str = key("configs/ddo_sdar_full_self.yaml", "configuration of stage 3")
+    training_config: str = key("configs/t3d.yaml", "configuration of stage 3")
     evaluation_config: str = key("configs/eval.yaml", "configuration of the evaluation")
     rollout_keys: list[str] = key([], "further key=value of stage 1")
     training_keys: list[str] = key([], "further key=value of stage 3")
@@ -87,8 +89,8 @@ def stages(config: ReproduceConfig) -> Iterator[Stage]:
         yield from _download(dataset)
     keys = [f"evaluation.checkpoint_path={config.base}", f"evaluation.data_type={data_type}"]
     arguments = [f"config={config.rollout_config}", *keys, f"evaluation.eval_dataset={problems}", *config.rollout_keys]
-    rollouts = str(rollout_path(load_config(DecodeConfig, arguments, "", "")))
-    yield Stage("rollout", [sys.executable, "sample/sdar_sample.py", *arguments], [config.base, problems], rollouts)
+    rollouts = str(rollout_path(load_config(SampleConfig, arguments, "", "")))
+    yield Stage("rollout", [*T3D, "sample", *arguments], [config.base, problems], rollouts)
     arguments = [
         f"config={config.training_config}",
         f"model.pretrained_model={config.base}",
@@ -100,7 +102,7 @@ def stages(config: ReproduceConfig) -> Iterator[Stage]:
     student = _student(load_config(TrainConfig, arguments, "", ""))
     yield Stage(
         "training",
-        [*shlex.split(config.launcher), "train/self_ddo_sdar_full.py", *arguments],
+        [*_launcher(config.launcher), "-m", "t3d", "train", *arguments],
         [config.base, rollouts],
         student,
     )
@@ -114,10 +116,10 @@ def stages(config: ReproduceConfig) -> Iterator[Stage]:
         f"table.decodings={config.decodings}",
         *config.evaluation_keys,
     ]
-    results = rollout_path(load_config(DecodeConfig, [*arguments, f"evaluation.checkpoint_path={student}"], "", ""))
+    results = rollout_path(load_config(EvalConfig, [*arguments, f"evaluation.checkpoint_path={student}"], "", ""))
     table = results.parent.parent / "results" / f"{name}-{data_type}.md"
     reads = [config.base, student, *benchmarks]
-    yield Stage("evaluation", [sys.executable, "eval.py", *arguments], reads, str(table))
+    yield Stage("evaluation", [*T3D, "table", *arguments], reads, str(table))
 
 
 def run(stage: Stage, dry_run: bool) -> None:
@@ -146,14 +148,18 @@ def main(arguments: list[str]) -> None:
     """Runs all stages.
 
     Raises:
-        UserError: another folder than the repository's root, or a stage that failed.
+        UserError: see `stages`; or a stage that failed.
     """
     given = ["dry_run=true" if argument == "--dry-run" else argument for argument in arguments]
     config = load_config(ReproduceConfig, given, __doc__ or "", EXAMPLE)
-    if not Path("eval.py").is_file():
-        raise DataError(Path.cwd(), "the repository's root as the working folder", "a folder without eval.py")
     for stage in list(stages(config)):
         run(stage, config.dry_run)
+
+
+def _launcher(words: str) -> list[str]:
+    """The launcher's words; a configuration of accelerate's that is not here is the one that comes with t3d."""
+    split = shlex.split(words)
+    return [str(config_path(word)) if word.startswith("accelerate_configs/") else word for word in split]
 
 
 def _download(dataset: str) -> Iterator[Stage]:
@@ -164,7 +170,7 @@ def _download(dataset: str) -> Iterator[Stage]:
     except DataError:
         if known is None or known.repo_id is None:
             raise
-        command = [sys.executable, "data/download_data.py", "--dataset", dataset, "--output_dir", "data"]
+        command = [*T3D, "download", "--dataset", dataset, "--output_dir", "data"]
         yield Stage(f"download of {dataset}", command, [known.repo_id], f"data/{dataset}.json")
 
 

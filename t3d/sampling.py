@@ -11,6 +11,9 @@ from jaxtyping import Float, Int
 from numpy.typing import NDArray
 from torch import Tensor
 
+BELOW_ONE = 1 - 2**-22
+"""A factor that keeps a target strictly below the last running sum, after rounding too."""
+
 _SMALL_TEMPERATURE = 1e-6
 """Below it a quotient of logits could overflow.  Above it nothing is subtracted, which would cost another pass."""
 
@@ -82,12 +85,26 @@ def best_tokens(
 
 
 def draw_tokens(probabilities: Float[Tensor, "rows vocab"], uniforms: Float[Tensor, " rows"]) -> Int[Tensor, " rows"]:
-    """One token per row, by the inverse distribution function of a uniform number."""
-    cumulative = probabilities.cumsum(-1)
-    # Strictly below the last value after rounding too, so that no token of probability 0 is ever drawn.
-    targets = uniforms[:, None] * cumulative[:, -1:] * (1 - 2**-22)
-    # A row that is not finite (reported by the caller) can point beyond the last token.
-    return torch.searchsorted(cumulative, targets, right=True)[:, 0].clamp(max=probabilities.shape[-1] - 1)
+    """One token per row, by the inverse distribution function of a uniform number.
+
+    In two passes: the groups of the vocabulary are added up and one is found, then the token in it.  A running sum of
+    all probabilities would be written to memory and read again.
+    """
+    groups = probabilities.unflatten(-1, (-1, math.gcd(probabilities.shape[-1], 256)))
+    upto = groups.sum(-1).cumsum(-1)
+    targets = uniforms[:, None] * upto[:, -1:] * BELOW_ONE
+    group = _first_above(upto, targets)
+    before = torch.cat([torch.zeros_like(upto[:, :1]), upto], 1).gather(-1, group)
+    within = groups.take_along_dim(group[..., None], 1)[:, 0].cumsum(-1)
+    # Both sums round, so that what is left of the target may lie beyond the group's last token.
+    left = torch.minimum(targets - before, within[:, -1:] * BELOW_ONE)
+    return (group * groups.shape[-1] + _first_above(within, left))[:, 0]
+
+
+def _first_above(cumulative: Float[Tensor, "rows places"], targets: Float[Tensor, "rows 1"]) -> Int[Tensor, "rows 1"]:
+    """The first place whose running sum is above the target: never one that adds nothing to it."""
+    # A row that is not finite (reported by the caller) can point beyond the last place.
+    return torch.searchsorted(cumulative, targets, right=True).clamp(max=cumulative.shape[-1] - 1)
 
 
 def entropy(probabilities: Float[Tensor, "rows vocab"]) -> Float[Tensor, " rows"]:

@@ -13,6 +13,8 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 FINISH_REASONS = ("stop", "length")
+UNFINISHED = "unfinished"
+"""The `finish_reason` of a response that is still being decoded; no file holds one."""
 # Lists of a rollout record that hold one entry per response; `full_output` is named `answer` after stage 2.
 RESPONSE_FIELDS = (
     "full_output",
@@ -43,7 +45,8 @@ class Trajectory:
         response_ids: the generated token ids, ending with the stop token if there was one.
         step_map: for each response token the 1-based denoising step, counted over the whole response, that
             revealed it; same length as `response_ids`.
-        finish_reason: "stop" (a stop token was generated), "length" (the token limit was reached) or "error".
+        finish_reason: "stop" (a stop token was generated), "length" (the token limit was reached) or "error";
+            `UNFINISHED` of the whole blocks so far.
         num_forwards: model forwards this sequence took part in, prefill included.
         num_steps: denoising steps spent on this sequence.
         error: why decoding failed; `response_ids` and `step_map` are empty then.
@@ -243,6 +246,57 @@ def response_trajectory(
         trajectory = Trajectory(prompt_ids, response_ids, step_map, reason, 0, max(step_map))
     validate_trajectory(trajectory, where, block_size)
     return trajectory
+
+
+def rollout_record(
+    item: dict[str, Any],
+    prompt: tuple[str, list[int]],
+    trajectories: Sequence[Trajectory],
+    texts: Sequence[str],
+    answers: Sequence[str],
+    block_size: int,
+    recorded: Collection[str] = (),
+) -> dict[str, Any]:
+    """Returns the record of one problem, as a rollout file holds it.
+
+    Args:
+        item: the data set's fields.
+        prompt: its text and its token ids.
+        trajectories: the responses to it.
+        texts: of the responses, see `response_text`.
+        answers: found in them.
+        block_size: tokens per block of the decoding.
+        recorded: of "logprob" and "entropy", those to write.
+    """
+    record = {
+        **item,
+        "prompt": prompt[0],
+        "prompt_ids": prompt[1],
+        "full_output": list(texts),
+        "extracted_output": list(answers),
+        "response_ids": [trajectory.response_ids for trajectory in trajectories],
+        "response_length": [len(trajectory.response_ids) for trajectory in trajectories],
+        "step_map": [trajectory.step_map for trajectory in trajectories],
+        "finish_reason": [trajectory.finish_reason for trajectory in trajectories],
+        "num_forwards": [trajectory.num_forwards for trajectory in trajectories],
+        "num_steps": [trajectory.num_steps for trajectory in trajectories],
+        "block_size": block_size,
+    }
+    if any(trajectory.error is not None for trajectory in trajectories):
+        record["error"] = [trajectory.error for trajectory in trajectories]
+    if "logprob" in recorded:
+        record["logprob"] = [trajectory.logprobs or [] for trajectory in trajectories]
+    if "entropy" in recorded:
+        record["entropy"] = [trajectory.entropies or [] for trajectory in trajectories]
+    return record
+
+
+def response_text(trajectory: Trajectory, tokenizer: "PreTrainedTokenizerBase") -> str:
+    """The response as people read it: without the stop token, other special tokens spelled out."""
+    ids = trajectory.response_ids
+    if trajectory.finish_reason == "stop":
+        ids = ids[:-1]
+    return str(tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False))
 
 
 def _tokenise(text: str, where: str, tokenizer: "PreTrainedTokenizerBase | None") -> list[int]:

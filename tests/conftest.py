@@ -18,14 +18,14 @@ install_import_hook(
     "beartype.beartype(conf=beartype.BeartypeConf(is_pep484_tower=True))",
 )
 
+from t3d.entry import reproducible_products  # noqa: E402
+
 import pytest  # noqa: E402
 import torch  # noqa: E402
 
-from t3d.entry import reproducible_products  # noqa: E402
-
 reproducible_products()  # as the entry scripts do, before the first product
 
-from t3d.config import DecodeConfig, load_config  # noqa: E402
+from t3d.config import EvalConfig, load_config  # noqa: E402
 from t3d.sdar import SDARConfig, SDARForCausalLM  # noqa: E402
 from t3d.toy.base import save_base  # noqa: E402
 from t3d.toy.problems import generate  # noqa: E402
@@ -103,10 +103,10 @@ def dataset(tmp_path_factory) -> Path:
 
 
 @pytest.fixture
-def settings(checkpoint, dataset, tmp_path) -> Callable[..., DecodeConfig]:
+def settings(checkpoint, dataset, tmp_path) -> Callable[..., EvalConfig]:
     """Builds a configuration that decodes a few tokens of each problem, with overrides."""
 
-    def build(*overrides: str) -> DecodeConfig:
+    def build(*overrides: str) -> EvalConfig:
         arguments = [
             f"experiment.project={tmp_path}",
             f"evaluation.checkpoint_path={checkpoint}",
@@ -117,6 +117,6 @@ def settings(checkpoint, dataset, tmp_path) -> Callable[..., DecodeConfig]:
             "rollout.device=cpu",
             *overrides,
         ]
-        return load_config(DecodeConfig, arguments, "", "")
+        return load_config(EvalConfig, arguments, "", "")
 
     return build

@@ -5,16 +5,17 @@ from typing import Any
 import pytest
 import yaml
 
-from t3d.config import DecodeConfig, TrainConfig, load_config, save_config
-from t3d.config.release import RELEASE_KEYS
+from t3d.config import EvalConfig, SampleConfig, TrainConfig, load_config, named_keys, save_config
+from t3d.config.release import DECODING_KEYS, TRAINING_KEYS
 from t3d.errors import ConfigError
+from t3d.rollout.run import project_folder
 
 ROOT = Path(__file__).parents[1]
 TRAIN_NEEDS = ["model.pretrained_model=teacher", "dataset.optimization_data=rollouts"]
 
 
-def decode_config(*arguments: str) -> DecodeConfig:
-    return load_config(DecodeConfig, list(arguments), "purpose", "example")
+def decode_config(*arguments: str) -> EvalConfig:
+    return load_config(EvalConfig, list(arguments), "purpose", "example")
 
 
 def train_config(*arguments: str) -> TrainConfig:
@@ -78,7 +79,7 @@ class TestLayers:
         assert config.rollout.stop_token_list == [7, "<|im_end|>"]
         assert type(config.rollout.stop_token_list) is list
         assert type(config.rollout.temperature) is float
-        assert isinstance(config, DecodeConfig)
+        assert isinstance(config, EvalConfig)
 
     def test_null_unsets_an_optional_key(self, tmp_path):
         file = yaml_file(tmp_path, "evaluation: {limit: 5}")
@@ -515,7 +516,9 @@ wandb: {entity: null, project: null, resume: False, run_id: null}
 
 class TestFiles:
     def test_every_key_of_the_releases_decoding_files_is_accepted(self, tmp_path):
-        config = decode_config(yaml_file(tmp_path, yaml.safe_dump(RELEASE_SAMPLE)))
+        file = yaml_file(tmp_path, yaml.safe_dump(RELEASE_SAMPLE))
+        config = decode_config(file)
+        assert load_config(SampleConfig, [file], "", "").rollout == config.rollout
         assert config.rollout.max_token == 2000
         assert config.rollout.stop_token_list is None
 
@@ -526,21 +529,21 @@ class TestFiles:
 
     @pytest.mark.parametrize("path", sorted((ROOT / "configs").rglob("*.yaml")), ids=lambda path: path.stem)
     def test_every_file_of_the_repository_loads(self, path):
-        schema = TrainConfig if "training" in yaml.safe_load(path.read_text()) else DecodeConfig
+        schema = TrainConfig if "training.objective" in named_keys([f"config={path}"]) else EvalConfig
         assert isinstance(load_config(schema, [f"config={path}"], "", ""), schema)
 
     @pytest.mark.parametrize("world", ["", "toy"])
     @pytest.mark.parametrize("name", ["sft", "redi", "dparallel", "td", "ddo"])
     def test_a_baseline_differs_from_t3d_in_its_objective_data_and_folder(self, world, name):
         folder = ROOT / "configs" / world
-        t3d = "t3d.yaml" if world else "ddo_sdar_full_self.yaml"
-        ours, theirs = (load_config(TrainConfig, [f"config={folder / file}"], "", "") for file in (f"{name}.yaml", t3d))
+        files = f"{name}.yaml", "t3d.yaml"
+        ours, theirs = (load_config(TrainConfig, [f"config={folder / file}"], "", "") for file in files)
         assert ours.training.objective == name
         assert ours.training.path_weight == 0
         assert replace(ours.training, objective="t3d", lambda_path=theirs.training.lambda_path) == theirs.training
         assert (ours.model, ours.optimizer, ours.lr_scheduler) == (theirs.model, theirs.optimizer, theirs.lr_scheduler)
 
-    @pytest.mark.parametrize("name", ["sft", "redi", "dparallel", "td", "ddo", "ddo_sdar_full_self"])
+    @pytest.mark.parametrize("name", ["sft", "redi", "dparallel", "td", "ddo", "t3d"])
     def test_data_and_folder_follow_the_model_and_the_kind_of_problem(self, name):
         file = f"config={ROOT / 'configs' / f'{name}.yaml'}"
         for model, data_type, data in (
@@ -551,7 +554,7 @@ class TestFiles:
             config = load_config(TrainConfig, asked, "", "")
             assert config.dataset.optimization_data == ("Bespoke-Stratos-17k_600" if name == "sft" else data)
             assert config.experiment.output_dir is None
-            assert config.experiment.project == name.replace("ddo_sdar_full_self", "t3d")
+            assert config.experiment.project == name
         assert (
             load_config(TrainConfig, [file, "dataset.optimization_data=mine"], "", "").dataset.optimization_data
             == "mine"
@@ -584,8 +587,20 @@ class TestFiles:
         with pytest.raises(ConfigError, match=message):
             decode_config(f"config={tmp_path / 'a.yaml'}")
 
+    def test_the_releases_name_of_t3ds_file_is_another_name_of_ours(self):
+        ours, theirs = (
+            load_config(TrainConfig, [f"config={ROOT / 'configs' / name}.yaml"], "", "")
+            for name in ("t3d", "ddo_sdar_full_self")
+        )
+        assert ours == theirs
+
+    def test_a_base_may_be_one_that_comes_with_t3d(self, tmp_path):
+        mine = yaml_file(tmp_path, "base: toy/eval\nrollout: {max_token: 5}")
+        assert decode_config(mine) == decode_config("config=toy/eval", "rollout.max_token=5")
+        assert decode_config(mine).rollout.max_active == 128
+
     def test_the_papers_settings_are_those_of_the_training_file(self):
-        path = ROOT / "configs" / "ddo_sdar_full_self.yaml"
+        path = ROOT / "configs" / "t3d.yaml"
         training = load_config(TrainConfig, [f"config={path}"], "", "").training
         assert (training.block_size, training.gradient_accumulation_steps, training.seed) == (8, 32, 10086)
         assert (training.num_train_epochs, training.round_interval, training.post_num) == (30, 10, 2)
@@ -597,6 +612,7 @@ class TestFiles:
             "experiment.project='a: b # c'",
             "table.checkpoints={a: x}",
             "table.decodings=[[4, 2]]",
+            "table.labels={a: λ = 0.2}",
             "rollout.seed=9223372036854775807",
         )
         training = train_config("training.mixed_precision='no'", "optimizer.params.epsilon=1e-9")
@@ -613,34 +629,97 @@ class TestFiles:
         assert "${" not in (tmp_path / "c").read_text()
 
 
-@pytest.mark.parametrize("schema", [DecodeConfig, TrainConfig])
-@pytest.mark.parametrize("flag", ["--help", "-h"])
-def test_help_lists_every_key_with_its_default_and_exits_with_0(schema, flag, capsys):
+def help_page(schema: type, capsys, *arguments: str) -> str:
     with pytest.raises(SystemExit) as caught:
-        load_config(schema, ["rollout.nonsense=1", flag], "What it is for.", "python x.py a=b")
+        load_config(schema, [*arguments], "What it is for.", "python x.py a=b")
     assert caught.value.code == 0
     page = capsys.readouterr().out
     assert page.startswith("What it is for.\n")
     assert page.endswith("Example:\n  python x.py a=b\n")
-    if schema is DecodeConfig:
-        known = ["table.decodings = []"]
-        known += [
-            f"{group}.{name} = " for group in ("experiment", "evaluation", "execute") for name in RELEASE_SAMPLE[group]
+    return page
+
+
+def keys_of(page: str) -> set[str]:
+    return {line.split(" = ")[0].strip() for line in page.splitlines() if line.startswith("  ") and " = " in line}
+
+
+RELEASES_ALONE = {
+    SampleConfig: {*DECODING_KEYS},
+    EvalConfig: {*DECODING_KEYS} - {"execute.num_chunk"},
+    TrainConfig: {*TRAINING_KEYS},
+}
+
+
+class TestHelp:
+    @pytest.mark.parametrize("schema", [SampleConfig, EvalConfig, TrainConfig])
+    @pytest.mark.parametrize("flag", ["--help", "-h"])
+    def test_it_lists_every_key_that_the_command_reads_and_the_releases_others_in_one_line(self, schema, flag, capsys):
+        page = help_page(schema, capsys, flag)
+        theirs = yaml.safe_load(RELEASE_TRAIN) if schema is TrainConfig else RELEASE_SAMPLE
+        known = keys_of(page)
+        assert {
+            f"{group}.{name}" for group, names in theirs.items() if isinstance(names, dict) for name in names
+        } - known - {"optimizer.params", "lr_scheduler.params"} == RELEASES_ALONE[schema] - {"model_base"}
+        (last,) = [
+            line for line in page.splitlines() if line.startswith("Accepted from the authors' files, setting nothing")
         ]
-    else:
-        sections = yaml.safe_load(RELEASE_TRAIN)
-        known = ["model.pretrained_model = required", "lr_scheduler.params.warmup_steps = 20"]
-        known += [
-            f"{group}.{name} = " for group in ("model", "dataset", "training", "wandb") for name in sections[group]
+        assert {part.split(" (")[0] for part in last.split(": ")[1].split("; ") if " (" in part} == RELEASES_ALONE[
+            schema
         ]
-        known = [line for line in known if line.removesuffix(" = ") not in RELEASE_KEYS]
-    for line in known:
-        assert f"\n  {line}" in page
-    (last,) = [
-        line for line in page.splitlines() if line.startswith("Accepted from the authors' files, setting nothing")
-    ]
-    theirs = [path for path in RELEASE_KEYS if path.startswith(("training", "optimizer")) is (schema is TrainConfig)]
-    assert all(f"{path} (" in last and f"\n  {path} = " not in page for path in theirs if path != "model_base")
+        assert not known & RELEASES_ALONE[schema]
+
+    def test_each_command_has_the_keys_that_it_reads_alone(self, capsys):
+        sample, evaluation, training = (
+            keys_of(help_page(schema, capsys, "-h")) for schema in (SampleConfig, EvalConfig, TrainConfig)
+        )
+        assert evaluation > sample
+        assert {"table.rows", "evaluation.rollouts", "execute.timeout_s"} <= evaluation - sample
+        assert {key for key in sample if key.startswith("experiment.")} == {
+            "experiment.project",
+            "experiment.output_dir",
+        }
+        assert "experiment.resume_from" in training
+
+    def test_it_shows_the_values_that_files_and_command_line_give(self, tmp_path, capsys):
+        yaml_file(tmp_path, "rollout: {block_size: 8, max_token: 33}", "base.yaml")
+        file = yaml_file(tmp_path, "base: base.yaml\nrollout: {max_token: 44}")
+        page = help_page(SampleConfig, capsys, file, "rollout.seed=5", "--help")
+        assert f"Keys, as {file} rollout.seed=5 sets them:" in page
+        for line in ("block_size = 8 (default 4): ", "max_token = 44 (default 2000): ", "seed = 5 (default 0): "):
+            assert f"\n  rollout.{line}" in page
+        assert "\n  rollout.top_k = 0: " in page
+        assert "\n  rollout.resume = true: " in page
+
+    def test_values_that_follow_from_others_are_shown_as_they_follow(self, capsys):
+        page = help_page(TrainConfig, capsys, f"config={ROOT / 'configs/td.yaml'}", "--help")
+        assert "\n  dataset.optimization_data = SDAR-4B-Chat-MATH_train_renamed (required): " in page
+        page = help_page(TrainConfig, capsys, "dataset.optimization_data=${nothing}", "--help")
+        assert "\n  dataset.optimization_data = ${nothing} (required): " in page
+        assert "\n  model.pretrained_model = required: " in page
+
+    @pytest.mark.parametrize("mistake", ["rollout.nonsense=1", "config=nowhere.yaml", "rollout.seed=x"])
+    def test_a_mistake_beside_it_is_told_and_the_page_shown(self, mistake, capsys):
+        page = help_page(SampleConfig, capsys, mistake, "--help")
+        assert "Keys, with their defaults, as there is a mistake (" in page
+        assert mistake.split("=")[0 if "config" not in mistake else 1] in page.split("\n")[4]
+
+
+def test_what_another_command_reads_is_unknown_to_one_that_does_not():
+    for schema, key in (
+        (SampleConfig, "table.rows=[model]"),
+        (SampleConfig, "execute.timeout_s=1"),
+        (EvalConfig, "experiment.resume_from=latest"),
+        (SampleConfig, "evaluation.rollouts=x.json"),
+    ):
+        message = refusal(lambda *arguments, schema=schema: load_config(schema, [*arguments], "", ""), key)
+        assert "expected a known key" in message
+
+
+def test_without_a_configuration_nothing_is_written_into_the_package(tmp_path, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    folders = {project_folder(load_config(schema, [], "", "")) for schema in (SampleConfig, EvalConfig)}
+    assert folders == {ROOT / "sdar_sample", ROOT / "eval"}
+    assert not [folder for folder in folders if folder.exists()]
 
 
 @pytest.mark.parametrize(
@@ -652,6 +731,8 @@ def test_help_lists_every_key_with_its_default_and_exits_with_0(schema, flag, ca
         ("table.strategies=[random]", "table.strategies"),
         ("table.unranked=[teacher, SFT]", r"table.unranked: .* found \['SFT'\]"),
         ("table.baseline=SFT", "table.baseline: expected different ones of teacher"),
+        ("table.labels.SFT=x", r"table.labels: .* found \['SFT'\]"),
+        ("table.checkpoints.x=y table.labels.x=teacher", "table.labels: expected a name of its own for each row"),
         ("table.level=2", "table.level"),
         ("table.decodings=[[4, 8]]", "table.decodings"),
         ("table.average=true table.rows=[dataset] table.columns=[model]", "table.average"),
@@ -661,4 +742,4 @@ def test_a_table_that_cannot_be_laid_out_is_refused(override, complaint):
     grid = ["table.checkpoints={teacher: somewhere}", "table.decodings=[[4, 1]]"]
     overrides = [f"table.{part}" for part in override.removeprefix("table.").split(" table.")]
     with pytest.raises(ConfigError, match=complaint):
-        load_config(DecodeConfig, [*grid, *overrides], "", "")
+        load_config(EvalConfig, [*grid, *overrides], "", "")

@@ -1,10 +1,18 @@
+from t3d.entry import CACHES, SPINS, run_entry, use_cache_root, wait_briefly
+
+import ast
 import logging
 import os
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 
-from t3d.entry import CACHES, run_entry, use_cache_root
 from t3d.errors import CheckpointError, ConfigError, DataError, DeviceFullError, UserError
+
+ROOT = Path(__file__).parents[1]
+ENTRIES = ("t3d", "sample", "train", "data")
 
 
 @pytest.fixture(autouse=True)
@@ -18,6 +26,34 @@ def environment(monkeypatch, tmp_path):
     yield
     for name, level in levels.items():
         logging.getLogger(name).setLevel(level)
+
+
+@pytest.mark.parametrize(
+    ("given", "spins"),
+    [({}, SPINS), ({"GOMP_SPINCOUNT": "7"}, "7"), ({"OMP_WAIT_POLICY": "active"}, None)],
+)
+def test_idle_threads_wait_briefly_unless_the_user_says_otherwise(monkeypatch, given, spins):
+    for name in ("GOMP_SPINCOUNT", "OMP_WAIT_POLICY"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in given.items():
+        monkeypatch.setenv(name, value)
+    wait_briefly()
+    assert os.environ.get("GOMP_SPINCOUNT") == spins
+
+
+def test_every_entry_sets_the_environment_before_it_loads_anything_else():
+    files = [*ROOT.glob("*.py"), *(file for name in ENTRIES for file in (ROOT / name).rglob("*.py"))]
+    entries = [file for file in files if "run_entry(main)" in file.read_text() and file.name != "entry.py"]
+    assert len(entries) > 12
+    for file in entries:
+        first = next(node for node in ast.parse(file.read_text()).body if isinstance(node, ast.Import | ast.ImportFrom))
+        assert ast.unparse(first) == "from t3d.entry import run_entry", file
+
+
+def test_the_entries_module_and_the_packages_of_commands_do_not_load_torch():
+    packages = {f"t3d.{file.parent.name}" for file in (ROOT / "t3d").glob("*/*.py") if "run_entry(" in file.read_text()}
+    code = f"import sys, t3d.entry, {', '.join(sorted(packages))}; sys.exit('torch' in sys.modules)"
+    subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)
 
 
 def test_success_leaves_status_0(capsys):

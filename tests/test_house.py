@@ -9,13 +9,13 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-FLOOR = re.compile(r"^(\d)  (.+)$", re.MULTILINE)
+FLOOR = re.compile(r"^(\d+)  (.+)$", re.MULTILINE)
 FOLDERS = ("t3d", "sample", "train", "data", "bench")
 FILES = [
     Path("eval.py"),
     *sorted(path.relative_to(ROOT) for folder in FOLDERS for path in (ROOT / folder).rglob("*.py")),
 ]
-FILES.remove(Path("t3d/__init__.py"))  # imports nothing, and lies on no floor
+FILES.remove(Path("t3d/__init__.py"))  # hands out t3d.api when asked for it, and lies on no floor
 
 
 def floors() -> dict[str, int]:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from t3d.config import DecodeConfig, TrainConfig, load_config
+from t3d.config import EvalConfig, TrainConfig, load_config
 from t3d.errors import ConfigError, DataError
 from t3d.evaluation.run import evaluate
 from t3d.rollout import rollout
@@ -29,9 +29,9 @@ def own_data(tmp_path):
 
 @pytest.fixture
 def decode(checkpoint, own_data, tmp_path):
-    def configure(*overrides: str) -> DecodeConfig:
+    def configure(*overrides: str) -> EvalConfig:
         return load_config(
-            DecodeConfig,
+            EvalConfig,
             [
                 f"evaluation.checkpoint_path={checkpoint}",
                 f"evaluation.eval_dataset={own_data}",

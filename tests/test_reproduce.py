@@ -63,10 +63,13 @@ def test_mistakes_are_told_before_anything_runs():
         planned("base=x", "training_keys=[training.max_step=1]")
 
 
-def test_elsewhere_than_at_the_root_it_says_so(tmp_path, monkeypatch):
+def test_it_works_in_any_folder_with_the_configurations_that_come_with_t3d(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(DataError, match="the repository's root"):
-        main(["base=x"])
+    training = planned("base=JetLM/SDAR-1.7B-Chat")[-2]
+    launch = ["--config_file", str(ROOT / "accelerate_configs/1_node_8_gpus_deepspeed_zero1.yaml")]
+    assert training.command[:7] == ["accelerate", "launch", *launch, "-m", "t3d", "train"]
+    with pytest.raises(ConfigError, match=r"accelerate_configs/mine\.yaml: expected a YAML file, found none there"):
+        planned("base=x/y", "launcher=accelerate launch --config_file accelerate_configs/mine.yaml")
 
 
 def test_a_stage_that_fails_ends_it(tmp_path):

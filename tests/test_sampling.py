@@ -123,3 +123,29 @@ def test_the_best_token_is_the_first_of_the_largest(vocab: int) -> None:
 def test_no_rows_have_no_best_tokens() -> None:
     best, tokens = best_tokens(torch.empty(0, 512))
     assert best.shape == tokens.shape == (0,)
+
+
+@pytest.mark.parametrize("vocab", [512, 151_936 // 64, 7, 1])
+def test_two_passes_draw_what_one_running_sum_draws(vocab: int) -> None:
+    generator = torch.Generator().manual_seed(vocab)
+    probabilities = (4 * torch.randn(400, vocab, generator=generator)).softmax(-1)
+    probabilities[:, ::3] *= 0 if vocab > 1 else 1
+    uniforms = torch.rand(400, generator=generator)
+    running = probabilities.double().cumsum(-1)
+    targets = uniforms.double()[:, None] * running[:, -1:]
+    expected = torch.searchsorted(running, targets, right=True)[:, 0]
+    found = draw_tokens(probabilities, uniforms)
+    # Another order of adding may move a boundary by its rounding, and no further.
+    edges = (running - targets).abs().amin(-1)
+    assert ((found == expected) | (edges < 1e-6)).all()
+    assert (found == expected).float().mean() > 0.99
+    assert (probabilities.gather(-1, found[:, None]) > 0).all()
+
+
+@pytest.mark.parametrize("uniform", [0.0, 1 - 2**-24])
+def test_the_ends_of_a_large_vocabulary_draw_no_token_of_probability_0(uniform: float) -> None:
+    probabilities = torch.zeros(3, 1024)
+    probabilities[0, 300] = probabilities[1, 1000] = 1
+    probabilities[2, 255:257] = 0.5
+    tokens = draw_tokens(probabilities, torch.full((3,), uniform))
+    assert tokens.tolist() == [300, 1000, 255 if uniform == 0 else 256]

@@ -1,12 +1,13 @@
 """The paper's tables, as their configurations lay them out."""
 
 import os
+import re
 import subprocess
 from pathlib import Path
 
 import pytest
 
-from t3d.config import DecodeConfig, load_config
+from t3d.config import EvalConfig, load_config
 from t3d.tables.cells import Run, every_cell
 from t3d.tables.layout import Grid, lay_out
 
@@ -16,8 +17,8 @@ ABLATIONS = ["Naive TD", "Naive TD + path", "Naive TD + random", "Naive TD + pat
 SETS = ["MATH500", "GSM8K", "MBPP", "HumanEval"]
 
 
-def load(path: str) -> DecodeConfig:
-    return load_config(DecodeConfig, [f"config={ROOT / 'configs' / path}"], "", "")
+def load(path: str) -> EvalConfig:
+    return load_config(EvalConfig, [f"config={ROOT / 'configs' / path}"], "", "")
 
 
 def empty(path: str) -> Grid:
@@ -35,8 +36,23 @@ def labels(grid: Grid) -> list[list[tuple[str, ...]]]:
 def test_each_is_a_table_of_its_own_name(folder, number):
     config = load(f"{folder}/table{number}.yaml")
     assert config.table.name == f"table{number}"
-    assert config.experiment.project == "paper"
+    assert config.experiment.project == ("toy_paper" if "toy" in folder else "paper")
     assert config.rollout.temperature == 0.1
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "configs").glob("**/tables/*.yaml")), ids=str)
+def test_every_row_can_be_named_on_a_command_line_as_it_is(path):
+    config = load_config(EvalConfig, [f"config={path}"], "", "")
+    for row in config.table.checkpoints:
+        assert re.fullmatch(r"[a-z0-9_.]+", row)
+        changed = load_config(EvalConfig, [f"config={path}", f"table.checkpoints.{row}=other"], "", "")
+        assert changed.table.checkpoints == config.table.checkpoints | {row: "other"}
+
+
+def test_the_papers_rows_are_called_as_the_folders_of_their_runs():
+    for number in range(1, 8):
+        for row, path in load(f"tables/table{number}.yaml").table.checkpoints.items():
+            assert row == "original" or path == f"experiments/{{base}}/{{data_type}}/{row}/ckpt/optimized"
 
 
 def test_table_1():
@@ -103,8 +119,8 @@ def test_make_paper_trains_every_student_and_fills_every_table(tmp_path):
     python.write_text(
         "#!/bin/sh\n"
         f'echo "$@" >> {tmp_path}/calls\n'
-        f"mkdir -p {tmp_path}/paper/temp_data\n"
-        f"touch {tmp_path}/paper/temp_data/outputs-eval-teacher-TinyMath_train.json\n"
+        f"mkdir -p {tmp_path}/toy_paper/temp_data\n"
+        f"touch {tmp_path}/toy_paper/temp_data/outputs-eval-teacher-TinyMath_train.json\n"
         'for key in "$@"; do case $key in experiment.output_dir=*) mkdir -p "${key#*=}/ckpt/student";; esac; done\n'
     )
     python.chmod(0o755)

@@ -1,28 +1,8 @@
-"""Stage 3: train a student on trajectories (or one of the baselines) through accelerate.
+"""Stage 3, `t3d train`: trains a student on trajectories, or one of the baselines."""
 
---dry-run beside the keys says whether the command would run here, and starts nothing.
-"""
-
-from t3d.doctor.command import DRY_RUN, dry_run
 from t3d.entry import run_entry
 
-EXAMPLE = (
-    "accelerate launch --config_file accelerate_configs/1_node_8_gpus_deepspeed_zero1.yaml"
-    " train/self_ddo_sdar_full.py config=configs/ddo_sdar_full_self.yaml"
-)
-
-
-def main(arguments: list[str]) -> None:
-    """Parses the configuration and trains."""
-    if DRY_RUN in arguments:
-        dry_run("train", arguments)
-        return
-    # Here, so that a dry run can tell of a library that does not load.
-    from t3d.config import TrainConfig, load_config
-    from t3d.training.loop import train
-
-    train(load_config(TrainConfig, arguments, __doc__ or "", EXAMPLE))
-
+from t3d.commands.train import main
 
 if __name__ == "__main__":
     run_entry(main)

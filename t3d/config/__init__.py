@@ -1,23 +1,25 @@
-"""Configuration: what can be set (`schema`), and how it is read (`loading`)."""
+"""Configuration: what can be set (`schema`, `table`), and how it is read (`loading`)."""
 
-from t3d.config.loading import help_text, load_config, named_groups, save_config
+from t3d.config.loading import help_text, load_config, named_keys, save_config
 from t3d.config.schema import (
     DatasetConfig,
-    DecodeConfig,
+    EvalConfig,
     ExecuteConfig,
     RolloutConfig,
+    SampleConfig,
     SchedulerConfig,
     SchedulerParams,
-    TableConfig,
     TrainConfig,
     TrainingConfig,
 )
+from t3d.config.table import TableConfig
 
 __all__ = [
     "DatasetConfig",
-    "DecodeConfig",
+    "EvalConfig",
     "ExecuteConfig",
     "RolloutConfig",
+    "SampleConfig",
     "SchedulerConfig",
     "SchedulerParams",
     "TableConfig",
@@ -25,6 +27,6 @@ __all__ = [
     "TrainingConfig",
     "help_text",
     "load_config",
-    "named_groups",
+    "named_keys",
     "save_config",
 ]

@@ -9,17 +9,20 @@ from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import Any, TypeVar, get_args, get_origin
 
-from omegaconf import MISSING, OmegaConf
+from omegaconf import OmegaConf
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 from yaml import YAMLError
 
-from t3d.config.release import check_release_key, release_keys
+from t3d.config.release import release_keys
 from t3d.config.values import as_declared, is_null, parse_argument, parse_yaml
 from t3d.errors import ConfigError
 from t3d.storage.files import atomic_writer
-from t3d.storage.paths import existing_path, model_name, start_of, user_path
+from t3d.storage.paths import config_path, model_name
 
 Schema = TypeVar("Schema")
+
+HELP = {"-h", "--help"}
+REQUIRED = "required"
 
 TRAINING_SETS = {"math": "MATH_train", "code": "PrimeIntellect"}
 """Kind of problem -> the paper's training problems."""
@@ -38,41 +41,42 @@ OmegaConf.register_resolver("teacher_data", _teacher_data, replace=True)
 def load_config(schema: type[Schema], arguments: list[str], purpose: str, example: str) -> Schema:
     """Builds a checked configuration from `config=FILE key=value ...`.
 
-    `--help` among the arguments prints `purpose`, every key with its default and `example`, and exits with 0.
+    `--help` among the arguments prints `purpose`, every key with its value and `example`, and exits with 0.
 
     Raises:
         ConfigError: an unreadable file, an unknown key (with the nearest known one), a value of the wrong
             type or outside its range, a mandatory key left out.
     """
-    if {"-h", "--help"} & set(arguments):
-        sys.stdout.write(help_text(schema, purpose, example))
+    if HELP & set(arguments):
+        sys.stdout.write(help_text(schema, purpose, example, [word for word in arguments if word not in HELP]))
         sys.exit(0)
-    merged = OmegaConf.structured(schema)
-    types = {path: entry.type for path, entry in _leaves(schema)}
-    for source, values in _sources(arguments, types):
-        for path, value in _known_values(schema, values, source):
-            try:
-                OmegaConf.update(merged, path, as_declared(value, types[path]), merge=True)
-            except (OmegaConfBaseException, ValueError, RecursionError) as error:
-                raise _value_error(f"{source}: {path}", types[path], error) from error
-    for path, kind in types.items():
+    merged = _merge(schema, arguments)
+    for path, entry in leaves(schema):
         try:
             OmegaConf.select(merged, path, throw_on_missing=True)
         except MissingMandatoryValue as error:
             raise ConfigError(path, "a value", "none") from error
         except OmegaConfBaseException as error:
-            raise _value_error(path, kind, error) from error
+            raise _value_error(path, entry.type, error) from error
     _check_ranges(schema, merged)
     return OmegaConf.to_object(merged)  # type: ignore[return-value]
 
 
-def named_groups(arguments: list[str]) -> set[str]:
-    """The groups that `config=FILE key=value ...` give keys of, which tell what kind of command they are for.
+def named_keys(arguments: list[str]) -> set[str]:
+    """The keys that `config=FILE key=value ...` give, which tell what kind of command they are for.
 
     Raises:
         ConfigError: an unreadable file, or an argument that is no such pair.
     """
-    return {str(name) for _, values in _sources(arguments, {}) for name in values}
+
+    def walk(values: Mapping[Any, Any], prefix: str) -> Iterator[str]:
+        for name, value in values.items():
+            if isinstance(value, Mapping) and value:
+                yield from walk(value, f"{prefix}{name}.")
+            else:
+                yield f"{prefix}{name}"
+
+    return {path for _, values in _sources(arguments, {}) for path in walk(values, "")}
 
 
 def save_config(config: object, path: Path) -> None:
@@ -85,25 +89,67 @@ def save_config(config: object, path: Path) -> None:
         file.write(OmegaConf.to_yaml(OmegaConf.structured(config)))
 
 
-def help_text(schema: type, purpose: str, example: str) -> str:
-    """The `--help` page of an entry point."""
+def help_text(schema: type, purpose: str, example: str, arguments: list[str]) -> str:
+    """The `--help` page of an entry point: its keys, each with the value that `arguments` give it."""
+    defaults, whose = OmegaConf.structured(schema), "with their defaults"
+    try:
+        values = _merge(schema, arguments)
+        if arguments:
+            whose = f"as {' '.join(arguments)} sets them"
+    except ConfigError as error:
+        values, whose = defaults, f"with their defaults, as there is a mistake ({error})"
     lines = [
         purpose.strip(),
         "",
         "config=FILE reads a YAML file (and, first, the one that its key `base` names); key=value wins over it.",
+        "Where there is no such file, FILE is one that comes with t3d: eval, toy/eval.yaml (`t3d configs` lists them).",
         "",
-        "Keys:",
+        f"Keys, {whose}:",
     ]
-    for path, entry in _leaves(schema):
-        make = entry.default_factory
-        default = entry.default if make is dataclasses.MISSING else make()
-        shown = "required" if default == MISSING else "null" if default is None else str(default)
+    for path, entry in leaves(schema):
+        value, default = shown(values, path), shown(defaults, path)
+        other = "" if value == default else " (required)" if default == REQUIRED else f" (default {default})"
         choices = f" ({' | '.join(entry.metadata['one_of'])})" if entry.metadata["one_of"] else ""
-        lines.append(f"  {path} = {shown}: {entry.metadata['meaning']}{choices}")
-    releases = release_keys(_groups([path for path, _ in _leaves(schema)]))
-    accepted = "; ".join(f"{path} ({key.accepted})" for path, key in releases.items())
-    lines += ["", f"Accepted from the authors' files, setting nothing: {accepted}."]
+        lines.append(f"  {path} = {value}{other}: {entry.metadata['meaning']}{choices}")
+    accepted = [f"{path} ({key.accepted})" for path, key in release_keys({path for path, _ in leaves(schema)}).items()]
+    if accepted:
+        lines += ["", f"Accepted from the authors' files, setting nothing: {'; '.join(accepted)}."]
     return "\n".join([*lines, "", "Example:", f"  {example}", ""])
+
+
+def shown(values: Any, path: str) -> str:
+    """A value of a configuration as people write it; one that cannot be resolved yet as it stands in the file."""
+    if OmegaConf.is_missing(*_parent(values, path)):
+        return REQUIRED
+    try:
+        value = OmegaConf.select(values, path)
+    except OmegaConfBaseException:
+        node, name = _parent(values, path)
+        value = OmegaConf.to_container(node, resolve=False)[name]  # type: ignore[call-overload, index]
+    return "null" if value is None else str(value).lower() if isinstance(value, bool) else str(value) or '""'
+
+
+def _parent(values: Any, path: str) -> tuple[Any, str]:
+    """The group that a key stands in, and its name there."""
+    group, _, name = path.rpartition(".")
+    return OmegaConf.select(values, group) if group else values, name
+
+
+def _merge(schema: type, arguments: list[str]) -> Any:
+    """The schema's defaults under what `config=FILE key=value ...` give, as OmegaConf holds them.
+
+    Raises:
+        ConfigError: an unreadable file, an unknown key, or a value of the wrong type.
+    """
+    merged = OmegaConf.structured(schema)
+    types = {path: entry.type for path, entry in leaves(schema)}
+    for source, values in _sources(arguments, types):
+        for path, value in _known_values(schema, values, source):
+            try:
+                OmegaConf.update(merged, path, as_declared(value, types[path]), merge=True)
+            except (OmegaConfBaseException, ValueError, RecursionError) as error:
+                raise _value_error(f"{source}: {path}", types[path], error) from error
+    return merged
 
 
 def _sources(arguments: list[str], types: Mapping[str, Any]) -> list[tuple[str, dict[str, Any]]]:
@@ -115,7 +161,7 @@ def _sources(arguments: list[str], types: Mapping[str, Any]) -> list[tuple[str, 
         if not equals or not name or name.startswith("-"):
             raise ConfigError("command line", "config=FILE or key=value", argument)
         if name == "config":
-            files += _read_files(existing_path(value))
+            files += _read_files(config_path(value))
         else:
             try:
                 overrides.append(("command line", _override(name, value, types)))
@@ -145,15 +191,13 @@ def _read_files(path: Path, above: tuple[Path, ...] = ()) -> list[tuple[str, dic
     base = as_declared(values.pop("base", None), str)
     if not isinstance(base, str | None):
         raise ConfigError(f"{path}: base", "the name of a YAML file", base)
-    below = _read_files(path.parent / user_path(base), (*above, path.resolve())) if base else []
+    below = _read_files(config_path(base, path.parent), (*above, path.resolve())) if base else []
     return [*below, (str(path), values)]
 
 
 def _read_yaml(path: Path) -> dict[str, Any]:
     try:
         loaded = parse_yaml(path.read_text(encoding="utf-8-sig"))
-    except FileNotFoundError as error:
-        raise ConfigError(path, "a YAML file", f"none there{start_of(path)}") from error
     except (OSError, YAMLError, UnicodeDecodeError) as error:
         raise ConfigError(path, "a readable YAML file", " ".join(str(error).split())) from error
     if not isinstance(loaded, dict | None):
@@ -161,11 +205,12 @@ def _read_yaml(path: Path) -> dict[str, Any]:
     return loaded or {}
 
 
-def _leaves(schema: type, prefix: str = "") -> list[tuple[str, dataclasses.Field]]:
+def leaves(schema: type, prefix: str = "") -> list[tuple[str, dataclasses.Field]]:
+    """Every key of a schema, dotted, with its declaration, in the order of declaration."""
     found: list[tuple[str, dataclasses.Field]] = []
     for entry in fields(schema):
         if is_dataclass(entry.type):
-            found += _leaves(entry.type, f"{prefix}{entry.name}.")  # type: ignore[arg-type]
+            found += leaves(entry.type, f"{prefix}{entry.name}.")  # type: ignore[arg-type]
         else:
             found.append((prefix + entry.name, entry))
     return found
@@ -177,9 +222,9 @@ def _known_values(schema: type, values: Mapping[str, Any], source: str) -> Itera
     Raises:
         ConfigError: a key that `schema` does not have, or a group that is no group.
     """
-    known = {path for path, _ in _leaves(schema)}
-    groups = _groups(known)
-    releases = release_keys(groups)
+    known = {path for path, _ in leaves(schema)}
+    releases = release_keys(known)
+    groups = _groups({*known, *releases})
 
     def walk(part: Mapping[Any, Any], prefix: str) -> Iterator[tuple[str, Any]]:
         for name, value in part.items():
@@ -191,7 +236,8 @@ def _known_values(schema: type, values: Mapping[str, Any], source: str) -> Itera
             elif path in groups:
                 raise ConfigError(f"{source}: {path}", "a group of keys", value)
             elif path in releases:
-                check_release_key(path, value, source)
+                if not releases[path].accepts(value):
+                    raise ConfigError(f"{source}: {path}", releases[path].accepted, value)
             elif path not in known:
                 nearest = difflib.get_close_matches(path, sorted(known | groups), n=1, cutoff=0)
                 raise ConfigError(f"{source}: {path}", f"a known key (nearest: {nearest[0]})", "an unknown one")
@@ -215,7 +261,7 @@ def _value_error(where: str, kind: Any, error: Exception) -> ConfigError:
 
 
 def _check_ranges(schema: type, merged: Any) -> None:
-    for path, entry in _leaves(schema):
+    for path, entry in leaves(schema):
         value = OmegaConf.select(merged, path)
         low, high, one_of = (entry.metadata[name] for name in ("low", "high", "one_of"))
         if value is None:

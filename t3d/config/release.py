@@ -4,8 +4,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from t3d.errors import ConfigError
-
 
 @dataclass(frozen=True)
 class ReleaseKey:
@@ -35,26 +33,26 @@ def _is_zero(value: Any) -> bool:
         return False
 
 
-RELEASE_KEYS: dict[str, ReleaseKey] = {
+DECODING_KEYS: dict[str, ReleaseKey] = {
     "model_base": _only("sdar"),
-    "optimizer.name": _only("adamw"),
+    "experiment.num_node": ReleaseKey("a whole number; evaluation.num_node decides", _is_count),
     "rollout.num_task_per_step": ReleaseKey("a whole number, without effect in the release either", _is_count),
     "rollout.random_init_ratio": ReleaseKey("0", _is_zero),
+    "execute.num_chunk": ReleaseKey("a whole number; eval.py reads it", _is_count),
+}
+TRAINING_KEYS: dict[str, ReleaseKey] = {
+    "model_base": _only("sdar"),
+    "optimizer.name": _only("adamw"),
     "training.method": _only("semi-ar"),
     "training.target_temp": ReleaseKey("0", _is_zero),
 }
 
 
-def check_release_key(path: str, value: Any, source: str) -> None:
-    """Checks that a key of `RELEASE_KEYS` asks for what is done anyway.
-
-    Raises:
-        ConfigError: it asks for something else.
-    """
-    if not RELEASE_KEYS[path].accepts(value):
-        raise ConfigError(f"{source}: {path}", RELEASE_KEYS[path].accepted, value)
-
-
-def release_keys(groups: set[str]) -> dict[str, ReleaseKey]:
-    """Those of a schema that has these groups; one that stands in no group is every schema's."""
-    return {path: key for path, key in RELEASE_KEYS.items() if path.rpartition(".")[0] in groups | {""}}
+def release_keys(known: set[str]) -> dict[str, ReleaseKey]:
+    """Those that a schema with the keys `known` accepts: of the release's decoding files or of its training files."""
+    keys: dict[str, ReleaseKey] = {}
+    if any(path.startswith("rollout.") for path in known):
+        keys = DECODING_KEYS
+    elif any(path.startswith("training.") for path in known):
+        keys = TRAINING_KEYS
+    return {path: key for path, key in keys.items() if path not in known}

@@ -1,50 +1,50 @@
 """Every config key, declared once: its default, its meaning and its range; `--help` prints these declarations."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 from omegaconf import MISSING
 
+from t3d.config.keys import group, key
+from t3d.config.table import TableConfig
 from t3d.errors import ConfigError
 from t3d.objectives.registry import OBJECTIVES
 from t3d.prompts import DATA_TYPES, PROMPT_STYLES, check_prompts
 from t3d.remasking import STRATEGIES
 
 MAX_SEED = 2**63 - 1
+PROJECT = "name of the folder that is written"
 PROMPT_STYLE = "how code and option prompts end; release: in a space; the same in rollouts, training and evaluation"
 PROMPTS = (
     "wordings of prompts in place of the built-in ones: math, option, function or stdio (the two kinds of code) -> a"
     " text with {problem} once; the same in rollouts, training and evaluation"
 )
-TABLE_AXES = ("base", "model", "dataset", "strategy", "block_size", "denoising_steps", "tokps")
-TABLE_FIGURES = (
-    *("acc", "tokens_per_second", "latency_s", "avg_steps", "avg_len"),
-    *("tokens_per_step", "tokens_per_forward"),
-)
 
 
-def key(default: Any, meaning: str, *, low: float | None = None, high: float | None = None, one_of: Any = None) -> Any:
-    """A config key: default, meaning for `--help`, and the inclusive range or the choices of its value."""
-    metadata = {"meaning": meaning, "low": low, "high": high, "one_of": one_of}
-    if isinstance(default, list | dict):
-        return field(default_factory=default.copy, metadata=metadata)
-    return field(default=default, metadata=metadata)
+@dataclass
+class SampleExperimentConfig:
+    """Where stage 1 writes."""
+
+    project: str = key("sdar_sample", PROJECT)
+    output_dir: str | None = key(None, "the same folder by its path; null: <project>")
 
 
-def group(schema: type) -> Any:
-    """A group of keys."""
-    return field(default_factory=schema)
+@dataclass
+class EvalExperimentConfig(SampleExperimentConfig):
+    """Where an evaluation writes."""
+
+    project: str = key("eval", PROJECT)
 
 
 @dataclass
 class ExperimentConfig:
-    """Where a run writes, and how it continues."""
+    """Where a training run writes, and how it continues."""
 
-    project: str = key("t3d", "decoding: the folder of rollouts and results; training: the name of the method")
+    project: str = key("t3d", f"{PROJECT}: the method's, where tables look for its runs")
     output_dir: str | None = key(
-        None, "folder of the run; null: <project>, or experiments/<model>/<data_type>/<project>/<timestamp> in training"
+        None, "folder of the run by its path; null: experiments/<model>/<data_type>/<project>/<timestamp>"
     )
-    timestamp: bool = key(True, "training: a folder named by its start for each run; false: the method's own folder")
+    timestamp: bool = key(True, "a folder named by its start for each run; false: <project> itself")
     start_from_scratch: bool = key(True, "false: the same as resume_from=latest")
     resume_from: str | None = key(None, "null | latest | a folder that a killed run left: continue it exactly")
     num_node: int = key(1, "machines of the launch; the launch must agree", low=1)
@@ -103,7 +103,7 @@ class RolloutConfig:
 
 
 @dataclass
-class EvaluationConfig:
+class ProblemsConfig:
     """Which model answers which problems."""
 
     checkpoint_path: str | None = key(None, "model folder or hub id")
@@ -112,8 +112,6 @@ class EvaluationConfig:
     prompt_style: str = key("plain", PROMPT_STYLE, one_of=PROMPT_STYLES)
     prompts: dict[str, str] = key({}, PROMPTS)
     limit: int | None = key(None, "only the first N problems (null: all)", low=1)
-    rollouts: str | None = key(None, "grade this rollout file; no model is needed")
-    repair_known_bad: bool = key(True, "mend test programs that nothing can pass (MBPP has two); false: as published")
     num_node: int = key(1, "machines that share the problems", low=1)
     node_index: int = key(0, "number of this machine, from 0", low=0)
     output_unmasking_history: bool = key(True, "write step_map to the rollout file (training needs it)")
@@ -126,76 +124,33 @@ class EvaluationConfig:
 
 
 @dataclass
-class ExecuteConfig:
+class EvaluationConfig(ProblemsConfig):
+    """The same, or answers that are there already."""
+
+    rollouts: str | None = key(None, "grade this rollout file; no model is needed")
+    repair_known_bad: bool = key(True, "mend test programs that nothing can pass (MBPP has two); false: as published")
+
+
+@dataclass
+class ExtractConfig:
+    """How a program is found in a response."""
+
+    code_block: str = key("last", "which fenced block is the program", one_of=("last", "first", "longest"))
+
+
+@dataclass
+class ExecuteConfig(ExtractConfig):
     """How answers are graded."""
 
     num_chunk: int = key(64, "a grading batch (progress moves per batch) is 16 times as many answers", low=1)
     num_workers: int = key(2, "grading processes", low=1)
     timeout_s: float = key(0.5, "seconds to grade one math answer", low=0.1)
     math_verify: bool = key(True, "ask plain math-verify too, and tell where it disagrees (it decides no grade)")
-    code_block: str = key("last", "which fenced block is the program", one_of=("last", "first", "longest"))
     sandbox: str = key("auto", "isolation of model-written code", one_of=("auto", "bwrap", "sandlock", "none"))
     memory_mb: int = key(1024, "memory of a program under test, and of a math grading process", low=128)
     num_threads: int = key(64, "threads of a program under test", low=1)
     file_mb: int = key(64, "size of each file, and of all of /tmp, of a program under test", low=1)
     output_mb: int = key(16, "most that a program under test may print", low=1)
-
-
-@dataclass
-class TableConfig:
-    """A grid of evaluations; empty: a single one."""
-
-    checkpoints: dict[str, str] = key(
-        {},
-        "row name -> model folder or hub id; {base} and {data_type} in it are replaced by the cell's; a method's"
-        " <folder>/ckpt/<name> is that of its newest finished run",
-    )
-    trained: dict[str, str] = key(
-        {}, "row name -> the overrides (key=value key=value) that its checkpoint must have been trained with"
-    )
-    bases: list[str] = key([], "base models: the grid is filled for each, {base} being its name")
-    datasets: list[str] = key(
-        [], "data sets (empty: evaluation.eval_dataset); the paper's bring their data_type, others take evaluation's"
-    )
-    decodings: list[list[int]] = key([], "pairs of block_size and denoising_steps_per_block")
-    strategies: list[str] = key([], "remasking strategies (empty: rollout.remasking_strategy)")
-    name: str = key("table", "the files are called <project>/results/<name>.md, .csv, .tex, .json and .config.yaml")
-    title: str = key("", "caption")
-    sections: list[str] = key([], f"axes of which each value has a part of the table; axes: {', '.join(TABLE_AXES)}")
-    rows: list[str] = key(["model", "dataset"], "axes that make a row; tokps is block_size / denoising_steps")
-    columns: list[str] = key(["block_size", "denoising_steps"], "axes that make a column")
-    figures: list[str] = key(["acc"], f"shown of each cell: {', '.join(TABLE_FIGURES)}")
-    average: bool = key(False, "add the mean accuracy over the columns, and the improvement on table.baseline")
-    baseline: str | None = key(None, "row whose average the improvement is measured from, and the reference of AUP")
-    unranked: list[str] = key([], "rows shown for reference, never bold")
-    level: float = key(0.05, "significance level: what is not below the best at it is bold too", low=0, high=1)
-    skip_missing: bool = key(False, "leave the cells of missing checkpoints empty; false: an error before any work")
-
-    def __post_init__(self) -> None:
-        """Checks the grid and its layout."""
-        for decoding in self.decodings:
-            if len(decoding) != 2 or not 1 <= decoding[1] <= decoding[0]:
-                raise ConfigError("table.decodings", "pairs of block_size and at most as many steps", decoding)
-        if bool(self.checkpoints) != bool(self.decodings):
-            found = f"{len(self.checkpoints)} and {len(self.decodings)}"
-            raise ConfigError("table", "checkpoints and decodings, or neither", found)
-        axes = [*self.sections, *self.rows, *self.columns]
-        for name, values, known in (
-            ("sections, rows and columns", axes, TABLE_AXES),
-            ("figures", self.figures, TABLE_FIGURES),
-            ("strategies", self.strategies, STRATEGIES),
-            ("unranked", self.unranked, self.checkpoints),
-            ("baseline", [self.baseline] if self.baseline else [], self.checkpoints),
-        ):
-            if unknown := [value for value in values if value not in known] or len(set(values)) < len(values):
-                raise ConfigError(f"table.{name}", f"different ones of {', '.join(known)}", unknown or values)
-        for row, settings in self.trained.items():
-            if row not in self.checkpoints or not all(word.partition("=")[2] for word in settings.split()):
-                raise ConfigError(
-                    "table.trained", "key=value key=value for a row of table.checkpoints", f"{row}: {settings}"
-                )
-        if self.average and ("model" not in self.rows or self.figures != ["acc"]):
-            raise ConfigError("table.average", "false, or model among table.rows and figures: [acc]", True)
 
 
 @dataclass
@@ -354,11 +309,20 @@ class WandbConfig:
 
 
 @dataclass
-class DecodeConfig:
-    """Stage 1 and evaluation: decode a data set with a checkpoint."""
+class SampleConfig:
+    """Stage 1: decode a data set with a checkpoint."""
 
-    experiment: ExperimentConfig = group(ExperimentConfig)
+    experiment: SampleExperimentConfig = group(SampleExperimentConfig)
     rollout: RolloutConfig = group(RolloutConfig)
+    evaluation: ProblemsConfig = group(ProblemsConfig)
+    execute: ExtractConfig = group(ExtractConfig)
+
+
+@dataclass
+class EvalConfig(SampleConfig):
+    """Evaluation: decode a data set likewise and grade the answers, or fill a table."""
+
+    experiment: EvalExperimentConfig = group(EvalExperimentConfig)
     evaluation: EvaluationConfig = group(EvaluationConfig)
     execute: ExecuteConfig = group(ExecuteConfig)
     table: TableConfig = group(TableConfig)

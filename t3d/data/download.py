@@ -16,11 +16,11 @@ from t3d.storage.files import atomic_writer
 logger = logging.getLogger(__name__)
 
 # The root error of the hub's HTTP library, which was requests, then httpx, then httpx2.
-_HTTP_ERROR: type[Exception] = HfHubHTTPError.__bases__[0]
+HTTP_ERROR: type[Exception] = HfHubHTTPError.__bases__[0]
 RESUMPTIONS = 2
 """The hub's client before 1.0 gives up at a connection that breaks; asked again, it goes on where it was."""
 
-_FAILURES = (_HTTP_ERROR, EntryNotFoundError, OSError)
+_FAILURES = (HTTP_ERROR, EntryNotFoundError, OSError)
 
 
 def download_dataset(dataset: Dataset, folder: Path) -> tuple[Path, int]:

@@ -11,7 +11,32 @@ from t3d.decoding.config import DecodingConfig
 from t3d.sampling import best_tokens, draw_tokens, entropy, token_probabilities
 
 ROW_TILE = 64
-"""Rows judged at a time: a few dozen rows of a large vocabulary still fit a CPU's cache, and bound the memory."""
+"""Rows at a time on a CPU: a few dozen rows of a large vocabulary still fit its cache, and bound the memory."""
+PRODUCT_BYTES = 256 * 2**20
+"""Logits of one product of the output head elsewhere, where each product reads the whole head."""
+JUDGED_BYTES = 64 * 2**20
+"""Single-precision logits judged at a time there, of which several copies live."""
+
+
+@dataclass(frozen=True)
+class RowTiles:
+    """How many masked positions are computed at a time.
+
+    Attributes:
+        product: rows that the output head is applied to.
+        judged: rows of the result that tokens are drawn from.
+    """
+
+    product: int
+    judged: int
+
+
+def row_tiles(vocab_size: int, dtype: torch.dtype, device: torch.device) -> RowTiles:
+    """The tiles for a vocabulary, by the device that computes and the type of its logits."""
+    if device.type == "cpu":
+        return RowTiles(ROW_TILE, ROW_TILE)
+    product = max(1, PRODUCT_BYTES // (vocab_size * dtype.itemsize))
+    return RowTiles(product, min(product, max(1, JUDGED_BYTES // (vocab_size * torch.float32.itemsize))))
 
 
 @dataclass(frozen=True)
@@ -33,10 +58,32 @@ class Draws:
     entropies: Float[Tensor, " rows"] | None = None
 
     def to_host(self) -> "Draws":
-        """The same on the CPU."""
+        """The same on the CPU: one copy, and the moment at which the host waits for the device."""
+        if self.tokens.device.type == "cpu":
+            return self
+        columns = self.packed()
+        arrived = torch.empty(columns.shape, dtype=columns.dtype, pin_memory=True)
+        return self.unpacked(arrived.copy_(columns))
+
+    def packed(self) -> Int[Tensor, "columns rows"]:
+        """All columns in one tensor of 32-bit words, those that are None left out."""
         columns: list[Any] = [getattr(self, field.name) for field in fields(self)]
-        moved: list[Any] = [None if column is None else column.cpu() for column in columns]
-        return Draws(*moved)
+        words = [
+            column.view(torch.int32) if column.is_floating_point() else column.int()
+            for column in columns
+            if column is not None
+        ]
+        return torch.stack(words)
+
+    def unpacked(self, words: Int[Tensor, "columns rows"]) -> "Draws":
+        """Draws with the columns of `words`, which are where `packed` has put them."""
+        rows, found = iter(words), {}
+        for field in fields(self):
+            column = getattr(self, field.name)
+            if column is not None:
+                word = next(rows)
+                found[field.name] = word.view(torch.float32) if column.is_floating_point() else word.to(column.dtype)
+        return Draws(**found)
 
 
 def judge(

@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 
 from t3d.decoding.cache import SlotCache
-from t3d.decoding.plan import FlashPlan, SdpaPlan, Spans
+from t3d.decoding.parcel import Parcel
+from t3d.decoding.plan import FlashPlan, SdpaPlan, Spans, WidePlan, folded, unfolded
 from t3d.devices import AMPERE, capability
 from t3d.sdar.backend import TOLERANCE, AttentionPlan, Heads, masked_kernels, relative_error
 from t3d.sdar.modeling import SDARForCausalLM
@@ -39,7 +40,7 @@ class Kernel:
     """
 
     name: str
-    plan: Callable[[Spans, SlotCache], AttentionPlan]
+    plan: Callable[[Spans, SlotCache, Parcel], AttentionPlan]
     within: Callable[[], AbstractContextManager[Any]] = nullcontext
     why: str = ""
     is_fallback: bool = False
@@ -83,8 +84,8 @@ def find_kernel(device: torch.device, dtype: torch.dtype, heads: Heads) -> Kerne
         why, level = found.why, capability(device)
         if level is not None and level < AMPERE and dtype == torch.bfloat16:
             why += "; bfloat16 is slow there, rollout.dtype=float16 or float32 may be faster"
-        within = partial(masked_kernels, device.type)
-        return Kernel("torch's scaled_dot_product_attention", SdpaPlan, within, why, found.is_fallback)
+        within, plan = partial(masked_kernels, device.type), SdpaPlan if device.type == "cpu" else WidePlan
+        return Kernel("torch's scaled_dot_product_attention", plan, within, why, found.is_fallback)
     return Kernel("flash-attn", partial(FlashPlan, flash=flash))
 
 
@@ -121,10 +122,11 @@ def _try(flash: Callable[..., Tensor], device: torch.device, dtype: torch.dtype,
     query, keys, values = (torch.randn(shape, generator=generator).to(device, dtype) for shape in shapes)
     slots, ends = torch.tensor([[1, 0], [4, 37]], dtype=torch.int32, device=device)
     try:
+        rows = folded(query.flatten(0, 1).transpose(0, 1), 4, heads.keys)
         found = flash(
-            query, keys, values, cache_seqlens=ends, cache_batch_idx=slots, softmax_scale=heads.dim**-0.5, causal=False
+            rows, keys, values, cache_seqlens=ends, cache_batch_idx=slots, softmax_scale=heads.dim**-0.5, causal=False
         )
-        ended = found.float().cpu()
+        ended = unfolded(found, 4).unflatten(0, (2, 4)).float().cpu()
     except CALLING as failure:
         raise _UnusableError(f"flash-attn does not run here: {_first_line(failure)}", is_fallback=True) from failure
     for row, (slot, end) in enumerate(((1, 4), (0, 37))):

@@ -8,7 +8,7 @@ import torch
 
 from t3d.decoding.cache import SlotCache, padded_keys
 from t3d.decoding.config import DecodingConfig
-from t3d.decoding.draws import ROW_TILE
+from t3d.decoding.draws import row_tiles
 from t3d.decoding.limits import full_length, prefill_chunk
 from t3d.devices import free_memory, usable_memory
 from t3d.errors import ConfigError
@@ -40,7 +40,7 @@ class DecodingMemory:
 
 
 def decoding_memory(
-    model: SDARConfig, dtype: torch.dtype, decoding: DecodingConfig, longest_prompt: int
+    model: SDARConfig, dtype: torch.dtype, decoding: DecodingConfig, longest_prompt: int, device: torch.device
 ) -> DecodingMemory:
     """What decoding takes, counted from shapes: keys and values exactly, the rest at most.
 
@@ -49,6 +49,7 @@ def decoding_memory(
         dtype: of its weights.
         decoding: settings; the length and the block size count.
         longest_prompt: tokens.
+        device: that decodes; it need not be there.
     """
     length, size = padded_keys(full_length(longest_prompt, decoding)), decoding.block_size
     heads, kv_heads = model.num_attention_heads, model.num_key_value_heads or model.num_attention_heads
@@ -60,9 +61,10 @@ def decoding_memory(
     token = dtype.itemsize * (3 * model.hidden_size + 3 * widest + mask) + 4 * 2 * max(model.hidden_size, queries)
     # On the host: ids, steps and records of each position, random numbers of each step.
     position = 16 + 4 * len(decoding.record) + (4 * decoding.denoising_steps if decoding.temperature > 0 else 0)
-    judged = LOGIT_BYTES if decoding.top_p == 1 else SORTED_BYTES
+    judged, tiles = LOGIT_BYTES if decoding.top_p == 1 else SORTED_BYTES, row_tiles(model.vocab_size, dtype, device)
+    logits = tiles.judged * judged + (tiles.product - tiles.judged) * dtype.itemsize
     return DecodingMemory(
-        shared=max(prefill_chunk(size) * token, ROW_TILE * model.vocab_size * judged),
+        shared=max(prefill_chunk(size) * token, logits * model.vocab_size),
         per_slot=SlotCache.slot_bytes(model, length, dtype) + 2 * size * token + length * position,
     )
 
@@ -82,7 +84,8 @@ def fitting_slots(
     Raises:
         ConfigError: not even one fits.
     """
-    device, needed = model.device, decoding_memory(model.config, model.dtype, decoding, longest_prompt)
+    device = model.device
+    needed = decoding_memory(model.config, model.dtype, decoding, longest_prompt, device)
     room = usable_memory(device) // sharing
     fit = min(wanted, needed.slots(room))
     if fit < 1:

@@ -6,7 +6,7 @@ brings one block, or two where the first is finished and only committed; a promp
 block-causal mask, so any mixture of them shares one forward.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import pairwise
@@ -19,6 +19,7 @@ from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
 from t3d.decoding.cache import SlotCache, padded_keys
+from t3d.decoding.parcel import Parcel
 from t3d.sdar.backend import Attended, AttentionPlan, Keys, Queries
 
 SLOT_TILE = 16
@@ -58,11 +59,11 @@ class Spans:
 
 @dataclass(frozen=True)
 class Tile:
-    """Neighbouring slots that attend in one call.
+    """Slots that attend in one call.
 
     Attributes:
-        slots: which.
-        tokens: the forward's tokens of these slots.
+        slots: which; some between them may take no part.
+        tokens: the forward's tokens that hold those of these slots.
         grid: token of each query, as an index into `tokens`, slot by slot; None where all slots have the same
             number of blocks, so that the tokens are the grid.
         back: query of each token, as an index into the grid; None likewise.
@@ -76,45 +77,92 @@ class Tile:
     mask: Float[Tensor, "slots 1 #queries keys"]
 
 
-class SdpaPlan(AttentionPlan):
-    """PyTorch's attention over views of the cache: keys and values are never gathered or expanded."""
+@dataclass(frozen=True)
+class _Layout:
+    """A tile on the host: `grid`, `back` and the blocks' `ends` are numbers in a parcel."""
 
-    def __init__(self, spans: Spans, cache: SlotCache) -> None:
-        """Lays out the attention calls; nothing is computed yet."""
-        self.cache = cache
-        device = cache.keys.device
-        self.places = torch.from_numpy(spans.places(cache.keys.shape[2])).to(device)
-        # A call takes running sequences of neighbouring slots, or the chunk of one prompt.
+    slots: slice
+    tokens: slice
+    grid: int | None
+    back: int | None
+    ends: int
+    num_keys: int
+
+
+class SdpaPlan(AttentionPlan):
+    """PyTorch's attention over views of the cache: keys and values are never gathered or expanded.
+
+    For a CPU: a call takes running sequences of neighbouring slots, or the chunk of one prompt.
+    """
+
+    def __init__(self, spans: Spans, cache: SlotCache, parcel: Parcel | None = None) -> None:
+        """Lays out the attention calls; nothing is computed yet.
+
+        Args:
+            spans: the tokens of the forward.
+            cache: of the slots.
+            parcel: takes the layout to the device; None sends it alone.
+        """
+        self.cache, self.parcel, self._size = cache, parcel or Parcel(cache.keys.device), spans.size
+        self._places = self.parcel.add(spans.places(cache.keys.shape[2]))
+        members = self._members(spans)
+        in_order = all(isinstance(part, slice) for part in members)
+        self._order = None if in_order else self.parcel.add(_token_order(spans, members))
+        self._layouts = [self._lay_out(spans, part) for part in members]
+
+    def _members(self, spans: Spans) -> list[slice | NDArray[np.int64]]:
+        """The runs of each call."""
         slots, lone = spans.slots, np.where(spans.counts > 2, spans.slots, -1)
         breaks = (np.diff(slots) > 1) | (np.diff(slots // SLOT_TILE) > 0) | (np.diff(lone) != 0)
         edges = [0, *(np.flatnonzero(breaks) + 1).tolist(), len(slots)]
-        self.tiles = [self._tile(spans, low, high) for low, high in pairwise(edges)]
+        return [slice(low, high) for low, high in pairwise(edges)]
 
-    def _tile(self, spans: Spans, low: int, high: int) -> Tile:
-        size, counts, device = spans.size, spans.counts[low:high], self.cache.keys.device
-        most = int(counts.max())
-        rank = np.arange(most)
-        ends = spans.starts[low:high, None] + (np.minimum(rank, counts[:, None] - 1) + 1) * size
+    def _lay_out(self, spans: Spans, part: slice | NDArray[np.int64]) -> _Layout:
+        """Adds a call's layout to the parcel."""
+        size, slots, counts, starts = spans.size, spans.slots[part], spans.counts[part], spans.starts[part]
+        seen, most = slice(int(slots[0]), int(slots[-1]) + 1), int(counts.max())
+        blocks = np.minimum(np.arange(most), counts[:, None] - 1) + 1
+        # A slot between the others that takes no part looks at one key, and nobody reads what it sees.
+        ends = np.ones((seen.stop - seen.start, most), dtype=np.int64)
+        ends[slots - seen.start] = starts[:, None] + blocks * size
         num_keys = min(padded_keys(int(ends.max())), self.cache.keys.shape[2])
-        hidden = torch.arange(num_keys) >= torch.from_numpy(ends)[:, :, None]
-        mask = torch.zeros(hidden.shape, dtype=self.cache.keys.dtype).masked_fill_(hidden, -torch.inf)
-        if most > 1:  # else one row serves all queries
-            shape = (len(counts), self.cache.heads_per_key, most, size, num_keys)
-            mask = mask[:, None, :, None].expand(shape).reshape(len(counts), -1, num_keys)
-        tokens = slice(int(spans.edges[low]), int(spans.edges[high]))
+        first = spans.edges[:-1][part]
+        tokens = slice(int(first[0]), int(first[-1] + counts[-1] * size)) if isinstance(part, slice) else slice(None)
         grid = back = None
-        if counts.min() < most:
-            present = np.arange(most * size) < counts[:, None] * size
-            first = spans.edges[low:high, None] - tokens.start
-            grid = torch.from_numpy(np.where(present, first + np.arange(most * size), 0).ravel()).to(device)
-            back = torch.from_numpy(np.flatnonzero(present)).to(device)
-        slots = slice(int(spans.slots[low]), int(spans.slots[high - 1]) + 1)
-        return Tile(slots, tokens, grid, back, mask[:, None].to(device))
+        if counts.min() < most or len(ends) > len(slots) or tokens == slice(None):
+            present = np.zeros((len(ends), most * size), dtype=np.bool_)
+            present[slots - seen.start] = np.arange(most * size) < counts[:, None] * size
+            places = np.zeros(present.shape, dtype=np.int64)
+            places[slots - seen.start] = (first - (tokens.start or 0))[:, None] + np.arange(most * size)
+            grid = self.parcel.add(np.where(present, places, 0).ravel())
+            back = self.parcel.add(np.flatnonzero(present))
+        return _Layout(seen, tokens, grid, back, self.parcel.add(ends), num_keys)
+
+    @cached_property
+    def tiles(self) -> list[Tile]:
+        """The calls, on the device."""
+        sent, tiles = self.parcel, []
+        for layout in self._layouts:
+            grid, back = (None if number is None else sent[number] for number in (layout.grid, layout.back))
+            mask = self._mask(sent[layout.ends], layout.num_keys)
+            tiles.append(Tile(layout.slots, layout.tokens, grid, back, mask))
+        return tiles
+
+    def _mask(self, ends: Int[Tensor, "slots blocks"], num_keys: int) -> Float[Tensor, "slots 1 #queries keys"]:
+        """Hides what is behind the end of each block, on the device."""
+        hidden = torch.arange(num_keys, device=ends.device) >= ends[:, :, None]
+        zeros = torch.zeros(hidden.shape, dtype=self.cache.keys.dtype, device=ends.device)
+        mask = zeros.masked_fill_(hidden, -torch.inf)
+        if ends.shape[1] > 1:  # else one row serves all queries
+            shape = (len(ends), self.cache.heads_per_key, ends.shape[1], self._size, num_keys)
+            mask = mask[:, None, :, None].expand(shape).reshape(len(ends), -1, num_keys)
+        return mask[:, None]
 
     def attend(self, layer: int, query: Queries, key: Keys, value: Keys, scale: float) -> Attended:
         """Writes the layer's keys and values and attends, tile by tile."""
-        keys, values = self.cache.write(layer, self.places, key, value)
-        return torch.cat([self._look(tile, query[0], keys, values, scale) for tile in self.tiles])[None]
+        keys, values = self.cache.write(layer, self.parcel[self._places], key, value)
+        seen = torch.cat([self._look(tile, query[0], keys, values, scale) for tile in self.tiles])
+        return (seen if self._order is None else seen.index_select(0, self.parcel[self._order]))[None]
 
     def _look(
         self,
@@ -143,35 +191,78 @@ class SdpaPlan(AttentionPlan):
         return out if tile.back is None else out.index_select(0, tile.back)
 
 
-class FlashPlan(AttentionPlan):
-    """flash-attn's attention over a cache: every block is a row of its own with its own number of keys.
+class WidePlan(SdpaPlan):
+    """The same for an accelerator, where a call costs more than the keys that it sees in vain.
 
-    Args:
-        spans: the tokens of the forward.
-        cache: of the slots.
-        flash: the kernel, `flash_attn.flash_attn_with_kvcache`.
+    One call takes everything but the chunks of prompts, which come one by one.
     """
 
-    def __init__(self, spans: Spans, cache: SlotCache, flash: Callable[..., Tensor]) -> None:
-        """Sends the layout to the cache's device."""
+    def _members(self, spans: Spans) -> list[slice | NDArray[np.int64]]:
+        is_chunk = spans.counts > 2
+        chunks = [slice(run, run + 1) for run in np.flatnonzero(is_chunk).tolist()]
+        if is_chunk.all():
+            return list(chunks)
+        running = np.flatnonzero(~is_chunk)
+        return [running if chunks else slice(0, len(running)), *chunks]
+
+
+def _token_order(spans: Spans, members: Sequence[slice | NDArray[np.int64]]) -> NDArray[np.int64]:
+    """Where each token lies in a row that holds the tokens of one call after those of another."""
+    every = np.arange(len(spans.slots))
+    runs = np.concatenate([every[part] for part in members])
+    tokens = [np.arange(spans.edges[run], spans.edges[run + 1]) for run in runs]
+    return np.argsort(np.concatenate(tokens))
+
+
+class FlashPlan(AttentionPlan):
+    """flash-attn's attention over a cache: every block is a row of its own with its own number of keys."""
+
+    def __init__(
+        self, spans: Spans, cache: SlotCache, parcel: Parcel | None = None, *, flash: Callable[..., Tensor]
+    ) -> None:
+        """Lays out the rows.
+
+        Args:
+            spans: the tokens of the forward.
+            cache: of the slots.
+            parcel: takes the layout to the device; None sends it alone.
+            flash: the kernel, `flash_attn.flash_attn_with_kvcache`.
+        """
         self.flash, self.cache, self.size = flash, cache, spans.size
-        device = cache.keys.device
-        self.places = torch.from_numpy(spans.places(cache.keys.shape[2])).to(device)
-        self.slots = torch.from_numpy(np.repeat(spans.slots, spans.counts)).to(device, torch.int32)
-        self.ends = torch.from_numpy(spans.positions[spans.size - 1 :: spans.size] + 1).to(device, torch.int32)
+        self.parcel = parcel or Parcel(cache.keys.device)
+        ends = spans.positions[spans.size - 1 :: spans.size] + 1
+        self._places = self.parcel.add(spans.places(cache.keys.shape[2]))
+        self._slots = self.parcel.add(np.repeat(spans.slots, spans.counts).astype(np.int32))
+        self._ends = self.parcel.add(ends.astype(np.int32))
 
     def attend(self, layer: int, query: Queries, key: Keys, value: Keys, scale: float) -> Attended:
         """Writes the layer's keys and values and attends, all blocks in one call."""
-        keys, values = self.cache.write(layer, self.places, key, value)
+        keys, values = self.cache.write(layer, self.parcel[self._places], key, value)
         _, num_heads, num_tokens, dim = query.shape
-        queries = query[0].transpose(0, 1).reshape(-1, self.size, num_heads, dim)
         out = self.flash(
-            queries,
+            folded(query[0], self.size, keys.shape[-2]),
             keys,
             values,
-            cache_seqlens=self.ends,
-            cache_batch_idx=self.slots,
+            cache_seqlens=self.parcel[self._ends],
+            cache_batch_idx=self.parcel[self._slots],
             softmax_scale=scale,
             causal=False,
         )
-        return out.reshape(1, num_tokens, num_heads, dim)
+        return unfolded(out, self.size).reshape(1, num_tokens, num_heads, dim)
+
+
+def folded(
+    query: Float[Tensor, "heads tokens dim"], size: int, num_keys: int
+) -> Float[Tensor, "blocks size_by_group kv_heads dim"]:
+    """Blocks of queries for flash-attn, which pads a few queries to a tile of 64 or more.
+
+    The heads that share a key head see the same keys, so they become more queries of that one head: a tile that would
+    be computed for each of them is computed once.
+    """
+    blocks = query.unflatten(0, (num_keys, -1)).unflatten(2, (-1, size))
+    return blocks.permute(2, 3, 1, 0, 4).flatten(1, 2)
+
+
+def unfolded(out: Float[Tensor, "blocks size_by_group kv_heads dim"], size: int) -> Float[Tensor, "tokens heads dim"]:
+    """What `folded` queries see, in the order of tokens and heads."""
+    return out.unflatten(1, (size, -1)).transpose(2, 3).flatten(2, 3).flatten(0, 1)

@@ -7,14 +7,13 @@ next prompt, or else the last sequence moves into it.
 from typing import Any
 
 import numpy as np
-import torch
-from torch import Tensor
 
 from t3d.decoding.cache import SlotCache, padded_keys
 from t3d.decoding.config import DecodingConfig
 from t3d.decoding.limits import full_length
 from t3d.sampling import response_uniforms
 from t3d.sdar.modeling import SDARForCausalLM
+from t3d.trajectory import UNFINISHED, Trajectory
 
 RECORDS = {"logprob": "logprobs", "entropy": "entropies"}
 """The fields of `Draws` and `Trajectory` that `DecodingConfig.record` asks for."""
@@ -70,10 +69,6 @@ class Slots:
         """The table of the sequences in flight."""
         return self.table[: self.active]
 
-    def send(self, values: np.ndarray) -> Tensor:
-        """A host array on the device."""
-        return torch.from_numpy(values).to(self.device)
-
     def add(self, index: int, prompt: list[int], stream: int) -> None:
         """Puts a prompt into the first free slot."""
         slot, size = self.active, self.config.block_size
@@ -107,10 +102,30 @@ class Slots:
                 column[slot] = column[last]
             self.cache.move(last, slot, int(self.table["start"][last]) + self.config.block_size)
 
-    def response(self, slot: int) -> dict[str, list[Any]]:
-        """What the columns hold of a slot's decided response, from the prompt's end to its own."""
+    def trajectory(self, slot: int, prompt: list[int], failed: bool = False, goes_on: bool = False) -> Trajectory:
+        """What a slot has come to.
+
+        Args:
+            slot: whose response is decided, or failed, or goes on.
+            prompt: of it.
+            failed: its last step met logits that are not finite.
+            goes_on: the response is not decided yet, and ends where the current block starts.
+        """
+        row = self.table[slot]
+        num_steps, forwards = int(row["steps"]), int(row["forwards"])
+        if failed:
+            reason = f"logits that are not finite at denoising step {num_steps}"
+            return Trajectory(list(prompt), [], [], "error", forwards, num_steps, reason)
+        kept: dict[str, Any] = self.response(slot, goes_on)
+        ids, step_map = kept.pop("ids"), kept.pop("step_map")
+        why = UNFINISHED if goes_on else "stop" if ids[-1] in self.config.stop_ids else "length"
+        return Trajectory(list(prompt), ids, step_map, why, forwards, num_steps, **kept)
+
+    def response(self, slot: int, goes_on: bool = False) -> dict[str, list[Any]]:
+        """What the columns hold of a slot's response, from the prompt's end to its own; see `trajectory`."""
         row, columns = self.table[slot], self.columns
-        room = slice(int(row["prompt"]), int(row["prompt"]) + self.config.max_new_tokens)
+        first = int(row["prompt"])
+        room = slice(first, int(row["start"]) if goes_on else first + self.config.max_new_tokens)
         stops = np.flatnonzero(self.is_stop[columns["ids"][slot, room]])
         kept = slice(room.start, room.start + int(stops[0]) + 1) if len(stops) else room
         return {name: column[slot, kept].tolist() for name, column in columns.items()}

@@ -4,9 +4,10 @@ Each line is ok, a warning or an error with its cure; the exit status is 2 if th
 downloaded or written.
 """
 
+from t3d.entry import run_entry
+
 from t3d.arguments import ArgumentParser
 from t3d.doctor.command import KINDS, kind_of, report
-from t3d.entry import run_entry
 
 EXAMPLE = "python -m t3d.doctor config=configs/eval.yaml evaluation.checkpoint_path=/path/to/checkpoint"
 
@@ -22,9 +23,9 @@ def main(arguments: list[str]) -> None:
     asked = parser.parse_args(arguments)
     kind = asked.kind
     if kind is None and asked.settings:
-        from t3d.config import named_groups
+        from t3d.config import named_keys
 
-        kind = kind_of(named_groups(asked.settings))
+        kind = kind_of(named_keys(asked.settings))
     report(kind, asked.settings)
 
 

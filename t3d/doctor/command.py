@@ -17,6 +17,7 @@ from t3d.errors import UserError
 KINDS = ("sample", "train", "eval")
 TRAIN_GROUPS = {"model", "dataset", "training", "optimizer", "lr_scheduler", "wandb"}
 EVAL_GROUPS = {"execute", "table"}
+EVAL_KEYS = {"evaluation.rollouts", "evaluation.repair_known_bad"}
 DRY_RUN = "--dry-run"
 
 
@@ -80,11 +81,12 @@ def _page_alone() -> Iterator[None]:
         news.setLevel(level)
 
 
-def kind_of(groups: set[str]) -> str:
-    """The kind of command that a configuration is for, by the groups that it gives keys of."""
+def kind_of(keys: set[str]) -> str:
+    """The kind of command that a configuration is for, by the keys that it gives."""
+    groups = {key.partition(".")[0] for key in keys}
     if groups & TRAIN_GROUPS:
         return "train"
-    return "eval" if groups & EVAL_GROUPS else "sample"
+    return "eval" if groups & EVAL_GROUPS or keys & EVAL_KEYS else "sample"
 
 
 def _machine(examination: Examination, kind: str | None) -> None:

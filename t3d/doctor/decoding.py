@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from t3d.config import DecodeConfig, RolloutConfig, load_config
+from t3d.config import EvalConfig, RolloutConfig, SampleConfig, load_config
 from t3d.data.benchmarks import load_benchmark
 from t3d.decoding import DecodingConfig
 from t3d.decoding.limits import prompt_error
@@ -84,15 +84,17 @@ def examine_decoding(examination: Examination, arguments: list[str], grades: boo
         grades: it is an evaluation.
         launched: the command itself asks, from inside its launch if it has one.
     """
-    config = examination.obtain("settings", lambda: load_config(DecodeConfig, arguments, "", ""))
-    if config is not None:
-        _examine(examination, config, grades, launched)
+    schema = EvalConfig if grades else SampleConfig
+    config = examination.obtain("settings", lambda: load_config(schema, arguments, "", ""))
+    if isinstance(config, EvalConfig):
+        _examine_evaluation(examination, config, launched)
+    elif config is not None:
+        examine_model(examination, config, launched)
 
 
-def _examine(examination: Examination, config: DecodeConfig, grades: bool, launched: bool) -> None:
-    if grades:
-        is_needed = "code" in _data_types(config)
-        examination.examine("sandbox", lambda: machine.sandbox(config.execute.sandbox, is_needed))
+def _examine_evaluation(examination: Examination, config: EvalConfig, launched: bool) -> None:
+    is_needed = "code" in _data_types(config)
+    examination.examine("sandbox", lambda: machine.sandbox(config.execute.sandbox, is_needed))
     if config.evaluation.rollouts is not None:
         examination.examine("rollouts", lambda: rollouts(config))
         return
@@ -105,7 +107,7 @@ def _examine(examination: Examination, config: DecodeConfig, grades: bool, launc
     examine_model(examination, config, launched)
 
 
-def examine_model(examination: Examination, config: DecodeConfig, launched: bool) -> None:
+def examine_model(examination: Examination, config: SampleConfig, launched: bool) -> None:
     """Adds what keeps one checkpoint from decoding one data set."""
     settings = config.rollout
     patient = examination.obtain(
@@ -130,7 +132,7 @@ def examine_model(examination: Examination, config: DecodeConfig, launched: bool
     count = settings.max_active if asked is None else len(asked.items) * settings.num_response_per_task
     needed = Needed(
         weights=num_parameters(patient.config) * dtype.itemsize // settings.tensor_parallel_size,
-        decoding=decoding_memory(patient.config, dtype, decoding, 0 if asked is None else asked.longest),
+        decoding=decoding_memory(patient.config, dtype, decoding, 0 if asked is None else asked.longest, device),
         wanted=min(settings.max_active, count),
     )
     ranks = Ranks(size=int(os.environ.get("WORLD_SIZE", "1"))) if launched else Ranks()
@@ -138,7 +140,7 @@ def examine_model(examination: Examination, config: DecodeConfig, launched: bool
     examination.examine("rehearsal", lambda: model.decoding_rehearsal(patient.config, decoding, device, dtype))
 
 
-def decoding_settings(config: DecodeConfig, patient: Patient) -> DecodingConfig:
+def decoding_settings(config: SampleConfig, patient: Patient) -> DecodingConfig:
     """The decoder's settings; without a tokenizer, no stop tokens."""
     mask = patient.config.mask_token_id
     assert mask is not None  # the checkpoint is opened
@@ -149,7 +151,7 @@ def decoding_settings(config: DecodeConfig, patient: Patient) -> DecodingConfig:
     return decoding_config(config.rollout, checkpoint)
 
 
-def find_problems(config: DecodeConfig, patient: Patient | None) -> Problems:
+def find_problems(config: SampleConfig, patient: Patient | None) -> Problems:
     """Reads the data set, every record of it, and builds its longest prompts.
 
     Raises:
@@ -230,22 +232,21 @@ def memory(
         yield Finding("ok", "memory", f"{text}: all {needed.wanted} fit into {free}")
 
 
-def room(config: DecodeConfig, num_problems: int) -> Iterator[Finding]:
+def room(config: SampleConfig, num_problems: int) -> Iterator[Finding]:
     """Whether the rollout file, or the folder of a table, can be written."""
-    settings, path = config.rollout, rollout_path(config)
-    what, cells = counted(num_problems * settings.num_response_per_task, "response"), 1
-    if config.table.checkpoints:
-        cells = sum(1 for _ in every_cell(config))
+    settings, path, cells = config.rollout, rollout_path(config), 1
+    folder, what = path.parent, counted(num_problems * settings.num_response_per_task, "response")
+    if isinstance(config, EvalConfig) and config.table.checkpoints:
+        folder, cells = project_folder(config), sum(1 for _ in every_cell(config))
         what += f" in each of {counted(cells, 'cell')}"
     elif path.is_file():
         what += f"; {path.name} is there: kept if nothing differs, else renamed"
     needed = (TOKEN_BYTES * settings.max_token * num_problems * settings.num_response_per_task + SETTINGS_BYTES) * cells
-    folder = project_folder(config) if config.table.checkpoints else path.parent
     cure = "another experiment.output_dir, or rollout.max_token lower"
     yield from output.folder(folder, needed, what, cure, at_once=SETTINGS_BYTES)
 
 
-def rollouts(config: DecodeConfig) -> Iterator[Finding]:
+def rollouts(config: EvalConfig) -> Iterator[Finding]:
     """Whether a rollout file can be graded.
 
     Raises:
@@ -258,7 +259,7 @@ def rollouts(config: DecodeConfig) -> Iterator[Finding]:
     yield from output.folder(project_folder(config) / "results", 0, "grades", "another experiment.output_dir")
 
 
-def table(config: DecodeConfig) -> Iterator[Finding]:
+def table(config: EvalConfig) -> Iterator[Finding]:
     """Whether every checkpoint and data set of the grid is there."""
     cells = list(every_cell(config))
     by_name = {str(cell.config.evaluation.checkpoint_path): cell for cell in cells}
@@ -293,7 +294,7 @@ def _is_missing(cell: Cell) -> bool:
     return False
 
 
-def _data_types(config: DecodeConfig) -> set[str]:
+def _data_types(config: EvalConfig) -> set[str]:
     if not config.table.checkpoints:
         return {config.evaluation.data_type}
     return {cell.config.evaluation.data_type for cell in every_cell(config)}

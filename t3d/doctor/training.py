@@ -32,6 +32,7 @@ from t3d.training.run_folder import find_run
 from t3d.training.schedule import accumulation_steps, samples_per_step
 from t3d.training.settings import loss_settings, state_settings
 from t3d.training.states import StateSettings, TrainingSample, draw_state, sample_stream
+from t3d.training.trackers import unused_wandb
 
 STATE_BYTES = 16
 """Of each parameter on disk: single-precision weights, Adam's two moments, and the reference."""
@@ -281,7 +282,9 @@ def needed_bytes(config: TrainConfig, shape: SDARConfig, stage: int, processes: 
 
 
 def trackers(config: TrainConfig, environment: Mapping[str, str]) -> Iterator[Finding]:
-    """Whether the trackers asked for can be told anything."""
+    """Whether the trackers asked for can be told anything, and are those that were meant."""
+    if line := unused_wandb(config):
+        yield Finding("warning", "trackers", line)
     for name in config.experiment.trackers:
         if importlib.util.find_spec(name) is None:
             yield Finding(

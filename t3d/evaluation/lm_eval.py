@@ -7,6 +7,8 @@ is the harness's own command line, `lm_eval`, with this model registered.  Its r
 outside their own source tree; later ones read the entry point in pyproject.toml, and there plain `lm_eval` does too.
 """
 
+from t3d.entry import run_entry
+
 import dataclasses
 import json
 from collections import Counter, defaultdict
@@ -14,6 +16,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
+from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+from huggingface_hub.utils import logging as hub_logging
 from lm_eval.__main__ import cli_evaluate
 from lm_eval.api.instance import Instance
 from lm_eval.api.model import TemplateLM
@@ -24,18 +28,21 @@ from omegaconf import MISSING
 from tqdm import tqdm
 
 from t3d.config import load_config
-from t3d.config.schema import MAX_SEED, key
+from t3d.config.keys import key
+from t3d.config.schema import MAX_SEED
+from t3d.data.download import HTTP_ERROR
 from t3d.decoding import DecodingConfig, iter_decode
 from t3d.decoding.config import CONFIDENCES, warn_of_threshold
 from t3d.decoding.likelihood import iter_likelihoods
-from t3d.entry import run_entry
 from t3d.errors import CheckpointError, ConfigError, DataError
 from t3d.remasking import STRATEGIES
-from t3d.rollout.records import response_text
 from t3d.rollout.worker import pick_device
 from t3d.sdar.checkpoint import default_stop_ids, load_decoder
 from t3d.sdar.opening import open_checkpoint
+from t3d.trajectory import response_text
 
+UNREACHABLE = (ConnectionError, LocalEntryNotFoundError, HfHubHTTPError, HTTP_ERROR)
+"""What the harness's libraries raise without a network."""
 HARNESS_DEVICE = "cuda:0"
 """The harness's default of --device, said on machines without CUDA too."""
 SAMPLING = ("temperature", "top_p", "top_k")
@@ -188,7 +195,7 @@ class T3DLM(TemplateLM):
                     number = numbers[place]
                     if done.error is not None:
                         raise DataError(f"request {number}", "a prompt that can be decoded", done.error)
-                    text = response_text(done, decoding, self.tokenizer)
+                    text = response_text(done, self.tokenizer)
                     texts[number] = _cut(text, _stop_strings(requests[number].args[1]))
                     self.cache_hook.add_partial("generate_until", requests[number].args, texts[number])
                     progress.update()
@@ -257,9 +264,18 @@ def _cut(text: str, stop_strings: Sequence[str]) -> str:
 
 
 def main(arguments: list[str]) -> None:
-    """Runs the harness's command line, which reads sys.argv itself."""
+    """Runs the harness's command line, which reads sys.argv itself.
+
+    Raises:
+        DataError: the data of a task is neither on this machine nor within reach.
+    """
     del arguments
-    cli_evaluate()
+    hub_logging.set_verbosity_error()  # else two lines for each of its attempts
+    try:
+        cli_evaluate()
+    except UNREACHABLE as error:
+        expected = "the tasks' data, from the Hugging Face hub or the copy of an earlier download (HF_HOME)"
+        raise DataError("lm-eval", expected, error) from error
 
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from t3d.config import DecodeConfig, ExecuteConfig
+from t3d.config import EvalConfig, ExecuteConfig
 from t3d.rollout.run import outputs_name
 from t3d.storage.experiments import EXPERIMENTS
 from t3d.storage.fingerprint import text_digest
@@ -20,7 +20,7 @@ GRADES_THE_SAME = ("num_chunk", "num_workers", "sandbox", "math_verify")
 """Keys of `execute` that decide how answers are graded, not what their grades are."""
 
 
-def decoded_name(config: DecodeConfig, fingerprint: Mapping[str, Any]) -> str:
+def decoded_name(config: EvalConfig, fingerprint: Mapping[str, Any]) -> str:
     """Name of the rollouts that an evaluation decodes, from their settings and their job's fingerprint.
 
     For example `eval-optimized-MATH500-SDAR-4B-Chat-math-t3d-b4-s1-static-t0.1-seed0-1f0c9a3e`.
@@ -37,14 +37,14 @@ def decoded_name(config: DecodeConfig, fingerprint: Mapping[str, Any]) -> str:
     return "-".join(words)
 
 
-def given_name(config: DecodeConfig, rollouts: Path, dataset: str, checkpoint: str | None) -> str:
+def given_name(config: EvalConfig, rollouts: Path, dataset: str, checkpoint: str | None) -> str:
     """Name of the results of a given rollout file: the file's own, and a digest of what it holds and is said to be."""
     content = hashlib.sha256(rollouts.read_bytes()).hexdigest()
     told = [content, dataset, checkpoint, config.evaluation.data_type, config.evaluation.limit]
     return f"{rollouts.stem.removeprefix('outputs-')}-{text_digest(told)[:DIGEST_LETTERS]}"
 
 
-def graded_name(name: str, config: DecodeConfig) -> str:
+def graded_name(name: str, config: EvalConfig) -> str:
     """Name of the results of rollouts called `name`: the same, and a digest of how they are graded if not as usual."""
     settings = {"repair_known_bad": config.evaluation.repair_known_bad, **asdict(config.execute)}
     usual = {"repair_known_bad": True, **asdict(ExecuteConfig())}

@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from t3d.config import DecodeConfig
+from t3d.config import EvalConfig
 from t3d.data.benchmarks import load_benchmark
 from t3d.errors import ConfigError, DataError
 from t3d.evaluation.results import UNKNOWN_DECODING, Decoding
@@ -81,7 +81,7 @@ def read_details(path: Path) -> Details:
     return Details(told.dataset, told.checkpoint, told.problems, told.seconds, told.fingerprint, told.prompts)
 
 
-def with_recorded_prompts(config: DecodeConfig, details: Details, path: Path) -> DecodeConfig:
+def with_recorded_prompts(config: EvalConfig, details: Details, path: Path) -> EvalConfig:
     """The configuration with the wordings that a given rollout file was decoded with, as results record them.
 
     Raises:
@@ -95,7 +95,7 @@ def with_recorded_prompts(config: DecodeConfig, details: Details, path: Path) ->
     return replace(config, evaluation=replace(config.evaluation, prompts=details.prompts))
 
 
-def other_wording(config: DecodeConfig) -> str | None:
+def other_wording(config: EvalConfig) -> str | None:
     """What the checkpoint was trained to be asked and is not, in a line; None if nothing tells.
 
     Raises:
@@ -112,7 +112,7 @@ def other_wording(config: DecodeConfig) -> str | None:
     return f"evaluation.prompts is {asked or 'empty'}, and {found[0]} says that it was trained with {trained or 'none'}"
 
 
-def check_same_problems(records: list[dict[str, Any]], path: Path, config: DecodeConfig) -> bool:
+def check_same_problems(records: list[dict[str, Any]], path: Path, config: EvalConfig) -> bool:
     """Checks that a given rollout file answers problems of `evaluation.eval_dataset`, each no more than once.
 
     Returns:

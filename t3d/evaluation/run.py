@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from t3d.config import DecodeConfig
+from t3d.config import EvalConfig
 from t3d.data.benchmarks import known_bad, leakage_warning
 from t3d.errors import DataError
 from t3d.evaluation.environment import environment
@@ -47,7 +47,7 @@ class Evaluation:
     path: Path
 
 
-def evaluate(config: DecodeConfig) -> Evaluation:
+def evaluate(config: EvalConfig) -> Evaluation:
     """Decodes (or takes `evaluation.rollouts`), grades, and writes the results.
 
     What differs in model, problems, decoding or grading has files of its own (`t3d.evaluation.names`).  The same
@@ -69,7 +69,7 @@ def evaluate(config: DecodeConfig) -> Evaluation:
     return join_ranks().on_first(lambda: _evaluate_decoded(config, rollouts, name))
 
 
-def _at_newest_run(config: DecodeConfig) -> DecodeConfig:
+def _at_newest_run(config: EvalConfig) -> EvalConfig:
     """The configuration with the folder that its checkpoint is in, where it names that of a method."""
     asked = config.evaluation.checkpoint_path
     if asked is None or (found := newest_checkpoint(asked)) == asked:
@@ -78,7 +78,7 @@ def _at_newest_run(config: DecodeConfig) -> DecodeConfig:
     return replace(config, evaluation=replace(config.evaluation, checkpoint_path=found))
 
 
-def _evaluate_given(config: DecodeConfig, path: Path) -> Evaluation:
+def _evaluate_given(config: EvalConfig, path: Path) -> Evaluation:
     """Grades a rollout file that the configuration names, of any origin."""
     evaluation = config.evaluation
     source = _source(config, path)
@@ -90,7 +90,7 @@ def _evaluate_given(config: DecodeConfig, path: Path) -> Evaluation:
     return _evaluate(config, source, records, name)
 
 
-def _evaluate_decoded(config: DecodeConfig, path: Path, name: str) -> Evaluation:
+def _evaluate_decoded(config: EvalConfig, path: Path, name: str) -> Evaluation:
     """Grades the rollout file that was decoded for this evaluation."""
     return _evaluate(config, _source(config, path), read_rollouts(path, config.evaluation.data_type, None), name)
 
@@ -106,14 +106,14 @@ class _Source:
     leakage: str | None
 
 
-def _source(config: DecodeConfig, path: Path) -> _Source:
+def _source(config: EvalConfig, path: Path) -> _Source:
     details = read_details(path)
     dataset = details.dataset or dataset_name(config.evaluation.eval_dataset)
     checkpoint = details.checkpoint or config.evaluation.checkpoint_path
     return _Source(path, details, dataset, checkpoint, _leakage(checkpoint, dataset))
 
 
-def _evaluate(config: DecodeConfig, source: _Source, records: list[dict[str, Any]], name: str) -> Evaluation:
+def _evaluate(config: EvalConfig, source: _Source, records: list[dict[str, Any]], name: str) -> Evaluation:
     """Grades the records and writes the results under `name`, marked where grading is not as usual."""
     evaluation, details = config.evaluation, source.details
     bad = known_bad(records)

@@ -8,10 +8,12 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 _FENCE = re.compile(
-    r"^(?P<indent>[ \t]*(?:(?:[-*+]|\d{1,3}[.)])[ \t]+)?)(?P<marks>`{3,}|~{3,})"
+    r"^\ufeff?(?P<quote>(?:[ \t]*>)*)(?P<indent>[ \t]*(?:(?:[-*+]|\d{1,3}[.)])[ \t]+)?)(?P<marks>`{3,}|~{3,})"
     r"[ \t]*\{?\.?(?P<tag>[\w+#-]*)(?P<rest>[^\n`]*)$\n?",
     re.MULTILINE,
 )
+_BEHIND_TEXT = re.compile(r"(?<=\S)[ \t]+(?=```(?:python|python3|py)[ \t]*\r?$)", re.IGNORECASE | re.MULTILINE)
+_SPECIAL_TOKEN = re.compile(r"\s*<\|")
 _GLUED_END = re.compile(r"(?:`{3,50}|~{3,50})\s{0,50}\Z")
 _PYTHON = {"python", "python3", "py"}
 _CHOICES: dict[str, Callable[[Sequence[str]], str]] = {
@@ -30,9 +32,10 @@ class _Block:
 def extract_code(text: str, choice: str = "last", prefix: str = "") -> str | None:
     """Returns one of the blocks fenced as Python or, failing that, one of all fenced blocks.
 
-    A fence is three or more backticks or tildes at the start of a line, indented or not, or after a list's
-    mark; it ends with as many or more. A block in a list item loses that item's indentation. Empty blocks are
-    none. An unclosed block runs to the next fence with a language, or to the end.
+    A fence is three or more backticks or tildes at the start of a line, indented or not, or after a list's or a
+    quotation's mark; it ends with as many or more. A block in a list item loses that item's indentation. Empty blocks
+    are none. An unclosed block runs to the next fence with a language, or to the end. Only where no fence at a line's
+    start opens Python, one counts that does so at a line's end, behind text.
 
     Args:
         text: what the model wrote.
@@ -41,9 +44,16 @@ def extract_code(text: str, choice: str = "last", prefix: str = "") -> str | Non
     """
     if prefix and _opens_anew(text, prefix):
         return extract_code(text, choice)
-    blocks = [block for block in _blocks(prefix + text) if block.code.strip()]
+    blocks = _full_blocks(prefix + text)
+    if not any(block.is_python for block in blocks):
+        behind = _full_blocks(_BEHIND_TEXT.sub("\n", prefix + text))
+        blocks = [block for block in behind if block.is_python] or blocks
     chosen = [block.code for block in blocks if block.is_python] or [block.code for block in blocks]
     return _CHOICES[choice](chosen) if chosen else None
+
+
+def _full_blocks(text: str) -> list[_Block]:
+    return [block for block in _blocks(text) if block.code.strip()]
 
 
 def _opens_anew(text: str, prefix: str) -> bool:
@@ -77,7 +87,7 @@ def _blocks(text: str) -> Iterator[_Block]:
         if opened is None:
             opened = fence
         elif fence["marks"].startswith(opened["marks"]):
-            if not fence["tag"] and fence["rest"].strip():
+            if not fence["tag"] and fence["rest"].strip() and not _SPECIAL_TOKEN.match(fence["rest"]):
                 continue  # text after the marks: no closing fence
             yield _block(opened, text[opened.end() : fence.start()])
             opened = fence if fence["tag"] else None
@@ -87,6 +97,8 @@ def _blocks(text: str) -> Iterator[_Block]:
 
 def _block(fence: re.Match[str], inside: str) -> _Block:
     indent = len(fence["indent"])
+    if fence["quote"]:
+        inside = re.sub(rf"^(?:[ \t]*>){{1,{fence['quote'].count('>')}}}", "", inside, flags=re.MULTILINE)
     lines = [line[min(indent, len(line) - len(line.lstrip(" \t"))) :] for line in inside.splitlines(keepends=True)]
     code = "".join(lines)
     if indent and code[:1] in (" ", "\t"):

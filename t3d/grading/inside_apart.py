@@ -14,7 +14,7 @@ import os
 import sys
 import types
 
-from t3d.grading.wire import NotPlainError, decode, encode, update
+from t3d.grading.wire import MUTABLE, NotPlainError, decode, encode, update
 
 NOT_PLAIN = b"not plain data"
 FUNCTIONS = (
@@ -109,14 +109,15 @@ def kind(value):
 
 
 def answer(channel, function, given):
-    """Calls a function; tells its result, and its arguments where it changed them."""
+    """Calls a function; tells its result, which of its arguments that is, and its arguments where it changed them."""
     arguments, named = decode(given)
     try:
         result = function(*arguments, **named)
     except BaseException as error:  # noqa: BLE001 - likewise
         return channel.send("raised", *told(error), changed(given, arguments, named))
     try:
-        channel.send("returned", encode(result), changed(given, arguments, named))
+        same = next((place for place, argument in enumerate(arguments) if argument is result), None)
+        channel.send("returned", encode(result), same, changed(given, arguments, named))
     except NotPlainError:
         channel.send("not plain")
     return None
@@ -169,7 +170,9 @@ class StandIn:
             update(named, now_named)
         if word == "raised":
             raise self._channel.exception(said[0], said[1])
-        return decode(said[0])
+        result = decode(said[0])
+        same = changeable[said[1]] if said[1] is not None else None
+        return same if type(same) in MUTABLE and same == result else result
 
     def __getattr__(self, name):
         """Whatever else a function has, this one has not."""

@@ -164,7 +164,8 @@ def _runtime() -> tuple[list[str], str]:
         sysconfig.get_config_var("LIBDIR") or f"{sys.base_prefix}/lib",
         sysconfig.get_path("stdlib"),
         os.path.realpath(sysconfig.get_path("stdlib")),
-        os.path.realpath(sysconfig.get_path("platstdlib")),
+        os.path.dirname(sysconfig.get_config_var("DESTSHARED") or sysconfig.get_path("stdlib")),
+        "/usr/lib/locale",
     ]
     shown: list[str] = []
     for path in wanted:

@@ -16,7 +16,13 @@ _AFTER_ARTICLE = "because|since|as|and|which|with|is|for|due|in|by|on|given|wher
 
 
 _QUOTES = "'\u2019"
-_NOUN = "answer|option|choice|solution|letter|correct one|is"
+_TAGS = re.compile(r"<answer>(.{0,1000}?)</answer>|</?[a-z]{1,10}>", re.IGNORECASE | re.DOTALL)
+_WIDE = str.maketrans({"\uff1a": ": ", "\u3002": ". ", "\uff0c": ", "})
+_NOUN = "answer|ans|option|choice|solution|letter|statement|correct one|is"
+_SUBJECT = (
+    "that|which|and|but|so|thus|hence|therefore|because|since|while|as|only|is|think|believe|say|conclude|clearly"
+    "|option|choice|answer|letter|statement|response|alternative"
+)
 _VERB = "is|are|was|be|would be|should be|must be|being|[:=]|->|\u2192|[-\u2013\u2014]"
 _FILLER = (
     "(?:therefore|thus|clearly|definitely|indeed|simply|then|likely|probably|most likely"
@@ -28,7 +34,7 @@ _CHOOSE = "choose|select|pick|go with|chose|selected|picked|choosing|selecting|a
 
 def _letter(letters: str) -> str:
     """One of the letters as a word of its own, in brackets and the like or not; a lone A is no article."""
-    whole = rf"(?<![\w{_QUOTES}\-]){_DRESS}([{letters}])(?![\w{_QUOTES}\-])"
+    whole = rf"(?<![\w{_QUOTES}\-]){_DRESS}([{letters}])(?!_?[^\W_]|[{_QUOTES}]\w|-)"
     return whole + rf"(?!(?<=A) (?!(?:{_AFTER_ARTICLE})\b)[a-z])"
 
 
@@ -37,10 +43,13 @@ def _statements(letters: str) -> re.Pattern[str]:
     letter, mark = _letter(letters), "[*_`]{0,3}"
     named = rf"\b(?i:{_NOUN})\b(?:,[^,.]{{1,20}},)?{mark}(?: ?(?i:{_VERB}){mark}){{1,3}}"
     named += rf"(?: ?(?i:{_FILLER})\b[:,]?){{0,3}} ?{letter}"
-    praised = rf"{letter}[*_`)}}\].]{{0,4}} (?i:is|seems|looks|must be|would be|remains) "
+    subject = rf"(?:(?:^|[^\w\s{_QUOTES}]) ?|(?<!\w)(?i:{_SUBJECT}) )"
+    praised = rf"{subject}{letter}[*_`)}}\].]{{0,4}} (?i:is|seems|looks|must be|would be|remains) "
     praised += rf"(?:(?i:the|clearly|indeed|definitely|therefore|thus|most|our)\W)*(?i:{_PRAISE})\b"
     chosen = rf"\b(?i:{_CHOOSE}) (?:(?i:{_FILLER}) ){{0,2}}{letter}"
-    return re.compile(f"{named}|{praised}|{chosen}")
+    instead = rf"\b(?i:not) \(?[{letters}]\)?,? (?i:but)(?: (?i:rather|{_FILLER}))? {letter}"
+    concluded = rf"\b(?i:hence|thus|therefore|so|it is|it's|it must be),? {letter}(?=[)*_`}}\]]{{0,4}}(?:[.!]|$))"
+    return re.compile(f"{named}|{praised}|{chosen}|{instead}|{concluded}")
 
 
 def _mentions(letters: str) -> re.Pattern[str]:
@@ -59,7 +68,7 @@ def extract_option(text: str, letters: tuple[str, ...] = LETTERS) -> str | None:
     boxed = extract_boxed(text)
     if boxed and (letter := _alone(boxed, every)):
         return letter
-    text = text[-_MAX_CHARACTERS:]
+    text = _TAGS.sub(_untagged, text[-_MAX_CHARACTERS:].translate(_WIDE))
     words = " ".join(text.split())
     if stated := list(_statements(every).finditer(words)):
         return next(group for group in stated[-1].groups() if group)
@@ -76,3 +85,7 @@ def _alone(text: str, letters: str, content: bool = True) -> str | None:
     plain = _COMMANDS.sub("", text[:1000]).strip()
     found = re.match(rf"\(?([{letters}])(?:\s*\)?[.:]?\s*(?P<end>$)|\s*[.:)](?P<rest>.))", plain, re.DOTALL)
     return found[1] if found and (content or found["end"] is not None) else None
+
+
+def _untagged(match: re.Match[str]) -> str:
+    return "" if match[1] is None else f"\nThe answer is: {match[1].strip()}\n"

@@ -39,13 +39,13 @@ class NotPlainError(Exception):
 
 
 def encode(value):
-    """The text of a value, one line.
+    """The text of a value, one line; what can be changed and stands in two places is one object on the other side, too.
 
     Raises:
         NotPlainError: it is no plain data.
     """
     try:
-        return json.dumps(_parts(value))
+        return json.dumps(_parts(value, {}))
     except RecursionError:
         raise NotPlainError from None
 
@@ -57,7 +57,7 @@ def decode(text):
         ValueError: no text of `encode`.
     """
     try:
-        return _value(json.loads(text))
+        return _value(json.loads(text), [])
     except (KeyError, TypeError, IndexError, AttributeError, RecursionError) as error:
         raise ValueError("no plain data") from error
 
@@ -90,26 +90,42 @@ def merged(old, new):
     return new
 
 
-def _parts(value):
+def _parts(value, seen):
+    """JSON of a value; `seen` numbers the changeable containers so far by their id."""
     kind = type(value)
     if value is None:
         return None
-    if kind in SCALARS:
+    if kind in SCALARS and kind is not bytearray:
         letter, write = SCALARS[kind]
         return [letter, write(value)]  # type: ignore[operator]
-    if kind in CONTAINERS:
-        return [CONTAINERS[kind], [_parts(entry) for entry in value]]  # type: ignore[index]
-    if kind is dict:
-        return ["d", [[_parts(key), _parts(entry)] for key, entry in value.items()]]
-    raise NotPlainError(kind.__name__)
+    if id(value) in seen:
+        return ["r", seen[id(value)]]
+    if kind is bytearray:
+        parts = ["Y", value.hex()]
+    elif kind in CONTAINERS:
+        parts = [CONTAINERS[kind], [_parts(entry, seen) for entry in value]]  # type: ignore[index]
+    elif kind is dict:
+        parts = ["d", [[_parts(key, seen), _parts(entry, seen)] for key, entry in value.items()]]
+    else:
+        raise NotPlainError(kind.__name__)
+    if kind in MUTABLE:
+        seen[id(value)] = len(seen)
+    return parts
 
 
-def _value(parts):
+def _value(parts, seen):
+    """The value of JSON; `seen` holds the changeable containers so far."""
     if parts is None:
         return None
     letter, content = parts
+    if letter == "r":
+        return seen[content]
     if letter in READERS:
-        return READERS[letter](content)
-    if letter == "d":
-        return {_value(key): _value(entry) for key, entry in content}
-    return BUILDERS[letter](_value(entry) for entry in content)
+        value = READERS[letter](content)
+    elif letter == "d":
+        value = {_value(key, seen): _value(entry, seen) for key, entry in content}
+    else:
+        value = BUILDERS[letter](_value(entry, seen) for entry in content)
+    if type(value) in MUTABLE:
+        seen.append(value)
+    return value

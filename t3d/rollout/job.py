@@ -7,7 +7,7 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
-from t3d.config import DecodeConfig, RolloutConfig
+from t3d.config import RolloutConfig, SampleConfig
 from t3d.data.benchmarks import load_benchmark
 from t3d.decoding import DecodingConfig
 from t3d.errors import ConfigError
@@ -50,7 +50,7 @@ class Job:
         fingerprint: what the rollout file depends on, and nothing else.
     """
 
-    config: DecodeConfig
+    config: SampleConfig
     checkpoint: Checkpoint
     items: list[dict[str, Any]]
     requests: list[Request]
@@ -58,7 +58,7 @@ class Job:
     fingerprint: dict[str, Any]
 
 
-def make_job(config: DecodeConfig) -> Job:
+def make_job(config: SampleConfig) -> Job:
     """Reads the problems and the tokenizer, and builds every prompt.
 
     Raises:
@@ -109,7 +109,7 @@ def decoding_config(settings: RolloutConfig, checkpoint: Checkpoint) -> Decoding
     )
 
 
-def _problems(config: DecodeConfig) -> tuple[int, list[dict[str, Any]]]:
+def _problems(config: SampleConfig) -> tuple[int, list[dict[str, Any]]]:
     """The number of this machine's first problem, and its share of the data set."""
     evaluation = config.evaluation
     items = load_benchmark(find_data(evaluation.eval_dataset), evaluation.data_type, evaluation.limit)
@@ -120,7 +120,7 @@ def _problems(config: DecodeConfig) -> tuple[int, list[dict[str, Any]]]:
 
 
 def _requests(
-    first: int, items: Sequence[dict[str, Any]], tokenizer: PreTrainedTokenizerBase, config: DecodeConfig
+    first: int, items: Sequence[dict[str, Any]], tokenizer: PreTrainedTokenizerBase, config: SampleConfig
 ) -> Iterator[Request]:
     responses, evaluation = config.rollout.num_response_per_task, config.evaluation
     for place, item in enumerate(items):

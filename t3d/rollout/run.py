@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from tqdm.contrib.logging import logging_redirect_tqdm
 
-from t3d.config import DecodeConfig, RolloutConfig, save_config
+from t3d.config import RolloutConfig, SampleConfig, save_config
 from t3d.decoding.config import warn_of_threshold
 from t3d.errors import ConfigError, DataError
 from t3d.prompts import prompts_of
@@ -27,7 +27,7 @@ from t3d.storage.paths import dataset_name, model_name, user_path, workspace
 log = logging.getLogger(__name__)
 
 
-def outputs_name(config: DecodeConfig) -> str:
+def outputs_name(config: SampleConfig) -> str:
     """`eval-<model>-<dataset>`, with the machine's number in front when several share the problems."""
     evaluation = config.evaluation
     if evaluation.checkpoint_path is None:
@@ -36,17 +36,17 @@ def outputs_name(config: DecodeConfig) -> str:
     return f"{evaluation.node_index}-{name}" if evaluation.num_node > 1 else name
 
 
-def project_folder(config: DecodeConfig) -> Path:
+def project_folder(config: SampleConfig) -> Path:
     """The folder of a decoding project."""
     return user_path(config.experiment.output_dir or str(workspace() / user_path(config.experiment.project)))
 
 
-def rollout_path(config: DecodeConfig) -> Path:
+def rollout_path(config: SampleConfig) -> Path:
     """Where `rollout` writes."""
     return project_folder(config) / "temp_data" / f"outputs-{outputs_name(config)}.json"
 
 
-def rollout(config: DecodeConfig) -> Path:
+def rollout(config: SampleConfig) -> Path:
     """Decodes the data set with the checkpoint and returns the rollout file.
 
     The file has the release's name, whatever the settings; see `decode_job`.

@@ -109,8 +109,13 @@ def _load(share: Share) -> SDARForCausalLM:
     return model
 
 
-def pick_device(name: str, worker: int = 0) -> torch.device:
+def pick_device(name: str, worker: int = 0, where: str = "rollout.device") -> torch.device:
     """The device called `name`; auto is CUDA, else MPS, else the CPU, and CUDA's GPUs go to workers in turn.
+
+    Args:
+        name: auto, or torch's name of a device.
+        worker: number of the process on its machine.
+        where: the key, for the error.
 
     Raises:
         ConfigError: no such device here.
@@ -124,7 +129,7 @@ def pick_device(name: str, worker: int = 0) -> torch.device:
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:
         reason = str(error).splitlines()[0]
-        raise ConfigError("rollout.device", "a device of this machine", f"{name} ({reason})") from error
+        raise ConfigError(where, "a device of this machine", f"{name} ({reason})") from error
     return device
 
 

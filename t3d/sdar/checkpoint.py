@@ -29,13 +29,14 @@ from t3d.sdar.decoding_layers import compile_layers, pack_layers
 from t3d.sdar.modeling import SDARForCausalLM
 from t3d.sdar.weights import empty_network, weights_problem
 from t3d.storage.folders import atomic_folder
-from t3d.storage.paths import existing_path, start_of
+from t3d.storage.paths import model_path, start_of
 
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 WEIGHTS = re.compile(r".*\.(safetensors|bin|pt|pth|gguf)|.*\.(safetensors|bin)\.index\.json")
 MODEL_TYPE, MIXTURE = "sdar", "sdar_moe"
 CHAT_END = "<|im_end|>"
 MAX_SHARD_SIZE = "5GB"
+CARD = "README.md"
 
 
 def resolve_checkpoint(name: str, only: str | None = None) -> Path:
@@ -48,7 +49,7 @@ def resolve_checkpoint(name: str, only: str | None = None) -> Path:
     Raises:
         CheckpointError: neither a folder nor a model that the hub gives out.
     """
-    folder = existing_path(name)
+    folder = model_path(name)
     if folder.is_dir():
         return folder
     if not HUB_ID.fullmatch(name):
@@ -243,17 +244,21 @@ def default_stop_ids(folder: Path, tokenizer: PreTrainedTokenizerBase) -> tuple[
     return tuple(sorted(found - {None}))
 
 
-def save_model(model: SDARForCausalLM, state: Mapping[str, Tensor], source: Path, target: Path) -> None:
+def save_model(
+    model: SDARForCausalLM, state: Mapping[str, Tensor], source: Path, target: Path, card: str | None = None
+) -> None:
     """Writes a model folder that every engine that reads `source` can read; a half-written one is never seen.
 
     Everything in `source` but its weights is carried over byte for byte (config, tokenizer, generation
-    settings, remote-code files, which are copied and never run), so that only the weights differ.
+    settings, remote-code files, which are copied and never run), so that only the weights differ; and the card,
+    where a new one is given.
 
     Args:
         model: the network, for its parameter layout.
         state: its weights, gathered.
         source: the model folder it was trained from.
         target: the folder to write, replaced if it exists.
+        card: text of its model card, which takes the place of the one in `source`.
     """
     dtype: Any = load_config(source).dtype or torch.float32
     with atomic_folder(target) as folder:
@@ -267,3 +272,5 @@ def save_model(model: SDARForCausalLM, state: Mapping[str, Tensor], source: Path
         for path in source.iterdir():
             if path.is_file() and not WEIGHTS.fullmatch(path.name):
                 shutil.copyfile(path, folder / path.name)
+        if card is not None:
+            (folder / CARD).write_text(card, encoding="utf-8")

@@ -3,12 +3,20 @@
 import os
 from pathlib import Path
 
-from t3d.errors import DataError
+from t3d.errors import ConfigError, DataError
 
 SCRIPT_FOLDERS = ("sample", "data")
 """Folders that the release's commands are run from, one below the folder they work in."""
 
 CACHE_ROOT = "T3D_CACHE_ROOT"
+DATASETS = "datasets"
+"""Folder under `cache_root` of training data that is ready to be read."""
+
+PACKAGE = Path(__file__).parents[1]
+CONFIG_FOLDERS = ("configs", "accelerate_configs")
+"""Folders of configurations that come with t3d: of its commands, and of `accelerate launch`."""
+TOY_TEACHER = "t3d/toy/teacher"
+"""The built-in model, under the same name from every folder."""
 
 
 def cache_root() -> Path:
@@ -29,6 +37,47 @@ def existing_path(name: str) -> Path:
     path = user_path(name)
     above = workspace() / path
     return above if above.exists() and not path.exists() else path
+
+
+def model_path(name: str) -> Path:
+    """The folder of the model `name`: `existing_path`'s, or else, for `TOY_TEACHER`, the one that comes with t3d."""
+    path = existing_path(name)
+    return PACKAGE.parent / TOY_TEACHER if path == Path(TOY_TEACHER) and not path.is_dir() else path
+
+
+def config_path(name: str, start: Path | None = None) -> Path:
+    """The configuration called `name`: one rule for `config=`, `base:` and launchers.
+
+    A file under that path wins.  Else it is one of those that come with t3d, by its path in the folder configs, with
+    or without "configs/" in front and ".yaml" behind: t3d, toy/eval.yaml, configs/tables/table1.yaml.  Those of
+    accelerate are called accelerate_configs/NAME.
+
+    Args:
+        name: as the user wrote it.
+        start: folder that a relative path starts at; None: the working folder (see `existing_path`).
+
+    Raises:
+        ConfigError: there is nothing of that name.
+    """
+    path = existing_path(name) if start is None else start / user_path(name)
+    if path.exists() and not path.is_dir():
+        return path
+    for candidate in (Path(name), Path(f"{name}.yaml")):
+        first = candidate.parts[0] if candidate.parts else ""
+        folder, inner = (first, candidate.parts[1:]) if first in CONFIG_FOLDERS else ("configs", candidate.parts)
+        shipped = shipped_folder(folder).joinpath(*inner)
+        if not candidate.is_absolute() and ".." not in inner and shipped.is_file():
+            return shipped
+    if path.exists():
+        return path  # a folder, as whoever reads it will say
+    elsewhere = "" if user_path(name).is_absolute() else ", nor one that comes with t3d (`t3d configs` lists them)"
+    raise ConfigError(path, "a YAML file", f"none there{start_of(path)}{elsewhere}")
+
+
+def shipped_folder(name: str) -> Path:
+    """One of `CONFIG_FOLDERS`: inside an installed package, beside the package in a checkout."""
+    inside = PACKAGE / name
+    return inside if inside.is_dir() else PACKAGE.parent / name
 
 
 def start_of(name: str | Path) -> str:

@@ -8,7 +8,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from t3d.config import DecodeConfig, TableConfig
+from t3d.config import EvalConfig, TableConfig
 from t3d.data.benchmarks import DATASETS, load_benchmark
 from t3d.errors import CheckpointError, ConfigError, DataError
 from t3d.evaluation.results import Results, from_json, to_json
@@ -44,7 +44,7 @@ class Cell:
     """
 
     place: Place
-    config: DecodeConfig
+    config: EvalConfig
     is_missing: bool = False
 
 
@@ -67,7 +67,7 @@ class Run:
     path: Path | None = None
 
 
-def plan(config: DecodeConfig) -> list[Cell]:
+def plan(config: EvalConfig) -> list[Cell]:
     """Every cell of `config.table`, after a check that all can be evaluated.
 
     Raises:
@@ -147,7 +147,7 @@ def load_run(path: Path, place: Place) -> Run:
         raise DataError(path, "a cell of a table (remove its folder to evaluate it again)", error) from error
 
 
-def every_cell(config: DecodeConfig) -> Iterator[Cell]:
+def every_cell(config: EvalConfig) -> Iterator[Cell]:
     """The grid of `config.table`, unchecked."""
     table = config.table
     datasets = table.datasets or [config.evaluation.eval_dataset]
@@ -191,16 +191,16 @@ def _why_missing(checkpoint: str) -> str | None:
     return None
 
 
-def _problems(config: DecodeConfig) -> list[dict[str, Any]]:
+def _problems(config: EvalConfig) -> list[dict[str, Any]]:
     evaluation = config.evaluation
     return load_benchmark(find_data(evaluation.eval_dataset), evaluation.data_type, evaluation.limit)
 
 
-def _digest(config: DecodeConfig) -> str:
+def _digest(config: EvalConfig) -> str:
     return model_digest(resolve_checkpoint(str(config.evaluation.checkpoint_path)))
 
 
-def _key(config: DecodeConfig) -> str:
+def _key(config: EvalConfig) -> str:
     """Digest of all that the cell's figures depend on: content, settings and versions, not names of files."""
     timed = set(TIMINGS) & set(config.table.figures)
     left_out = CONTENT + WITHOUT_EFFECT + (() if timed else ON_SPEED)

@@ -1,5 +1,7 @@
 """Compare two evaluations of the same problems: a paired test and the paper's improvement."""
 
+from t3d.entry import run_entry
+
 import itertools
 import logging
 import sys
@@ -7,7 +9,6 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from t3d.arguments import ArgumentParser
-from t3d.entry import run_entry
 from t3d.errors import DataError
 from t3d.evaluation.results import Results, read_results
 from t3d.storage.files import write_json_atomic

@@ -4,8 +4,8 @@ import logging
 from pathlib import Path
 from typing import Any
 
-from t3d.config import DecodeConfig, TableConfig, load_config, save_config
-from t3d.config.schema import TABLE_AXES
+from t3d.config import EvalConfig, TableConfig, load_config, save_config
+from t3d.config.table import TABLE_AXES
 from t3d.errors import DataError
 from t3d.evaluation.results import to_json
 from t3d.rollout.run import project_folder
@@ -23,7 +23,7 @@ SHOWN = (
 )
 
 
-def run_table(config: DecodeConfig) -> str:
+def run_table(config: EvalConfig) -> str:
     """Evaluates every cell of `config.table`, writes results/<name>.{md,csv,tex,json}, and returns the first.
 
     A cell is evaluated once for its content (weights, problems, settings, versions), whatever table asks for
@@ -55,7 +55,7 @@ def load_table(path: Path) -> tuple[list[Run], TableConfig]:
     Raises:
         DataError: not such a file, or a file that it names is gone.
     """
-    config = load_config(DecodeConfig, [f"config={path.with_suffix('.config.yaml')}"], "", "")
+    config = load_config(EvalConfig, [f"config={path.with_suffix('.config.yaml')}"], "", "")
     runs = []
     for index, record in enumerate(read_json(path)):
         if not isinstance(record, dict) or not {*TABLE_AXES, "cell"} <= record.keys():

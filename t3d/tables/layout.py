@@ -1,7 +1,7 @@
 """A table laid out: runs at their places, averages, and what is the best of what is compared."""
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from t3d.config import TableConfig
@@ -125,6 +125,11 @@ def best_runs(runs: Sequence[Run], table: TableConfig, figure: str = "acc") -> l
     return best
 
 
+def named(runs: Sequence[Run], table: TableConfig) -> list[Run]:
+    """The runs under the names that their table gives them, for readers who do not have it beside them."""
+    return [replace(run, place={**run.place, "model": table.label(run.place["model"])}) for run in runs]
+
+
 def lay_out(runs: Sequence[Run], table: TableConfig) -> Grid:
     """The table of `runs`, which must fill its grid."""
     runs = in_order(runs, table)
@@ -139,8 +144,9 @@ def lay_out(runs: Sequence[Run], table: TableConfig) -> Grid:
             by_column = {_at(run, table.columns): run for run in mine if _at(run, table.rows) == labels}
             cells = [by_column.get(column) for column in columns]
             entries = [_entry(run, figure, best[figure]) for run in cells for figure in table.figures]
-            rows.append(Row(tuple(map(str, labels)), (*entries, *averages.get((section, labels), ()))))
-        label = ", ".join(_label(axis, value) for axis, value in zip(table.sections, section, strict=True))
+            names = [_name(axis, value, table) for axis, value in zip(table.rows, labels, strict=True)]
+            rows.append(Row(tuple(names), (*entries, *averages.get((section, labels), ()))))
+        label = ", ".join(_label(axis, value, table) for axis, value in zip(table.sections, section, strict=True))
         sections.append(Section(label or None, tuple(rows)))
     return Grid(
         title=table.title or table.name,
@@ -154,7 +160,7 @@ def lay_out(runs: Sequence[Run], table: TableConfig) -> Grid:
 def _column_heads(columns: Sequence[tuple], table: TableConfig) -> tuple[tuple[str, ...], ...]:
     heads = []
     for column in columns:
-        labels = [_label(axis, value) for axis, value in zip(table.columns, column, strict=True)]
+        labels = [_label(axis, value, table) for axis, value in zip(table.columns, column, strict=True)]
         several = len(table.figures) > 1 or not labels
         heads += [(*labels, FIGURES[figure].label) if several else tuple(labels) for figure in table.figures]
     if table.average:
@@ -245,8 +251,13 @@ def _groups(runs: Sequence[Run], axes: Sequence[str]) -> list[list[Run]]:
     return [[run for run in runs if _at(run, axes) == values] for values in _distinct(runs, axes)]
 
 
-def _label(axis: str, value: Any) -> str:
-    return AXIS_LABELS.get(axis, "{}").format(value)
+def _name(axis: str, value: Any, table: TableConfig) -> str:
+    return table.label(value) if axis == "model" else str(value)
+
+
+def _label(axis: str, value: Any, table: TableConfig) -> str:
+    """A value that is read without its axis beside it."""
+    return AXIS_LABELS.get(axis, "{}").format(_name(axis, value, table))
 
 
 def _notes(runs: Sequence[Run], table: TableConfig) -> str:
@@ -261,7 +272,7 @@ def _notes(runs: Sequence[Run], table: TableConfig) -> str:
         f" (paired test on the same problems, two-sided, level {table.level:g})."
     )
     if table.unranked:
-        notes.append(f"For reference, not ranked: {', '.join(table.unranked)}.")
+        notes.append(f"For reference, not ranked: {', '.join(map(table.label, table.unranked))}.")
     if any(run.results is None for run in runs):
         notes.append("--: no checkpoint.")
     return " ".join(notes)

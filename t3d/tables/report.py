@@ -1,5 +1,7 @@
 """One HTML file, without anything to fetch, that shows tables, plots, and the settings of every run."""
 
+from t3d.entry import run_entry
+
 import base64
 import logging
 from collections.abc import Sequence
@@ -12,7 +14,6 @@ import jinja2
 
 from t3d.arguments import ArgumentParser
 from t3d.config import TableConfig
-from t3d.entry import run_entry
 from t3d.errors import DataError
 from t3d.evaluation.results import Results, from_json
 from t3d.storage.files import atomic_writer, read_json
@@ -21,7 +22,7 @@ from t3d.storage.paths import user_path
 from t3d.tables.cells import Run
 from t3d.tables.curves import AUP_ALPHA, AUP_TOLERANCE, Panel, distinct, panels, reference_accuracy
 from t3d.tables.fill import load_table
-from t3d.tables.layout import lay_out
+from t3d.tables.layout import lay_out, named
 from t3d.tables.outcomes import load_outcomes
 from t3d.tables.plots import aup_d3llm_plot, aup_plot, budget_plot, pareto_plot, svg
 from t3d.tables.render import MISSING, head_levels, row_labels, shown
@@ -83,7 +84,10 @@ def plot_sets(
     tables: Sequence[tuple[list[Run], TableConfig]], singles: Sequence[Run], baseline: str | None
 ) -> list[PlotSet]:
     """The plots of each set of models that the tables, or the single results together, show."""
-    sources = [(table.name, table.title or table.name, mine, table.baseline) for mine, table in tables]
+    sources = [
+        (table.name, table.title or table.name, named(mine, table), table.baseline and table.label(table.baseline))
+        for mine, table in tables
+    ]
     if singles:
         sources.append(("results", "the single results", list(singles), baseline))
     chosen = panels([(mine, reference) for _, _, mine, reference in sources])
@@ -97,7 +101,7 @@ def page(
     trajectories: str | None = None,
 ) -> str:
     """The report as an HTML document, with a link to a page of `t3d.viewer` if there is one."""
-    runs = distinct([run for mine, _ in tables for run in mine] + list(singles))
+    runs = distinct([run for mine, table in tables for run in named(mine, table)] + list(singles))
     common, varied = _settings(runs)
     environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined)
     environment.filters["base64"] = lambda text: base64.b64encode(text.encode()).decode("ascii")

@@ -3,13 +3,14 @@
 python -m t3d.toy.base --out build/toy/base
 """
 
+from t3d.entry import run_entry
+
 import logging
 from pathlib import Path
 
 from transformers import GenerationConfig
 
 from t3d.arguments import ArgumentParser
-from t3d.entry import run_entry
 from t3d.sdar.configuration import SDARConfig
 from t3d.storage.folders import make_folder
 from t3d.storage.paths import user_path

@@ -6,6 +6,8 @@ mixes them up, which is what few-step decoding suffers from and distillation men
     python -m t3d.toy.problems --split test --limit 50 --out data/TinyMath.json
 """
 
+from t3d.entry import run_entry
+
 import itertools
 import logging
 from collections.abc import Iterator
@@ -14,7 +16,6 @@ from typing import Any
 import numpy as np
 
 from t3d.arguments import ArgumentParser
-from t3d.entry import run_entry
 from t3d.errors import UserError
 from t3d.storage.files import write_json_atomic
 from t3d.storage.folders import make_folder

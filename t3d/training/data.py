@@ -12,7 +12,7 @@ from t3d.errors import DataError
 from t3d.prompts import build_prompt, check_text, encode_answer, is_worded, prompts_of
 from t3d.sdar.checkpoint import WEIGHTS, chat_end_id
 from t3d.storage.files import iter_json_list
-from t3d.storage.paths import cache_root
+from t3d.storage.paths import DATASETS, cache_root
 from t3d.training.samples import Samples, build_once
 from t3d.training.states import TrainingSample
 from t3d.trajectory import failures, record_trajectories
@@ -53,7 +53,7 @@ def load_samples(
     prompts = prompts_of(dataset.data_type, dataset.prompts)
     settings = [FORMAT, dataset.data_type, dataset.prompt_style, *([prompts] if prompts else []), vocab_size]
     cache = build_once(
-        cache_root() / "datasets",
+        cache_root() / DATASETS,
         [*paths, *_tokenizer_files(tokenizer)],
         settings,
         lambda: iter_samples(paths, tokenizer, dataset, vocab_size),

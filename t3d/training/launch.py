@@ -9,7 +9,7 @@ from accelerate import Accelerator
 from accelerate.utils import DistributedType, InitProcessGroupKwargs, is_deepspeed_available
 
 from t3d.config import TrainConfig
-from t3d.devices import leave_group_at_exit
+from t3d.devices import leave_group_at_exit, reuse_freed_memory
 from t3d.errors import ConfigError
 from t3d.training.schedule import accumulation_steps
 
@@ -48,6 +48,8 @@ def make_accelerator(config: TrainConfig) -> Accelerator:
         kwargs_handlers=[InitProcessGroupKwargs(timeout=TIMEOUT, **backend)],
     )
     leave_group_at_exit()
+    if accelerator.device.type == "cpu":
+        reuse_freed_memory()
     accelerator.gradient_accumulation_steps = accumulation = accumulation_steps(training, accelerator.num_processes)
     if plugin := accelerator.state.deepspeed_plugin:
         plugin.deepspeed_config["train_micro_batch_size_per_gpu"] = training.batch_size_lm

@@ -6,6 +6,7 @@ import time
 from collections import defaultdict
 from collections.abc import Mapping
 from contextlib import closing, nullcontext
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import NoReturn
@@ -15,6 +16,7 @@ from accelerate import Accelerator
 from accelerate.utils import gather_object
 from tqdm import tqdm
 
+from t3d.cards.model import Run, base_of, model_card
 from t3d.config import TrainConfig, TrainingConfig, save_config
 from t3d.data.benchmarks import leakage_warning
 from t3d.errors import UserError
@@ -32,7 +34,7 @@ from t3d.training.metrics import MetricsLog
 from t3d.training.models import prepare_models
 from t3d.training.packing import Batch, collate
 from t3d.training.reference import refresh
-from t3d.training.run_folder import open_run_folder, run_inputs
+from t3d.training.run_folder import open_run_folder, run_inputs, to_train_on
 from t3d.training.scaling import SkippedSteps
 from t3d.training.schedule import (
     SampleOrder,
@@ -100,6 +102,7 @@ class Trainer:
         self.plan = choose_plan(accelerator.device, COMPUTED_IN[accelerator.mixed_precision], heads)
         inputs = partial(run_inputs, self.checkpoint.folder, self.samples.digest)
         self.folder, resume_state = open_run_folder(config, accelerator, inputs)
+        self.resumed = resume_state
         self.step = 0 if resume_state is None else load_state(accelerator, resume_state, self.reference)
 
     def run(self) -> Path:
@@ -109,6 +112,8 @@ class Trainer:
         if main:
             save_config(self.config, self.folder / "config.yaml")
             log.info("%s: %s", self.folder, self._plan())
+            if self.resumed is not None:
+                log.info("%s", self._resumption(self.resumed))
             given = self.config.training.gradient_accumulation_steps
             if given not in (self.accumulation, TrainingConfig.gradient_accumulation_steps):
                 log.warning("training.gradient_accumulation_steps = %d is not used: global_batch_size decides", given)
@@ -133,6 +138,13 @@ class Trainer:
             f"{len(self.samples)} samples, {self.global_batch} per step ({processes} process(es) on"
             f" {self.accelerator.device.type}, {deepspeed}, {shares}), {self.num_steps} steps, {epochs:.2f} epochs"
         )
+
+    def _resumption(self, state: Path) -> str:
+        """What is resumed, in a line."""
+        done = f"step {self.step} of {self.num_steps}"
+        if self.step < self.num_steps:
+            return f"resumed from {state}, {done}"
+        return f"{self.folder} is finished ({done}); {to_train_on(self.folder, self.config)}"
 
     def _train(self, metrics_log: MetricsLog | None) -> None:
         """Steps up to the last one; only the main process has a `metrics_log`."""
@@ -195,12 +207,19 @@ class Trainer:
         weights = self.accelerator.get_state_dict(self.student)
         if self.accelerator.is_main_process:
             with saving(target):
-                save_model(self.accelerator.unwrap_model(self.student), weights, self.checkpoint.folder, target)
+                student = self.accelerator.unwrap_model(self.student)
+                save_model(student, weights, self.checkpoint.folder, target, self._card())
         save_state(self.accelerator, self.folder / "state", self.step, self.global_batch, self.reference)
         if self.accelerator.is_main_process:
             for kept in ("ckpt", "state"):
                 prune(self.folder / kept, self.config.experiment.checkpoints_total_limit)
         self.accelerator.wait_for_everyone()
+
+    def _card(self) -> str:
+        """The model card of the checkpoint of this step."""
+        source = self.checkpoint.folder
+        run = Run(asdict(self.config), self.step, self.num_steps, len(self.samples), self.global_batch)
+        return model_card(base_of(self.config.model.pretrained_model, source), run, source)
 
     def _parts(self) -> list[list[Visit]]:
         """This process's micro-batches of the next global step; every process has as many."""

@@ -1,6 +1,6 @@
 """Memory that training takes on each GPU, estimated before anything is rented.
 
-python -m t3d.training.memory config=configs/ddo_sdar_full_self.yaml num_gpus=8
+python -m t3d.training.memory config=configs/t3d.yaml num_gpus=8
 
 With P parameters, N GPUs, ZeRO stage s, c bytes per number that the network computes in (2 for bf16, 4 for fp32) and a
 bytes per number that micro-batches are summed in (`training.grad_accum_dtype`):
@@ -43,6 +43,8 @@ CUDA's context, NCCL and fragmentation are a flat `RESERVE`.  tests/training/tes
 real steps of small networks on a CPU; no figure was measured on a GPU.
 """
 
+from t3d.entry import run_entry
+
 import json
 import sys
 from collections.abc import Iterator
@@ -58,8 +60,7 @@ from torch.autograd.graph import saved_tensors_hooks
 from transformers import AutoModelForCausalLM
 
 from t3d.config import TrainConfig, TrainingConfig, load_config
-from t3d.config.schema import key
-from t3d.entry import run_entry
+from t3d.config.keys import key
 from t3d.objectives.registry import OBJECTIVES
 from t3d.sdar.backend import AttentionPlan
 from t3d.sdar.checkpoint import load_config as load_model_config
@@ -68,7 +69,7 @@ from t3d.sdar.configuration import SDARConfig
 from t3d.sdar.modeling import SDARForCausalLM
 from t3d.training.forward import CHUNK_BYTES
 
-EXAMPLE = "python -m t3d.training.memory config=configs/ddo_sdar_full_self.yaml num_gpus=8"
+EXAMPLE = "python -m t3d.training.memory config=configs/t3d.yaml num_gpus=8"
 GIB = 2**30
 BUCKET_NUMBERS = 500_000_000
 LIVE_PARAMETERS = 1_000_000_000

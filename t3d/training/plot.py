@@ -3,6 +3,8 @@
 python -m t3d.training.plot RUN [RUN ...] [--out FILE.png|.svg]
 """
 
+from t3d.entry import run_entry
+
 import logging
 import os
 from collections.abc import Mapping, Sequence
@@ -18,7 +20,6 @@ from matplotlib.lines import Line2D
 from numpy.typing import NDArray
 
 from t3d.arguments import ArgumentParser
-from t3d.entry import run_entry
 from t3d.errors import DataError
 from t3d.storage.paths import user_path
 from t3d.training.metrics import METRICS, read_metrics
@@ -143,7 +144,7 @@ def main(arguments: list[str]) -> None:
     """Parses the command line, draws and saves."""
     parser = ArgumentParser(
         "Draws loss, log-ratios, gradient norm and learning rate of training runs over their global steps.",
-        "python -m t3d.training.plot paper/train/t3d paper/train/td --out curves.svg",
+        "python -m t3d.training.plot toy_paper/train/t3d toy_paper/train/td --out curves.svg",
     )
     parser.add_argument("runs", metavar="RUN", nargs="+", type=user_path, help="folder of a run (holds metrics.jsonl)")
     parser.add_argument(

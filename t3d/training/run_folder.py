@@ -33,6 +33,9 @@ not depend on them.  (`max_grad_norm` there is another name for training's.)"""
 BATCH_KEYS = ("training.global_batch_size", "training.gradient_accumulation_steps")
 """Keys that may change as long as a step has as many samples."""
 
+LENGTH_KEYS = ("training.max_steps", "training.num_train_epochs")
+"""Keys that say how long a run is."""
+
 PLACE_KEYS = ("training.shard_reference",)
 """Keys that say where something lies, not what it is: states hold the whole reference, and either way it computes the
 same."""
@@ -159,7 +162,20 @@ def _check_same(config: TrainConfig, folder: Path) -> None:
         free = group == "wandb" or (group == "experiment" and key in FREE_KEYS)
         free = free or name in (*BATCH_KEYS, *PLACE_KEYS)
         if not free and then != now:
-            raise ConfigError(name, f"{then}, as in the run to resume ({folder})", now)
+            longer = f"; {to_train_on(folder, config)}" if name in LENGTH_KEYS else ""
+            raise ConfigError(name, f"{then}, as in the run to resume ({folder}){longer}", now)
+
+
+def to_train_on(folder: Path, config: TrainConfig) -> str:
+    """How to train longer than the run in `folder` was meant to: its length shapes the schedule, so in a new run."""
+    checkpoint = folder / "ckpt" / config.model.optimized_name
+    if not checkpoint.is_dir():
+        return "to train longer, let it end first"
+    return (
+        f"to train longer: model.pretrained_model={checkpoint}"
+        f" dataset.optimization_data={config.dataset.optimization_data}, a new experiment.output_dir and no"
+        " experiment.resume_from"
+    )
 
 
 def _recorded(folder: Path) -> dict[str, Any]:

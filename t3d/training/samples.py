@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 
 from t3d.errors import DataError
 from t3d.storage.folders import make_folder
+from t3d.storage.locks import mark_in_use
 from t3d.training.states import TrainingSample
 
 log = logging.getLogger(__name__)
@@ -56,6 +57,7 @@ class Samples:
             DataError: no whole Arrow file.
         """
         try:
+            mark_in_use(path, self)
             self._rows = Dataset.from_file(str(path))
         except (OSError, pa.ArrowException) as error:
             raise DataError(path, "a whole cache file (remove it to have it built again)", error) from error
@@ -124,6 +126,7 @@ def build_once(
                     os.replace(partial, target)
                 finally:
                     partial.unlink(missing_ok=True)
+            target.touch()  # when it was used last
     except OSError as error:
         expected = "room for the training data (T3D_CACHE_ROOT says where)"
         raise DataError(folder, expected, error.strerror or error) from error

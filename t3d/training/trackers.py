@@ -3,6 +3,7 @@
 import logging
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -110,6 +111,17 @@ class TensorBoard(Tracker):
 TRACKERS: dict[str, type[Tracker]] = {tracker.name: tracker for tracker in (Wandb, TensorBoard)}
 
 
+def unused_wandb(config: TrainConfig) -> str | None:
+    """What to say of a group `wandb` that is filled in while nothing is sent there; None if all is well."""
+    given = [entry.name for entry in fields(config.wandb) if vars(config.wandb)[entry.name] not in (None, False)]
+    if not given or Wandb.name in config.experiment.trackers:
+        return None
+    keys = ", ".join(f"wandb.{name}" for name in given)
+    return f"{keys}: not used, as experiment.trackers does not name wandb (experiment.trackers=[wandb])"
+
+
 def start_trackers(folder: Path, config: TrainConfig, first_step: int) -> list[Tracker]:
     """The trackers of `experiment.trackers`, from the step after `first_step` on."""
+    if line := unused_wandb(config):
+        log.warning("%s", line)
     return [TRACKERS[name](folder, config, first_step) for name in config.experiment.trackers]

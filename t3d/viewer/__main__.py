@@ -1,11 +1,12 @@
 """Looks at rollouts: writes an HTML page that replays how responses were denoised, one file or two side by side."""
 
+from t3d.entry import run_entry
+
 import logging
 import sys
 from pathlib import Path
 
-from t3d.arguments import ArgumentParser
-from t3d.entry import run_entry
+from t3d.arguments import ArgumentParser, count
 from t3d.storage.files import atomic_writer
 from t3d.storage.folders import make_folder
 from t3d.viewer.page import render
@@ -26,8 +27,8 @@ def main(arguments: list[str]) -> None:
     parser.add_argument(
         "--tokenizer", default=None, help="model folder or hub id (default: the one named beside the file)"
     )
-    parser.add_argument("--limit", type=_count, default=None, help="only the first N problems")
-    parser.add_argument("--text", type=_count, default=None, metavar="N", help="print N responses and figures, no page")
+    parser.add_argument("--limit", type=count, default=None, help="only the first N problems")
+    parser.add_argument("--text", type=count, default=None, metavar="N", help="print N responses and figures, no page")
     options = parser.parse_args(arguments)
     paths = [path for path in (options.rollouts, options.other) if path is not None]
     pieces = open_pieces(paths[0], options.tokenizer)
@@ -40,13 +41,6 @@ def main(arguments: list[str]) -> None:
     with atomic_writer(options.out) as file:
         file.write(page)
     log.info("%s: %d responses", options.out, sum(len(source.responses) for source in sources))
-
-
-def _count(text: str) -> int:
-    number = int(text)
-    if number < 1:
-        raise ValueError(text)
-    return number
 
 
 if __name__ == "__main__":

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from t3d.decoding import DecodingConfig, decode
-from t3d.decoding.draws import join, judge
+from t3d.decoding.draws import JUDGED_BYTES, RowTiles, join, judge, row_tiles
 from t3d.decoding.plain import decode_plain
 from t3d.trajectory import Trajectory
 
@@ -83,6 +83,43 @@ def test_tiles_of_rows_join_to_the_whole() -> None:
     assert joined.entropies is not None
     assert torch.equal(whole.entropies, joined.entropies)
     assert joined.logprobs is None
+
+
+@pytest.mark.parametrize("record", [(), ("logprob",), ("entropy", "logprob")])
+def test_draws_travel_as_one_tensor(record: tuple[str, ...]) -> None:
+    rows = torch.randn(7, 5, generator=torch.Generator().manual_seed(0))
+    rows[3, 0] = math.nan
+    drawn = judge(rows, None, "confidence", DecodingConfig(MASK, record=record))
+    words = drawn.packed()
+    assert words.shape == (3 + len(record), 7)
+    back = drawn.unpacked(words.clone())
+    for name, column in vars(drawn).items():
+        found = vars(back)[name]
+        assert (column is None) == (found is None), name
+        if column is not None:
+            assert found.dtype == column.dtype
+            assert torch.equal(found.nan_to_num(), column.nan_to_num()), name
+
+
+def test_a_card_applies_the_head_once_and_judges_as_much_as_fits() -> None:
+    card, cpu = torch.device("cuda"), torch.device("cpu")
+    assert row_tiles(151_936, torch.float32, cpu) == RowTiles(64, 64)
+    tiles = row_tiles(151_936, torch.bfloat16, card)
+    assert tiles.product >= 128 * 4, "128 sequences in blocks of 4"
+    assert tiles.judged * 151_936 * 4 <= JUDGED_BYTES < (tiles.judged + 1) * 151_936 * 4
+    assert row_tiles(10**9, torch.float32, card) == RowTiles(1, 1)
+
+
+@pytest.mark.parametrize(("tiles", "products"), [((64, 64), 1), ((5, 2), 3), ((100, 3), 1), ((1, 1), 12)])
+def test_tiles_of_rows_change_nothing(build_tiny_model, monkeypatch, tiles: tuple[int, int], products: int) -> None:
+    model = build_tiny_model().double()
+    prompts, config = [[5, 6, 7, 8], [1, 2, 3, 4], [9] * 8], DecodingConfig(47, 4, 2, 8, temperature=0.7)
+    expected = decode(model, prompts, config)
+    calls = []
+    model.lm_head.register_forward_hook(lambda *given: calls.append(len(given[2])))
+    monkeypatch.setattr("t3d.decoding.runner.row_tiles", lambda *given: RowTiles(*tiles))
+    assert decode(model, prompts, config) == expected
+    assert sum(calls[:products]) == 12, "three blocks of four masks, so many rows at a time"
 
 
 # In responses

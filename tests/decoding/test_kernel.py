@@ -11,7 +11,7 @@ from torch import Tensor
 from t3d.decoding import DecodingConfig, decode
 from t3d.decoding import kernel as kernel_module
 from t3d.decoding.kernel import Kernel, choose_kernel, find_kernel
-from t3d.decoding.plan import FlashPlan, SdpaPlan
+from t3d.decoding.plan import FlashPlan, SdpaPlan, WidePlan
 from t3d.sdar.backend import Heads, masked_attention, masked_kernels
 from tests.decoding.test_plan import filled_cache, flash_by_hand, spans_of
 
@@ -151,6 +151,12 @@ def test_what_no_flash_attn_would_help_is_told_and_no_warning(card, level, dtype
     card(*level)
     kernel = find_kernel(CPU, dtype, HEADS)
     assert (kernel.plan, kernel.why, kernel.is_fallback) == (SdpaPlan, why, False)
+
+
+def test_a_card_without_flash_attn_attends_once_for_all(card) -> None:
+    card()
+    assert find_kernel(torch.device("cuda"), torch.float32, HEADS).plan is WidePlan
+    assert find_kernel(CPU, torch.float32, HEADS).plan is SdpaPlan
 
 
 def test_an_old_card_asks_no_flash_attn(card, flash_attn) -> None:

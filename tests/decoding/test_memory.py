@@ -69,7 +69,7 @@ def widths(monkeypatch):
 
 def room_for(model: SDARForCausalLM, num_slots: float) -> int:
     """Free bytes of which so many slots fit into what may be used on a CPU."""
-    needed = decoding_memory(model.config, model.dtype, CONFIG, max(map(len, PROMPTS)))
+    needed = decoding_memory(model.config, model.dtype, CONFIG, max(map(len, PROMPTS)), CPU)
     return int((needed.shared + needed.per_slot * num_slots) / (1 - 1 / devices.KEPT_BACK_SHARE)) + 10
 
 
@@ -137,14 +137,14 @@ def test_the_estimate_covers_what_decoding_takes(size: int, num_slots: int, prom
 
     with Beside() as live:
         decode(model, [[7] * prompt] * num_slots, config, max_active=num_slots)
-    needed = decoding_memory(model.config, model.dtype, config, prompt)
+    needed = decoding_memory(model.config, model.dtype, config, prompt, CPU)
     assert live.peak <= needed.shared + num_slots * needed.per_slot <= 2 * live.peak
 
 
 def test_an_a100_with_40_gb_holds_some_ninety_long_sequences_of_4b() -> None:
     """The shipped settings ask for 256, of up to 2,048 new tokens."""
     config = DecodingConfig(151_669, 4, 4, max_new_tokens=2048, temperature=0.1)
-    needed = decoding_memory(SDARConfig(**SDAR_4B), torch.bfloat16, config, 250)
+    needed = decoding_memory(SDARConfig(**SDAR_4B), torch.bfloat16, config, 250, torch.device("cuda"))
     free = int(39.4 * 2**30) - 8_050_000_000 - devices.KEPT_BACK
     assert 85 <= needed.slots(free) <= 97
     assert needed.slots(10**9) < 3

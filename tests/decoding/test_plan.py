@@ -11,7 +11,9 @@ from t3d.decoding import DecodingConfig, decode
 from t3d.decoding import engine as engine_module
 from t3d.decoding.cache import SlotCache
 from t3d.decoding.kernel import Kernel
-from t3d.decoding.plan import SLOT_TILE, FlashPlan, SdpaPlan, Spans
+from t3d.decoding.parcel import Parcel
+from t3d.decoding.plan import SLOT_TILE, FlashPlan, SdpaPlan, Spans, WidePlan
+from t3d.sdar.backend import AttentionPlan
 from tests.conftest import make_tiny_config
 
 LENGTH, SIZE, HEADS, KEY_HEADS, DIM = 64, 4, 4, 2, 8
@@ -64,7 +66,7 @@ def test_both_plans_show_each_block_its_slots_keys_up_to_its_own_end(runs: list[
         for heads in (HEADS, KEY_HEADS, KEY_HEADS)
     )
     results = []
-    for build in (SdpaPlan, lambda spans, cache: FlashPlan(spans, cache, flash_by_hand)):
+    for build in (SdpaPlan, WidePlan, partial(FlashPlan, flash=flash_by_hand)):
         cache = filled_cache(num_slots)
         results.append(build(spans, cache).attend(1, query, key, value, 0.3))
         token = 0
@@ -75,21 +77,45 @@ def test_both_plans_show_each_block_its_slots_keys_up_to_its_own_end(runs: list[
             token = rows.stop
         assert torch.equal(cache.keys[0], filled_cache(num_slots).keys[0]), "other layers are not touched"
     assert results[0].shape == (1, num_tokens, HEADS, DIM)
-    assert torch.allclose(*results, atol=1e-12)
+    assert torch.allclose(results[0], results[2], atol=1e-12)
+    assert torch.allclose(results[1], results[2], atol=1e-12)
 
 
-def test_the_engine_decodes_the_same_over_either_plan(build_tiny_model, monkeypatch) -> None:
+def test_a_wide_plan_attends_once_for_all_that_run_and_once_for_each_chunk() -> None:
+    runs = [(0, 8, 1), (1, 20, 2), (3, 0, 9), (4, 0, 1), (30, 40, 2), (31, 0, 3)]
+    tiles = WidePlan(spans_of(*runs), filled_cache(32)).tiles
+    assert [tile.slots for tile in tiles] == [slice(0, 31), slice(3, 4), slice(31, 32)]
+    assert tiles[0].grid is not None
+    assert len(tiles[0].grid) == 31 * 2 * SIZE
+    alone = WidePlan(spans_of((0, 8, 1), (1, 20, 1)), filled_cache(2)).tiles
+    assert [(tile.slots, tile.grid) for tile in alone] == [(slice(0, 2), None)], "nothing is gathered in vain"
+
+
+def test_flash_attention_gets_the_heads_of_a_key_as_more_queries_of_it() -> None:
+    shapes = []
+
+    def flash(query: Tensor, *given: Tensor, **layout: Any) -> Tensor:
+        shapes.append(tuple(query.shape))
+        return flash_by_hand(query, *given, **layout)
+
+    states = [torch.ones(1, heads, 3 * SIZE, DIM, dtype=torch.float64) for heads in (HEADS, KEY_HEADS, KEY_HEADS)]
+    FlashPlan(spans_of((0, 8, 1), (1, 20, 2)), filled_cache(2), flash=flash).attend(0, *states, 0.3)
+    assert shapes == [(3, SIZE * HEADS // KEY_HEADS, KEY_HEADS, DIM)]
+
+
+@pytest.mark.parametrize("kind", [WidePlan, partial(FlashPlan, flash=flash_by_hand)])
+def test_the_engine_decodes_the_same_over_every_plan(build_tiny_model, monkeypatch, kind) -> None:
     model = build_tiny_model().double()
     config = DecodingConfig(47, 4, 2, max_new_tokens=15, stop_ids=(3,))
     prompts = [[5, 9, 1, 4, 4, 8, 2], [7], [1, 2, 3, 4], [6] * 13]
     expected = decode(model, prompts, config, max_active=3)
     calls: list[Any] = []
 
-    def flash_plan(spans: Spans, cache: SlotCache) -> FlashPlan:
+    def plan(spans: Spans, cache: SlotCache, parcel: Parcel) -> AttentionPlan:
         calls.append(spans)
-        return FlashPlan(spans, cache, flash_by_hand)
+        return kind(spans, cache, parcel)
 
-    monkeypatch.setattr(engine_module, "choose_kernel", lambda model: Kernel("by hand", flash_plan))
+    monkeypatch.setattr(engine_module, "choose_kernel", lambda model: Kernel("by hand", plan))
     assert decode(model, prompts, config, max_active=3) == expected
     assert calls
 

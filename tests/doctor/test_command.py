@@ -22,7 +22,7 @@ from t3d.sdar.configuration import SDARConfig
 from t3d.toy.problems import generate
 from t3d.training.memory import SHAPES
 
-CONFIG = Path(__file__).parents[2] / "configs" / "ddo_sdar_full_self.yaml"
+CONFIG = Path(__file__).parents[2] / "configs" / "t3d.yaml"
 
 
 @pytest.fixture(autouse=True)
@@ -294,16 +294,17 @@ def test_a_table_names_what_is_missing_and_examines_what_is_there(decoding, chec
 
 
 @pytest.mark.parametrize(
-    ("groups", "kind"),
+    ("keys", "kind"),
     [
-        ({"rollout", "evaluation", "experiment"}, "sample"),
-        ({"rollout", "execute"}, "eval"),
-        ({"table", "evaluation"}, "eval"),
-        ({"training", "experiment"}, "train"),
+        ({"rollout.seed", "evaluation.eval_dataset", "experiment.project"}, "sample"),
+        ({"rollout.seed", "execute.timeout_s"}, "eval"),
+        ({"table.rows"}, "eval"),
+        ({"evaluation.rollouts"}, "eval"),
+        ({"training.seed", "experiment.project"}, "train"),
     ],
 )
-def test_the_kind_of_a_command_follows_from_its_groups(groups, kind):
-    assert kind_of(groups) == kind
+def test_the_kind_of_a_command_follows_from_its_keys(keys, kind):
+    assert kind_of(keys) == kind
 
 
 def test_the_page_is_printed_and_an_error_is_one_line_more(decoding, capsys):

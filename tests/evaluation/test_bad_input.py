@@ -1,5 +1,7 @@
 """Bad input to eval.py: one line on standard error, status 2, and nothing written."""
 
+from t3d.entry import CACHES, run_entry
+
 import json
 import re
 import sys
@@ -10,7 +12,6 @@ from typing import Any
 import pytest
 
 import eval as eval_entry
-from t3d.entry import CACHES, run_entry
 
 MATH = {"question": "1+1?", "ground_truth_answer": "2", "full_output": [r"\boxed{2}"]}
 CODE = {

@@ -11,13 +11,15 @@ from typing import Any
 
 import pytest
 import yaml
+from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 
 pytest.importorskip("lm_eval")
 
 from lm_eval.api.instance import Instance
 
 from t3d.decoding.likelihood import iter_likelihoods
-from t3d.errors import CheckpointError, UserError
+from t3d.errors import CheckpointError, DataError, UserError
+from t3d.evaluation import lm_eval
 from t3d.evaluation.lm_eval import T3DLM
 from t3d.prompts import user_message
 from t3d.rollout import rollout
@@ -119,6 +121,18 @@ def test_a_mistake_in_the_model_arguments_is_answered_in_one_line(tmp_path):
     assert ended.returncode == 2
     assert ended.stderr.splitlines()[-1].startswith("error: command line: blok_size: ")
     assert "Traceback" not in ended.stderr
+
+
+@pytest.mark.parametrize("raised", [ConnectionError, HfHubHTTPError.__bases__[0], LocalEntryNotFoundError])
+def test_data_out_of_reach_is_one_line(monkeypatch, raised):
+    def without_network():
+        raise raised("Couldn't reach 'openai/gsm8k'\non the Hub")
+
+    monkeypatch.setattr(lm_eval, "cli_evaluate", without_network)
+    expected = "the tasks' data, from the Hugging Face hub or the copy of an earlier download (HF_HOME)"
+    with pytest.raises(DataError) as caught:
+        lm_eval.main([])
+    assert str(caught.value) == f"lm-eval: expected {expected}, found Couldn't reach 'openai/gsm8k' on the Hub"
 
 
 def test_releases_that_look_for_plug_ins_find_the_model():
@@ -232,7 +246,7 @@ class TestArguments:
             ({"denoising_steps": 8}, "denoising_steps: expected 1 to block_size = 4, found 8"),
             ({"dtype": "int8"}, "dtype: expected one of auto"),
             ({"device": "abacus"}, "a device of this machine, found abacus"),
-            ({"pretrained": "nowhere"}, "nowhere: expected a model folder or a hub id"),
+            ({"pretrained": "nowhere"}, r"nowhere: expected a model folder \(.*\) or a hub id"),
             ({"pretrained": None}, "pretrained: "),
         ],
     )

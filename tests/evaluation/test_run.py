@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from t3d.config import DecodeConfig, load_config
+from t3d.config import EvalConfig, load_config
 from t3d.errors import DataError
 from t3d.evaluation import run as run_module
 from t3d.evaluation.results import read_results
@@ -64,7 +64,7 @@ def graded_file(tmp_path):
             "execute.math_verify=false",
             *overrides,
         ]
-        return written(evaluate(load_config(DecodeConfig, arguments, "", "")))
+        return written(evaluate(load_config(EvalConfig, arguments, "", "")))
 
     return run
 
@@ -194,7 +194,7 @@ class TestGivenRollouts:
 
     def test_a_missing_file_is_named(self, tmp_path):
         with pytest.raises(DataError, match=r"none\.json"):
-            evaluate(load_config(DecodeConfig, [f"evaluation.rollouts={tmp_path / 'none.json'}"], "", ""))
+            evaluate(load_config(EvalConfig, [f"evaluation.rollouts={tmp_path / 'none.json'}"], "", ""))
 
     def test_settings_that_nothing_tells_are_not_made_up(self, graded_file):
         results = graded_file(rollout_records(), "rollout.block_size=8")

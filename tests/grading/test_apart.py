@@ -100,6 +100,16 @@ HONEST = {
         "def f(n):\n    x = []\n    for _ in range(n): x = [x]\n    return x",
         "x, n = f(400), 0\nwhile x: x, n = x[0], n + 1\nassert n == 400",
     ),
+    "its argument as its answer": (
+        "def f(x):\n    x.append(1)\n    return x",
+        "x = [0]\ny = f(x)\nassert y is x == [0, 1] and f([]) is not x",
+    ),
+    "one object in two places": (
+        "def f(x, y):\n    x[0].append(1)\n    return x is y",
+        "row = []\nx = [row] * 2\nassert f(x, x) and x == [[1], [1]] and x[0] is x[1] is row",
+    ),
+    "a library's class as answer": ("import decimal\nf = lambda x: int(decimal.Decimal(x))", "assert f('4') == 4"),
+    "a coding line": ("#!/usr/bin/python\n# coding: latin-1\ndef f(): return '\u00e9'", "assert f() == '\u00e9'"),
     "nothing but the module": ("x = 2", "assert x * x == 4"),
 }
 SHARED = {
@@ -229,6 +239,9 @@ def test_no_installed_package_can_be_read():
         "import sys, io\nsys.stdout = io.TextIOWrapper(sys.stdout.buffer)\nprint(*sys.stdin)",
         "def main():\n    try:\n        while True: print(input())\n    except EOFError: pass\nif __name__ == '__main__':\n    main()",
         "import sys\nprint(sys.stdin.read()) if __file__ else 0\nsys.exit()",
+        "import locale\nlocale.setlocale(locale.LC_ALL, '')\nprint(open(0).read())",
+        "import io, os\nread = io.BytesIO(os.read(0, os.fstat(0).st_size)).readline\nprint(read().decode(), read().decode())",
+        "import sys, threading\nthreading.stack_size(1 << 27)\nsys.setrecursionlimit(1 << 25)\nthreading.Thread(target=lambda: print(*sys.stdin)).start()",
     ],
 )
 def test_honest_scripts_read_their_input(code):
@@ -278,11 +291,19 @@ def test_what_is_not_plain_is_no_data(value):
 
 
 @pytest.mark.parametrize(
-    "text", ["", "1", '["z", 1]', '["i", 1]', '["S", [["l", []]]]', '["f", "x"]', "[[[", '{"a": 1}']
+    "text", ["", "1", '["r", 0]', '["z", 1]', '["i", 1]', '["S", [["l", []]]]', '["f", "x"]', "[[[", '{"a": 1}']
 )
 def test_texts_that_are_no_data_are_refused(text):
     with pytest.raises(ValueError):  # noqa: PT011 - json's is one too
         decode(text)
+
+
+def test_one_object_in_two_places_is_one_on_the_other_side():
+    row = [1]
+    first, second, other = decode(encode([row, {"a": row}, [1]]))
+    assert first is second["a"]
+    assert other == first
+    assert other is not first
 
 
 def test_update_keeps_what_is_inside():

@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import pytest
 
-from t3d.config import DecodeConfig, load_config
+from t3d.config import EvalConfig, load_config
 from t3d.data.preprocess import rename_answers
 from t3d.errors import CheckpointError, ConfigError, DataError
 from t3d.rollout import rollout, rollout_path
@@ -34,7 +34,7 @@ FIELDS = {
 }
 
 
-def decoded(config: DecodeConfig) -> list[dict]:
+def decoded(config: EvalConfig) -> list[dict]:
     return json.loads(rollout(config).read_text())
 
 
@@ -82,7 +82,7 @@ class TestFormat:
             "outputs-eval-checkpoint-TinyMath.json",
             "outputs-eval-checkpoint-TinyMath.meta.json",
         ]
-        assert load_config(DecodeConfig, [f"config={path.with_suffix('.config.yaml')}"], "", "") == config
+        assert load_config(EvalConfig, [f"config={path.with_suffix('.config.yaml')}"], "", "") == config
         details = json.loads(path.with_suffix(".meta.json").read_text())
         assert details["dataset"] == "TinyMath"
         assert details["checkpoint"] == str(checkpoint)

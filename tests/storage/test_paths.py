@@ -2,11 +2,24 @@ from pathlib import Path
 
 import pytest
 
-from t3d.config import DecodeConfig, TrainConfig, load_config
+from t3d.config import EvalConfig, TrainConfig, load_config
 from t3d.errors import CheckpointError, ConfigError, DataError
 from t3d.sdar.checkpoint import resolve_checkpoint
 from t3d.storage.files import read_json
-from t3d.storage.paths import dataset_name, existing_path, find_data, find_data_files, model_name, user_path, workspace
+from t3d.storage.paths import (
+    TOY_TEACHER,
+    config_path,
+    dataset_name,
+    existing_path,
+    find_data,
+    find_data_files,
+    model_name,
+    model_path,
+    user_path,
+    workspace,
+)
+
+ROOT = Path(__file__).parents[2]
 
 
 @pytest.mark.parametrize("folder", ["sample", "data"])
@@ -134,5 +147,42 @@ def test_the_toy_rollout_finds_its_model_from_the_root_and_from_sample(tmp_path,
     root = Path(__file__).parents[2]
     monkeypatch.chdir(root / folder)
     path = root / "configs/toy/sdar_sample.yaml"
-    config = load_config(DecodeConfig, [f"config={path}"], "", "")
+    config = load_config(EvalConfig, [f"config={path}"], "", "")
     assert resolve_checkpoint(str(config.evaluation.checkpoint_path)).samefile(root / "t3d/toy/teacher")
+
+
+@pytest.mark.parametrize("name", ["toy/eval", "toy/eval.yaml", "configs/toy/eval", "configs/toy/eval.yaml"])
+def test_a_configuration_that_comes_with_t3d_is_found_by_name_from_everywhere(tmp_path, monkeypatch, name):
+    monkeypatch.chdir(tmp_path)
+    assert config_path(name) == ROOT / "configs/toy/eval.yaml"
+    (tmp_path / "toy").mkdir()  # a folder of that name is no file
+    (tmp_path / "eval").mkdir()
+    assert config_path(name) == ROOT / "configs/toy/eval.yaml"
+    assert config_path("accelerate_configs/cpu") == ROOT / "accelerate_configs/cpu.yaml"
+
+
+def test_a_file_of_the_users_wins_over_one_that_comes_with_t3d(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "eval.yaml").touch()
+    assert config_path("eval.yaml") == Path("eval.yaml")
+    assert config_path("eval") == ROOT / "configs/eval.yaml"
+    assert config_path("eval.yaml", tmp_path) == tmp_path / "eval.yaml"
+
+
+@pytest.mark.parametrize("name", ["nowhere", "../configs/eval.yaml", "configs", "configs/../README.md"])
+def test_what_is_neither_is_refused_with_the_rule(tmp_path, monkeypatch, name):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ConfigError) as caught:
+        config_path(name)
+    rule = f"relative paths start at the working folder, {tmp_path}), nor one that comes with t3d (`t3d configs` lists"
+    assert f": expected a YAML file, found none there ({rule}" in str(caught.value)
+
+
+def test_the_toy_teacher_has_its_name_everywhere(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert model_path(TOY_TEACHER) == ROOT / "t3d/toy/teacher"
+    assert resolve_checkpoint(TOY_TEACHER) == ROOT / "t3d/toy/teacher"
+    (tmp_path / TOY_TEACHER).mkdir(parents=True)
+    assert model_path(TOY_TEACHER) == Path(TOY_TEACHER)
+    with pytest.raises(CheckpointError, match="no such folder"):
+        resolve_checkpoint("t3d/toy/student")

@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import pytest
 
 from t3d.config import TableConfig
@@ -93,6 +95,18 @@ class TestLayout:
         grid = lay_out(runs, table())
         assert [row.entries[0].value for row in grid.sections[0].rows] == [100.0, None]
         assert "--: no checkpoint." in grid.notes
+
+    def test_people_read_the_rows_labels(self, make_run):
+        runs = [make_run("t3d", "xx"), make_run("sft", "x.")]
+        layout = table(models=("t3d", "sft"), labels={"t3d": "T3D, λ = 0.2"}, unranked=["t3d"], rows=["model"])
+        grid = lay_out(runs, layout)
+        assert [row.labels for row in grid.sections[0].rows] == [("T3D, λ = 0.2",), ("sft",)]
+        assert "not ranked: T3D, λ = 0.2." in grid.notes
+        across = lay_out(runs, replace(layout, rows=["dataset"], columns=["model"]))
+        assert across.column_heads == (("T3D, λ = 0.2",), ("sft",))
+        assert (
+            lay_out(runs, replace(layout, rows=["dataset"], columns=[], sections=["model"])).sections[1].label == "sft"
+        )
 
     def test_the_notes_state_level_sizes_and_what_is_not_ranked(self, make_run):
         notes = lay_out([make_run("SFT", "x.x")], table(level=0.01, unranked=["SFT"])).notes

@@ -45,7 +45,8 @@ def table(settings, checkpoint, tmp_path):
     """A table of two decodings, with a baseline."""
     run_table(
         settings(
-            f"table.checkpoints={{teacher: {checkpoint}, 'a <b> & c': {checkpoint}}}",
+            f"table.checkpoints={{teacher: {checkpoint}, student: {checkpoint}}}",
+            "table.labels={teacher: The teacher, student: a <b> & c}",
             "table.decodings=[[4, 4], [4, 2], [8, 2]]",
             "table.title=Few steps",
             "table.baseline=teacher",
@@ -105,7 +106,7 @@ def test_plots_are_svg_documents_inside_the_page(page):
         head, _, data = source.partition(",")
         assert head == "data:image/svg+xml;base64"
         ElementTree.fromstring(base64.b64decode(data))
-    assert "teacher at its fewest tokens per step" in page
+    assert "The teacher at its fewest tokens per step" in page
 
 
 def test_names_are_text_not_markup(page):

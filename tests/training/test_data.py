@@ -2,6 +2,7 @@
 
 import json
 import multiprocessing
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -12,6 +13,7 @@ import pytest
 from t3d.config import DatasetConfig, TrainingConfig
 from t3d.errors import DataError
 from t3d.sdar.checkpoint import load_tokenizer
+from t3d.storage.locks import unused
 from t3d.storage.paths import cache_root, find_data_files
 from t3d.training import data
 from t3d.training.data import load_samples
@@ -183,6 +185,19 @@ def test_an_invalid_record_is_named_and_nothing_is_kept(trajectories, tokenizer,
         with pytest.raises(DataError, match=rf"broken\.json, record 7.*{message}"):
             load(path, tokenizer)
     assert [path.suffix for path in (cache_root() / "datasets").iterdir()] == [".lock"]
+
+
+def test_data_that_is_read_is_in_use_and_its_last_use_is_kept(trajectories, tokenizer):
+    samples = load(trajectories, tokenizer)
+    (path,) = (cache_root() / "datasets").glob(f"{samples.digest}.arrow")
+    os.utime(path, (0, 0))
+    with unused(path) as nobody:
+        assert not nobody
+    del samples
+    with unused(path) as nobody:
+        assert nobody
+    load(trajectories, tokenizer)
+    assert path.stat().st_mtime > 0
 
 
 def test_a_record_of_real_data_without_its_question_is_named(answers, tokenizer, tmp_path):

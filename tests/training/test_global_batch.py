@@ -21,7 +21,7 @@ DDP = {"ACCELERATE_USE_CPU": "true"}
 
 @pytest.mark.parametrize(("processes", "steps"), [(1, 256), (4, 64), (8, 32), (256, 1)])
 def test_the_papers_batch_is_256_whatever_the_number_of_gpus(processes, steps):
-    config = load_config(TrainConfig, [f"config={ROOT / 'configs/ddo_sdar_full_self.yaml'}"], "", "").training
+    config = load_config(TrainConfig, [f"config={ROOT / 'configs/t3d.yaml'}"], "", "").training
     assert samples_per_step(config, processes) == 256
     assert accumulation_steps(config, processes) == steps
 

@@ -173,7 +173,8 @@ def test_same_seed_same_weights_other_seed_other_weights(checkpoint, trajectorie
     assert any(not torch.equal(first[name], other[name]) for name in first)
 
 
-def test_resumed_run_equals_uninterrupted_one_bit_for_bit(checkpoint, trajectories, tmp_path):
+def test_resumed_run_equals_uninterrupted_one_bit_for_bit(checkpoint, trajectories, tmp_path, caplog):
+    caplog.set_level("INFO", logger="t3d")
     whole = run(checkpoint, trajectories, tmp_path / "whole")
     run(checkpoint, trajectories, tmp_path / "cut")
     for step in ("000002", "000003"):  # as a kill after step 1 would leave it
@@ -181,6 +182,29 @@ def test_resumed_run_equals_uninterrupted_one_bit_for_bit(checkpoint, trajectori
     resumed = run(checkpoint, trajectories, tmp_path / "cut", "experiment.resume_from=latest")
     assert_equal(whole, resumed)
     assert [line["step"] for line in metrics(tmp_path / "cut")] == [1, 2, 3]
+    assert f"resumed from {tmp_path / 'cut/state/step-000001'}, step 1 of 3" in caplog.messages
+    assert sum(message.startswith("resumed") for message in caplog.messages) == 1
+
+
+def test_a_finished_run_says_so_and_how_to_train_longer(checkpoint, trajectories, tmp_path, caplog):
+    folder = tmp_path / "run"
+    run(checkpoint, trajectories, folder)
+    how = (
+        f"to train longer: model.pretrained_model={folder / 'ckpt/optimized'} dataset.optimization_data={trajectories},"
+        " a new experiment.output_dir and no experiment.resume_from"
+    )
+    again = ["experiment.resume_from=latest"]
+    caplog.set_level("INFO", logger="t3d")
+    run(checkpoint, trajectories, folder, *again)
+    assert f"{folder} is finished (step 3 of 3); {how}" in caplog.messages
+    for key, found in (("training.max_steps=9", 9), ("training.max_steps=null", None)):
+        with pytest.raises(ConfigError) as caught:
+            run(checkpoint, trajectories, folder, *again, key)
+        expected = f"training.max_steps: expected 3, as in the run to resume ({folder}); {how}, found {found}"
+        assert str(caught.value) == expected
+    shutil.rmtree(folder / "ckpt")
+    with pytest.raises(ConfigError, match="to train longer, let it end first"):
+        run(checkpoint, trajectories, folder, *again, "training.num_train_epochs=31")
 
 
 def test_checkpoints_beyond_the_limit_are_removed_oldest_first(checkpoint, trajectories, tmp_path):

@@ -245,7 +245,7 @@ def test_a_sharded_reference_is_a_gpus_share_under_zero_3():
 
 
 def test_the_table_recommends_the_lowest_stage_that_leaves_a_tenth():
-    path = ROOT / "configs/ddo_sdar_full_self.yaml"
+    path = ROOT / "configs/t3d.yaml"
     made = load_config(MemoryConfig, [f"config={path}"], "", "")
     shape = SDARConfig(**SHAPES["SDAR-4B-Chat"])
     small, large = recommended(made, shape)
@@ -315,7 +315,7 @@ def test_the_papers_models_have_their_parameters():
 
 def test_the_papers_launch_fits_where_the_paper_ran_it():
     """4B, ZeRO-1, eight GPUs of 40 GB (section 5.1); on one GPU no stage can help."""
-    path = ROOT / "configs/ddo_sdar_full_self.yaml"
+    path = ROOT / "configs/t3d.yaml"
     made = load_config(MemoryConfig, [f"config={path}", "num_gpus=8"], "", "")
     shape = {"SDAR-4B-Chat": SDARConfig(**SHAPES["SDAR-4B-Chat"])}
     lines = [line.split() for line in table(made, shape)]

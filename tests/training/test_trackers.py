@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from t3d.config import TrainConfig
+from t3d.config.schema import WandbConfig
 from t3d.errors import DataError
 from t3d.training import trackers
 from t3d.training.metrics import MetricsLog
@@ -167,6 +168,27 @@ def test_a_tracker_that_fails_is_dropped_and_the_run_goes_on(tmp_path, monkeypat
         "training goes on without failing: ConnectionError: the service died"
     ]
     assert (tmp_path / "metrics.jsonl").read_text() == '{"step": 1}\n{"step": 2}\n'
+
+
+@pytest.mark.parametrize(
+    ("chosen", "given", "told"),
+    [
+        ([], {"project": "mine", "entity": "us"}, "wandb.entity, wandb.project: not used, as experiment.trackers"),
+        (["tensorboard"], {"run_id": "7"}, "wandb.run_id: not used"),
+        ([], {}, None),
+        (["wandb"], {"project": "mine"}, None),
+    ],
+)
+def test_a_group_wandb_that_is_filled_in_for_nothing_is_told(chosen, given, told):
+    config = TrainConfig(wandb=WandbConfig(**given))
+    config.experiment.trackers = chosen
+    line = trackers.unused_wandb(config)
+    assert (line is None) if told is None else line.startswith(told)
+
+
+def test_and_it_is_told_where_the_run_starts(tmp_path, caplog):
+    trackers.start_trackers(tmp_path, TrainConfig(wandb=WandbConfig(project="mine")), 0)
+    assert [record.message.split(":")[0] for record in caplog.records] == ["wandb.project"]
 
 
 def test_an_earlier_log_is_cut_to_the_resumed_step(tmp_path):

@@ -3,6 +3,8 @@
 import re
 from fractions import Fraction
 
+from t3d.grading.answers.phrases import phrases
+
 _UNICODE = {
     **dict.fromkeys("\u2212\u2013\u2014\u2010\u2011\ufe63\uff0d", "-"),
     **dict.fromkeys("\u00a0\u2009\u202f\u2002\u2003\u2007\u2008\u200a\u3000", " "),
@@ -40,6 +42,7 @@ _UNICODE = {
     "\u2102": r"\mathbb{C}",
     "\u221a": r"\surd ",
     "\u221b": r"\cuberoot ",
+    "\u221c": r"\fourthroot ",
     "\u2032": "'",
     "\u2019": "'",
     "\u2033": "''",
@@ -50,6 +53,7 @@ _UNICODE = {
     r"\pounds": r"\text{£}",
     r"\yen": r"\text{¥}",
     "\u20b9": r"\text{₹}",
+    "\u00a2": r"\text{¢}",
     "\u00b5": r"\mu ",
     "\u03bc": r"\mu ",
     "\u2126": r"\Omega ",
@@ -115,6 +119,12 @@ _FULL_WIDTH = {code: code - 0xFEE0 for code in range(0xFF01, 0xFF5F) if code not
 _MARKDOWN_WHOLE = re.compile(r"(\*{1,3}|_{1,3}|`{1,3}|~~)(?=\S)([^*`]+?)(?<=\S)\1", re.DOTALL)
 _MARKDOWN_PART = re.compile(r"(?<![\w)}\]*^])\*\*(?=[^\s*])(.+?)(?<=[^\s*])\*\*(?![\w({\\*])", re.DOTALL)
 _HTML = re.compile(r"</?(?:b|strong|i|em|u|mark|span|font|code|p)(?:\s[^<>]*)?>", re.IGNORECASE)
+_HEADING = re.compile(r"^#{1,6}\s+")
+_DISPLAY = re.compile(
+    r"\\begin\{(equation|align|aligned|gather|gathered|displaymath|math|split|multline)\*?\}"
+    r"((?:(?!\\\\|\\begin).)*)\\end\{\1\*?\}",
+    re.DOTALL,
+)
 _HTML_SCRIPT = re.compile(r"<(su[pb])>(.*?)</\1>", re.IGNORECASE | re.DOTALL)
 
 _SCIENTIFIC = re.compile(r"(?<![\w\\.])(\d+\.?\d*|\.\d+)[eE]([+-]?\d{1,6})(?![\w.])")
@@ -132,12 +142,14 @@ _ELLIPSIS = re.compile(r"(?<![\w.])(\d*)\.(\d+)\s*(?:\.{2,}|\\(?:l|c)?dots(?:[bc
 def plain(text: str) -> str:
     r"""Returns the answer without typographic characters: LaTeX in ASCII, and a few marks within `\text`."""
     text = _HTML_SCRIPT.sub(lambda match: ("^" if match[1].lower() == "sup" else "_") + f"{{{match[2]}}}", text)
-    text = _markdown(_HTML.sub("", text).strip())
+    text = _markdown(_HEADING.sub("", _HTML.sub("", text).strip(), count=1))
+    text = _DISPLAY.sub(lambda match: match[2].replace("&", " "), text)
     text = _OVERLINED.sub(lambda match: rf"\overline{{{re.sub('[^0-9]', '', match[1])}}}", text)
     text = _DOTTED.sub(r"\\dot{\1}", text).translate(_FULL_WIDTH)
+    text = text.replace("³√", "∛").replace("⁴√", "∜")
     text = "".join(_character(letter) for letter in _scripts(text))
     text = text.replace(r"\euro", r"\text{€}").replace(r"\pounds", r"\text{£}").replace(r"\yen", r"\text{¥}")
-    return repeating(programming(text))
+    return repeating(programming(phrases(text)))
 
 
 def _character(letter: str) -> str:
@@ -165,6 +177,7 @@ def _markdown(text: str) -> str:
 
 def programming(text: str) -> str:
     r"""`1.5e3`, `x**2`, `x^(2)`, `2 1/2`, `<=` as LaTeX."""
+    text = text.replace("+/-", r"\pm ")
     text = _SCIENTIFIC.sub(r"\1\\times10^{\2}", text)
     text = _X_TIMES.sub(r"\\times ", text)
     text = _STAR_POWER.sub(lambda match: "^" + (f"{{{match[1].strip('() ')}}}" if match[1] else ""), text)

@@ -15,18 +15,16 @@ import re
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
-from t3d.grading.answers import algebra, relations, sets, tables
+from t3d.grading.answers import algebra, relations, sets, tables, texts
 from t3d.grading.answers.nodes import Node, NotAlgebraError, has_constant, number, symbols, walk
 from t3d.grading.answers.parser import parse
-from t3d.grading.answers.quantities import Quantity, quantity
+from t3d.grading.answers.quantities import Quantity, bare_quantity, is_compound, quantity
 from t3d.grading.answers.spelling import Tokens
 from t3d.grading.answers.structure import (
     BUILDERS,
     bracketed,
     elements,
     environment,
-    flat,
-    is_words,
     option,
     readings,
     relation,
@@ -34,9 +32,6 @@ from t3d.grading.answers.structure import (
     words,
 )
 
-_CLOCK = re.compile(r"(\d{1,2})((?::\d\d)*)(?:o'clock)?(?:([ap])\.?m\.?)?", re.IGNORECASE)
-_BASED = re.compile(r"-?\(?-?[0-9A-Z.]*\d[0-9A-Z.]*\)?_\{\(?[a-z\d]+\)?\}")
-_BASES = ["two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve"]
 _ALL_REALS = re.compile(r"(?:thesetof)?(?:all)?(?:the)?real(?:s|numbers)")
 
 
@@ -77,61 +72,23 @@ def _normal(tokens: Tokens) -> Tokens:
             return (sets.REALS,)
         if words(tokens) in ("emptyset", "theemptyset"):
             return (r"\emptyset",)
+    system = environment(tokens)
+    if system and system[0] == "cases" and "&" not in system[1]:
+        return _normal(tuple("," if token == r"\\" else token for token in system[1]))
     enclosed = bracketed(tokens)
     if enclosed and enclosed[0] in "({" and enclosed[2] in ")}" and len(split(enclosed[1], (",", ";"))) == 1:
         return _normal(enclosed[1])
     return tokens
 
 
-def _by_words(ours: Tokens, theirs: Tokens) -> bool | None:
-    if not is_words(theirs) and not is_words(ours):
-        return None
-    if words(ours) == words(theirs) != "":
-        return True
-    return False if is_words(theirs) else None
-
-
-def _by_clock(ours: Tokens, theirs: Tokens) -> bool | None:
-    """Times of day and ratios: 05:00 is 5:00 and 17:00 is 5 p.m.; 2:4 is not 1:2."""
-    left, right = (_CLOCK.fullmatch(re.sub(r"\s", "", flat(side))) for side in (ours, theirs))
-    if not any(match and (match[2] or match[3]) for match in (left, right)):
-        return _by_ratio(ours, theirs)
-    if (
-        left is None
-        or right is None
-        or not all(match[2] or match[3] or other[3] for match, other in ((left, right), (right, left)))
-    ):
-        return False
-    parts = [[int(part) for part in (match[1] + match[2]).split(":")] for match in (left, right)]
-    halves = [(match[3] or "").lower() for match in (left, right)]
-    if any(halves):
-        halves = [half or {0: "a"}.get(part[0], "p" * (part[0] > 12)) for part, half in zip(parts, halves, strict=True)]
-        parts = [[part[0] % 12, *part[1:], 0, 0][:3] for part in parts]
-    return parts[0] == parts[1] and (halves[0] == halves[1] or not all(halves))
-
-
 def _by_ratio(ours: Tokens, theirs: Tokens) -> bool | None:
-    left, right = (split(side, (":",)) for side in (ours, theirs))
+    """Ratios, as written: 2:4 is not 1:2."""
+    if relation(ours) or relation(theirs):
+        return None
+    left, right = (split(side, (":", "to", r"\text{to}")) for side in (ours, theirs))
     if len(left) == len(right) == 1:
         return None
     return len(left) == len(right) and all(map(_same, left, right))
-
-
-def _by_base(ours: Tokens, theirs: Tokens) -> bool | None:
-    """Numerals with a base are equal as numerals only."""
-    if relation(ours) or relation(theirs):
-        return None
-    left, right = flat(ours), flat(theirs)
-    if not _BASED.fullmatch(left) and not _BASED.fullmatch(right):
-        return None
-    return _numeral(left) == _numeral(right)
-
-
-def _numeral(text: str) -> str:
-    digits, _, base = text.replace("(", "").replace(")", "").partition("_")
-    base = base.strip("{}")
-    base = str(_BASES.index(base) + 2) if base in _BASES else base
-    return re.sub(r"^(-?)0+(?=[0-9A-Z])", r"\1", digits) + "_" + base
 
 
 def _by_sets(ours: Tokens, theirs: Tokens) -> bool | None:
@@ -140,7 +97,8 @@ def _by_sets(ours: Tokens, theirs: Tokens) -> bool | None:
     if not pairs:
         return None
     try:
-        return sets.same_sets(sets.real_set(ours), sets.real_set(theirs))
+        named = [sets.names(side) for side in (ours, theirs)]
+        return sets.same_sets(sets.real_set(ours), sets.real_set(theirs)) and (named[0] == named[1] or not all(named))
     except sets.NotRealSetError:
         return None
 
@@ -162,7 +120,14 @@ def _by_union(ours: Tokens, theirs: Tokens) -> bool | None:
 
 
 def _by_list(ours: Tokens, theirs: Tokens) -> bool | None:
+    if is_compound(ours) or is_compound(theirs):
+        return None
     left, right = elements(ours), elements(theirs)
+    for side, other in ((ours, theirs), (theirs, ours)):
+        sides = relation(side)
+        value = relations.stated(sides) if sides and not (relation(other) and len(elements(other)) == 1) else None
+        if value and _braced(value) is not None and len(elements(side)) == 1:
+            return _same(value, other)
     named = [_named(side) for side in (left, right)]
     if named[0] and named[1] and named[0].keys() == named[1].keys() and len(named[0]) > 1:
         return all(_same(value, named[1][name]) for name, value in named[0].items())
@@ -251,12 +216,17 @@ def _by_table(ours: Tokens, theirs: Tokens) -> bool | None:
 
 
 def _nested(tokens: Tokens) -> tuple[str, Tokens] | None:
-    """Rows in brackets, `[[1,2],[3,4]]`, as the inside of a table."""
+    """Rows in brackets, `[[1,2],[3,4]]` or `[1,2;3,4]`, as the inside of a table."""
     enclosed = bracketed(tokens)
-    rows = [bracketed(row) for row in split(enclosed[1], (",",))] if enclosed and enclosed[0] == "[" else []
-    if not rows or not all(row and row[0] == "[" for row in rows):
+    if not enclosed or enclosed[0] != "[":
         return None
-    cells = [split(row[1], (",",)) for row in rows if row]
+    rows = [bracketed(row) for row in split(enclosed[1], (",",))]
+    inner = [row[1] for row in rows if row and row[0] == "["]
+    if len(inner) < len(rows):
+        inner = split(enclosed[1], (";",))
+        if len(inner) < 2:
+            return None
+    cells = [split(row, (",",)) for row in inner]
     lines = [tuple(token for cell in row for token in ("&", *cell))[1:] for row in cells]
     return "nested", tuple(token for line in lines for token in (r"\\", *line))[1:]
 
@@ -273,9 +243,12 @@ def _by_braces(ours: Tokens, theirs: Tokens) -> bool | None:
     built = [split(side, BUILDERS) if side is not None else [] for side in (left, right)]
     if len(built[0]) > 1 or len(built[1]) > 1:
         return len(built[0]) == len(built[1]) and all(map(_same, *built))
-    return _same_members(
-        *(elements(whole if side is None else side) for side, whole in ((left, ours), (right, theirs)))
-    )
+    members = [elements(whole if side is None else side) for side, whole in ((left, ours), (right, theirs))]
+    if left is not None and right is not None:  # a set of sets is no set of numbers
+        nested = [sum(_braced(member) is not None for member in side) for side in members]
+        if nested[0] != nested[1]:
+            return False
+    return _same_members(*members)
 
 
 def _braced(tokens: Tokens) -> Tokens | None:
@@ -309,6 +282,7 @@ def _by_unit(ours: Tokens, theirs: Tokens) -> bool | None:
     left, right = quantity(ours), quantity(theirs)
     if left.unit is None and right.unit is None:
         return None
+    left, right = bare_quantity(left, right.unit), bare_quantity(right, left.unit)
     powers = [side.unit.powers if side.unit else {} for side in (left, right)]
     if powers[0] and powers[1] and powers[0] != powers[1]:
         return False
@@ -367,9 +341,10 @@ def _without_degrees(node: Node) -> Node:
 
 
 _RULES: tuple[Callable[[Tokens, Tokens], bool | None], ...] = (
-    _by_words,
-    _by_clock,
-    _by_base,
+    texts.by_clock,
+    texts.by_words,
+    _by_ratio,
+    texts.by_base,
     _by_sets,
     _by_table,
     _by_braces,

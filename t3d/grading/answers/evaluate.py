@@ -1,14 +1,19 @@
 """Evaluates an expression at a point, exactly or as an interval."""
 
 import hashlib
+import re
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from fractions import Fraction
+from typing import Any
 
+import mpmath
 from mpmath import iv
 
 from t3d.grading.answers import reals, values
-from t3d.grading.answers.nodes import Node
+from t3d.grading.answers.bounds import added, numeric, polynomial, polynomial_integral
+from t3d.grading.answers.nodes import Node, has_constant, walk
 from t3d.grading.answers.reals import ONE, ZERO, TooLargeError, UndefinedError
 from t3d.grading.answers.values import Value
 
@@ -28,11 +33,13 @@ class Context:
         point: values of symbols.
         only_real: whether what is not real is undefined.
         log_base: the base of a logarithm written without; None: e.
+        digits: with which integrals, sums, products, limits and derivatives are computed; 0: compared as written.
     """
 
     point: Mapping[str, Value] = field(default_factory=dict)
     only_real: bool = True
     log_base: int | None = None
+    digits: int = 0
 
 
 def evaluate(node: Node, context: Context) -> Value:
@@ -161,6 +168,9 @@ def _bound(node: Node, context: Context) -> Value:
     `args` are the variable, the body and the bounds; `name` is the operator.
     """
     variable, body, *bounds = node.args
+    known = not any(part.op == "opaque" for part in walk(body))
+    if context.digits and known and (number := _number(node, context)) is not None:
+        return number
     kind = "integer" if node.name in ("sum", "prod") else "integral"
     total = _opaque(Node("opaque", tuple(bounds), node.name), context)
     for dummy in _DUMMIES[kind]:
@@ -168,6 +178,44 @@ def _bound(node: Node, context: Context) -> Value:
         shifted = values.add(total, values.multiply(Value(dummy), _operand(body, inner)))
         total = values.divide(Value(ONE), values.add(shifted, Value(_weight(node.name, -2))))
     return total
+
+
+def _number(node: Node, context: Context) -> Value | None:
+    """The value of an integral, sum, product, limit or derivative; None of one that is indefinite."""
+    variable, body, *bounds = node.args
+
+    def at(place: Value) -> Value:
+        return evaluate(body, replace(context, point={**context.point, variable.name: place}))
+
+    if node.name.startswith("d^"):
+        order = int(re.sub(r"\D", "", node.name.partition("/")[0]) or 1)
+        return numeric("diff", at, [_end(variable, context)], context.digits, order)
+    if node.name == "lim" and len(bounds) == 1:
+        jumps = any(part.op in ("floor", "ceil") for part in walk(body))
+        if not jumps and not has_constant(bounds[0], "infinity"):
+            with suppress(UndefinedError):  # continuous where it has a value
+                return at(evaluate(bounds[0], context))
+        return numeric("lim", at, [_end(bounds[0], context)], context.digits)
+    if len(bounds) != 2 or node.name not in (r"\int", "sum", "prod"):
+        return None
+    infinite = any(has_constant(end, "infinity") for end in bounds)
+    if node.name != r"\int" and not infinite:
+        first, last = (values.integer(evaluate(end, context)) for end in bounds)
+        return added(at, first, last, node.name == "prod")
+    if node.name == r"\int" and not infinite:
+        coefficients = polynomial(body, variable.name, lambda part: evaluate(part, context))
+        if coefficients is not None:
+            return polynomial_integral(coefficients, *(evaluate(end, context) for end in bounds))
+    return numeric(node.name.removeprefix("\\"), at, [_end(end, context) for end in bounds], context.digits)
+
+
+def _end(node: Node, context: Context) -> Any:
+    """A bound as mpmath's number."""
+    if has_constant(node, "infinity"):
+        return -mpmath.inf if node.op == "neg" else mpmath.inf
+    bounds = reals.interval(values.real(evaluate(node, context)))
+    with mpmath.mp.workprec(4 * iv.prec):
+        return mpmath.mpf(bounds.mid)
 
 
 _OPERATIONS: dict[str, Callable[[Node, Context], Value]] = {
@@ -182,6 +230,7 @@ _OPERATIONS: dict[str, Callable[[Node, Context], Value]] = {
     "root": _root,
     "call": _call,
     "abs": lambda node, context: values.absolute(evaluate(node.args[0], context)),
+    "conjugate": lambda node, context: values.conjugate(evaluate(node.args[0], context)),
     "floor": _rounded,
     "ceil": _rounded,
     "factorial": lambda node, context: values.factorial(evaluate(node.args[0], context)),

@@ -1,7 +1,7 @@
 """Words that are mathematics when written without a backslash, and the commands that they stand for."""
 
 _FUNCTIONS = (
-    "sin cos tan cot sec csc arcsin arccos arctan arccot arcsec arccsc sinh cosh tanh coth sech csch"
+    "sin cos tan cot sec csc cis arcsin arccos arctan arccot arcsec arccsc sinh cosh tanh coth sech csch"
     " ln log exp gcd lcm max min lim det"
 ).split()
 FUNCTION_WORDS = {

@@ -15,8 +15,8 @@ class Node:
 
     Attributes:
         op: number, symbol, constant (pi, e, i, infinity), add, mul, div, neg, pow, root (radicand, index), call,
-            abs, floor, ceil, factorial, binom, degree, opaque (what algebra does not know: equal heads and equal
-            operands make equal values), bound (integrals, sums, ...: see `evaluate`), matrix, tuple.
+            abs, conjugate, floor, ceil, factorial, binom, degree, opaque (what algebra does not know: equal heads and
+            equal operands make equal values), bound (integrals, sums, ...: see `evaluate`), matrix, tuple.
         args: the operands.
         name: of a symbol, constant, function, opaque head; "columns" of a matrix; brackets of a tuple.
         value: of a number.
@@ -63,3 +63,14 @@ def has_constant(node: Node, name: str) -> bool:
 def symbols(node: Node) -> set[str]:
     """The names of the symbols in it."""
     return {part.name for part in walk(node) if part.op == "symbol"}
+
+
+def free_symbols(node: Node) -> set[str]:
+    """The names of the symbols that its value depends on: without the variables of integrals, sums and limits."""
+    if node.op == "symbol":
+        return {node.name}
+    if node.op == "bound" and not node.name.startswith(("d^", "mixed")):
+        variable, body, *bounds = node.args
+        inner = free_symbols(body) - {variable.name} if bounds != [body] else free_symbols(body)
+        return inner.union(*map(free_symbols, bounds))
+    return set().union(*map(free_symbols, node.args))

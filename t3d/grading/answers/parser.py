@@ -8,9 +8,9 @@ import re
 from collections.abc import Callable, Collection, Sequence
 from fractions import Fraction
 
-from t3d.grading.answers import calculus, tables
+from t3d.grading.answers import calculus, functions, tables
 from t3d.grading.answers.names import FUNCTIONS, GREEK
-from t3d.grading.answers.nodes import Node, NotAlgebraError, constant, negated, number, symbol
+from t3d.grading.answers.nodes import Node, NotAlgebraError, constant, has_constant, negated, number, symbol, symbols
 from t3d.grading.answers.reader import Reader
 
 _CLOSING = {"(": ")", "[": "]", "{": "}", r"\langle": r"\rangle", "|": "|", r"\|": r"\|"}
@@ -18,7 +18,8 @@ _CLOSING |= {r"\lfloor": r"\rfloor", r"\lceil": r"\rceil", r"\{": r"\}"}
 _FUNCTION_LETTERS = frozenset("fghFGH")
 _ACCENTS = {r"\vec", r"\hat", r"\bar", r"\overline", r"\tilde", r"\dot", r"\ddot", r"\widehat", r"\widetilde"}
 _ACCENTS |= {r"\overrightarrow", r"\overleftrightarrow"}
-_ROUND = {r"\abs": "abs", r"\floor": "floor", r"\ceil": "ceil", r"\surd": "root", r"\cuberoot": "root"}
+_ROUND = {r"\abs": "abs", r"\floor": "floor", r"\ceil": "ceil"}
+_ROOTS = {r"\surd": 2, r"\cuberoot": 3, r"\fourthroot": 4}
 _INVERSE = {"sin", "cos", "tan", "cot", "sec", "csc"}
 _AREA = {"sinh": "arsinh", "cosh": "arcosh", "tanh": "artanh"}
 _INTEGRALS = {r"\int", r"\iint", r"\iiint", r"\oint"}
@@ -91,7 +92,7 @@ class _Parser(Reader):
             token = self.peek()
             if token in _TIMES:
                 self.next()
-                result = tables.combined("mul", [result, self.signed_factor()])
+                result = tables.product(token, result, self.signed_factor())
             elif token == "/":
                 self.next()
                 result = tables.quotient(result, self.divisor())
@@ -174,6 +175,8 @@ class _Parser(Reader):
         if self.peek() == "_":
             self.next()
             command += "_" + "".join(self.group())
+        if command in (r"\overline", r"\bar") and has_constant(inside, "i") and not symbols(inside):
+            return Node("conjugate", (inside,))
         return Node("opaque", (inside,), command)
 
     def numeral(self, token: str) -> Node:
@@ -218,9 +221,10 @@ class _Parser(Reader):
             return Node("binom", (self.part(above), self.part(below)))
         derivative = calculus.derivative(above, below)
         if derivative == "operator":
-            variable = "".join(below)
+            letters = calculus.variables(below)
             body = self.term()
-            return Node("bound", (symbol(below[-1]), body, body), "d^" + "".join(above) + "/" + variable)
+            name = "d^" if len(letters) == 1 else "mixed "
+            return Node("bound", (symbol(letters[0]), body, body), name + "".join(above) + "/" + "".join(below))
         if derivative:
             return self.applied(derivative)
         return tables.quotient(self.part(above), self.part(below))
@@ -237,8 +241,8 @@ class _Parser(Reader):
     def rounded(self, command: str) -> Node:
         """`abs(x)`, `floor(x)`, `sqrt(x)` and the root sign, as plain text has them."""
         inside = self.atom()
-        if _ROUND[command] == "root":
-            return Node("root", (inside, number(3 if command == r"\cuberoot" else 2)))
+        if command in _ROOTS:
+            return Node("root", (inside, number(_ROOTS[command])))
         return Node(_ROUND[command], (inside,))
 
     def call(self, command: str) -> Node:
@@ -248,12 +252,12 @@ class _Parser(Reader):
         power = upper[0] if upper else None
         if power == negated(number(1)) and name in (*_INVERSE, *_AREA):
             name, power = _AREA.get(name, "arc" + name), None
-        node = _applied(name, [self.part(lower)] if lower else [], self.operands())
+        node = functions.applied(name, [self.part(lower)] if lower else [], self.operands())
         return node if power is None else Node("pow", (node, power))
 
     def operands(self) -> list[Node]:
         """A function's operands: in brackets, or the letters and numbers that follow."""
-        if self.peek() in ("(", "[", "{", "|"):
+        if self.peek() in ("(", "[", "{", "|", r"\{"):
             inside = self.bracketed(self.next())
             return list(inside.args) if inside.op == "tuple" else [inside]
         if self.peek() in ("+", "-"):
@@ -290,6 +294,7 @@ class _Parser(Reader):
 
     def integral(self, command: str) -> Node:
         lower, upper = self.bounds()
+        self.tokens[self.position :] = calculus.spread(self.tokens[self.position :])
         place, width, letter = calculus.differential(self.tokens[self.position :])
         body = self.tokens[self.position : self.position + place]
         self.position += place + width
@@ -364,26 +369,11 @@ class _Parser(Reader):
         return "'" if inside.startswith("'") else ""
 
 
-def _applied(name: str, index: list[Node], operands: list[Node]) -> Node:
-    """A function of operands.
-
-    Raises:
-        NotAlgebraError: an index that only a logarithm has.
-    """
-    if index and name != "log":
-        raise NotAlgebraError("an index of a function")
-    if name == "exp":
-        return Node("pow", (constant("e"), operands[0]))
-    if name == "lg":
-        return Node("call", (operands[0], number(10)), "log")
-    return Node("opaque" if name == "det" else "call", (*operands, *index), name)
-
-
 _ATOMS: tuple[tuple[Collection[str], Callable[[_Parser, str], Node]], ...] = (
     (_CLOSING, _Parser.bracketed),
     ((r"\frac", r"\binom"), _Parser.fraction),
     ((r"\sqrt",), _Parser.root),
-    (_ROUND, _Parser.rounded),
+    ((*_ROUND, *_ROOTS), _Parser.rounded),
     (FUNCTIONS, _Parser.call),
     (_INTEGRALS, _Parser.integral),
     (_SUMS, _Parser.summed),

@@ -10,7 +10,7 @@ from t3d.grading.answers.structure import steps
 from t3d.grading.answers.units import Unit, unit_of
 
 _CURRENCY = re.compile(r"\\text\{(?:USD|US|[€£¥₹])\}|\\usd|USD|EUR")
-_TRIGONOMETRIC = {r"\sin", r"\cos", r"\tan", r"\cot", r"\sec", r"\csc"}
+_TRIGONOMETRIC = {r"\sin", r"\cos", r"\tan", r"\cot", r"\sec", r"\csc", r"\cis"}
 _BEGINS = {"%", "^", r"\usd", r"\mu", r"\Omega", r"\frac", r"\cdot", r"\times", "*", "/", "°"}
 
 
@@ -47,6 +47,26 @@ def quantity(tokens: Tokens) -> Quantity:
         if place and depth <= 0 and _may_begin(token) and (unit := unit_of(value[place:])):
             return Quantity(value[:place], before.times(unit) if before else unit)
     return Quantity(value, before)
+
+
+def bare_quantity(measured: Quantity, unit: Unit | None) -> Quantity:
+    r"""Reads letters behind a number as a unit where the other has one of that kind: `9 g` beside `9\text{ kg}`."""
+    if measured.unit or unit is None or not unit.powers:
+        return measured
+    tokens = tuple(rf"\text{{{token}}}" if token.isalpha() else token for token in measured.value)
+    for place in range(1, len(tokens)):
+        if (
+            tokens[place] != measured.value[place]
+            and (found := unit_of(tokens[place:]))
+            and found.powers == unit.powers
+        ):
+            return Quantity(measured.value[:place], found)
+    return measured
+
+
+def is_compound(tokens: Sequence[str]) -> bool:
+    """Whether an answer is numbers with units of one kind: `5 dollars and 50 cents`."""
+    return _compound(tokens) is not None
 
 
 def _may_begin(token: str) -> bool:

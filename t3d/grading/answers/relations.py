@@ -23,6 +23,8 @@ def is_name(tokens: Tokens) -> bool:
         return False
     if all(token.startswith(r"\text{") for token in tokens):
         return True
+    if len(terms := split(tokens, (":",))) > 1:  # a ratio
+        return all(map(is_name, terms))
     enclosed = bracketed(tokens)
     if enclosed and enclosed[0] in ("(", r"\langle"):
         return all(map(is_name, split(enclosed[1], (",", ";"))))

@@ -1,5 +1,6 @@
 r"""Sets of real numbers: intervals, unions, differences and inequalities in one variable, compared exactly."""
 
+import functools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cmp_to_key
@@ -12,6 +13,7 @@ from t3d.grading.answers.structure import BUILDERS, alternatives, bracketed, ele
 
 REALS = r"\mathbb{R}"
 _FLIPPED = {">": "<", r"\geq": r"\leq"}
+_AND = ("and", r"\text{and}", r"\land")
 _OPERATIONS = {r"\cup": "cup", r"\cap": "cap", r"\setminus": "minus", "-": "minus"}
 
 
@@ -89,6 +91,9 @@ def real_set(tokens: Tokens) -> RealSet:
     parts = alternatives(tokens)
     if len(parts) > 1:
         return [piece for part in parts for piece in real_set(part)]
+    parts = split(tokens, _AND)
+    if len(parts) > 1:
+        return functools.reduce(_common, map(real_set, parts))
     sides = relation(tokens)
     if sides is not None:
         return _of_relation(*sides)
@@ -139,7 +144,7 @@ def _of_builder(variable: Tokens, condition: Tokens) -> RealSet:
     if variable[1:] not in ((), (r"\in", REALS)) or not variable[0].isalpha():
         raise NotRealSetError
     result: RealSet = [(_BELOW, _ABOVE)]
-    for part in split(condition, (",", "and", r"\text{and}")):
+    for part in split(condition, (",", *_AND)):
         if not any(token == variable[0] for token in part):
             raise NotRealSetError
         result = _common(result, real_set(part))
@@ -186,6 +191,15 @@ def _of_relation(parts: list[Tokens], signs: list[str]) -> RealSet:
     return result
 
 
+def names(tokens: Tokens) -> set[str]:
+    """The letters whose values an inequality, or several, restricts; none of an interval."""
+    found: set[str] = set()
+    for part in alternatives(tokens):
+        for side in (relation(part) or ([], []))[0]:
+            found |= {token for token in side if token.isalpha() and len(token) == 1} - {"e", "i"}
+    return found
+
+
 def _half(sign: str, left: Tokens, right: Tokens) -> tuple[RealSet, str]:
     """The numbers on one side of a linear inequality's end, and the variable's name."""
     try:
@@ -198,6 +212,8 @@ def _half(sign: str, left: Tokens, right: Tokens) -> tuple[RealSet, str]:
     variable = sides[0] if free[0] else sides[1]
     bound = sides[1] if free[0] else sides[0]
     (name,) = free[0] or free[1]
+    if variable.op == "abs":
+        return _distance(sign, variable.args[0], bound, bool(free[0])), name
     if variable.op != "symbol":
         variable, bound, turned = _linear(variable, bound, name)
     else:
@@ -213,6 +229,21 @@ def _half(sign: str, left: Tokens, right: Tokens) -> tuple[RealSet, str]:
     if below:
         return [(_BELOW, End(bound, -1 if open_end else 1))], name
     return [(End(bound, 1 if open_end else -1), _ABOVE)], name
+
+
+def _distance(sign: str, inside: Node, bound: Node, below: bool) -> RealSet:
+    """Where |inside| is below (or above) a bound."""
+    name = next(iter(symbols(inside)))
+    inside, high, turned = _linear(inside, bound, name)
+    low = _linear(inside, negated(bound), name)[1]
+    low, high = (high, low) if turned else (low, high)
+    if algebra.compare(bound, number(0)) == -1:
+        raise NotRealSetError
+    if sign == r"\neq":
+        return _complement([(End(low, -1), End(low, 1)), (End(high, -1), End(high, 1))])
+    outside = 1 if (sign == "<") == below else -1
+    inner = [(End(low, outside), End(high, -outside))]
+    return inner if below else _complement(inner)
 
 
 def _linear(node: Node, bound: Node, name: str) -> tuple[Node, Node, bool]:

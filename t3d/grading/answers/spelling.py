@@ -68,7 +68,8 @@ _INVISIBLE = {
     *(r"\left", r"\right", r"\big", r"\Big", r"\bigg", r"\Bigg", r"\bigl", r"\bigr", r"\Bigl", r"\Bigr"),
     *(r"\biggl", r"\biggr", r"\Biggl", r"\Biggr", r"\bigm", r"\middle"),
     *(r"\displaystyle", r"\textstyle", r"\scriptstyle", r"\limits", r"\nolimits", r"\quad", r"\qquad", r"\hline"),
-    *(r"\normalsize", r"\small", r"\large", r"\Large", r"\LARGE", r"\huge", r"\Huge", r"\bfseries", r"\itshape"),
+    *(r"\tiny", r"\scriptsize", r"\footnotesize", r"\small", r"\normalsize", r"\large", r"\Large", r"\LARGE"),
+    *(r"\huge", r"\Huge", r"\bfseries", r"\itshape", r"\checkmark"),
     *(r"\bf", r"\it", r"\sf", r"\tt", r"\unboldmath", r"\boldmath", r"\thinspace", r"\medspace", r"\noindent"),
     *(r"\enspace", r"\enskip", r"\hfill", r"\nonumber", r"\centering", r"\mathstrut", r"\strut", r"\relax"),
     *(r"\!", r"\,", r"\;", r"\:", r"\>", "\\ ", "\\\n", "~", r"\(", r"\)", r"\[", r"\]", r"\/", "{}"),
@@ -127,12 +128,13 @@ _NAMES = re.compile(r"[A-Za-z]+")
 _PLAIN_WORDS = re.compile(
     r"(.*[\d})%!])\s+((?:[A-Za-zµ]{2,}|[A-Za-z](?=/[A-Za-z]))(?:[ ./]+[A-Za-z]+)*(?:\^\{?-?[23]\}?)?\.?)", re.DOTALL
 )
+_NO_DELIMITER = re.compile(r"\\(?:left|right)\s*\.")
 _DOLLAR = re.compile(r"\\\$|\$")
 
 
 def spell(answer: str) -> Tokens:
     """Returns the tokens of an answer."""
-    text = _dollars(plain(answer))
+    text = _NO_DELIMITER.sub(" ", _dollars(plain(answer)))
     trailing = _PLAIN_WORDS.fullmatch(text.rstrip(". \n"))
     if trailing and _is_unit(trailing[2]):
         text = rf"{trailing[1]}\text{{{trailing[2].replace('{', '').replace('}', '')}}}"
@@ -158,7 +160,7 @@ def _moduli(tokens: list[str]) -> list[str]:
 
 def _stripped(tokens: list[str]) -> list[str]:
     """Without the braces around the whole and punctuation at the end."""
-    while tokens and tokens[-1] in (".", ",", ";"):
+    while tokens and tokens[-1] in (".", ",", ";", ":"):
         tokens = tokens[:-1]
     if tokens[:1] != ["{"] or _group(tokens, 0) != (tokens[1:-1], len(tokens)):
         return tokens
@@ -210,8 +212,6 @@ def _read(raw: Sequence[str]) -> list[str]:
         elif token in _TEXT or token in _UPRIGHT or token in _ALPHABETS:
             argument, position = _group(raw, position)
             result += _worded(token, argument)
-        elif token in (r"\left", r"\right") and position < len(raw) and raw[position] == ".":
-            position += 1
         elif token.startswith(r"\begin") or token == r"\\":
             position, spelt = _row_start(raw, position, token)
             result += spelt
@@ -229,6 +229,8 @@ def _row_start(raw: Sequence[str], position: int, token: str) -> tuple[int, list
     token = re.sub(r"\s", "", token)
     if token in (r"\begin{array}", r"\begin{tabular}"):
         return _group(raw, position)[1], [token]
+    if token.endswith("*}") and raw[position : position + 1] == ["["] and "]" in raw[position:]:
+        return raw.index("]", position) + 1, [token]
     if token == r"\\" and raw[position : position + 1] == ["["]:
         inside = "".join(raw[position : position + 8])
         if match := re.match(r"\[-?[\d.]+\s*(?:pt|ex|em|mm|cm)\]", inside):
@@ -269,19 +271,25 @@ def _letters(run: str, following: str) -> list[str]:
 def _worded(command: str, argument: list[str]) -> list[str]:
     r"""The argument of `\text`, `\mathrm` and the like: words, or mathematics set in another face."""
     inside = re.sub(r"\$|~|\\[ ,;:!]", " ", "".join(argument))
+    inside = re.sub(r"\\(?:cdot|times)\s*", "·", inside)
     inside = re.sub(r"\\mu\s*", "µ", re.sub(r"\\Omega\s*", "Ω", inside)).strip()
+    if inside.isdecimal():
+        return [inside]
     if command in _ALPHABETS:
         return [rf"\mathbb{{{inside}}}" if command == r"\Bbb" else rf"{command}{{{inside}}}"]
-    if not re.search(r"[^\W\d_]|[€£¥₹‰]", inside) or (
+    if not re.search(r"[^\W\d_]|[€£¥₹¢‰]", inside) or (
         "\\" in inside and not re.search(r"[A-Za-z]{2}", _commandless(inside))
     ):
         return _read(_RAW.findall(inside))
     if inside in ("e", "i", "d"):
         return [inside]
-    if re.search(r"[\d=]", inside) and all(len(run) == 1 or run in ("and", "or") for run in _NAMES.findall(inside)):
+    spoken = {run for run in _NAMES.findall(inside) if len(run) > 1}
+    if re.search(r"[\d=]", inside) and spoken <= {"and", "or", "to"}:
         return _read(_RAW.findall(inside))
     if command in _UPRIGHT and (inside in FUNCTION_WORDS or inside in GREEK_WORDS):
         return _letters(inside, "")
+    if joined := re.fullmatch(r"(.*\w)[,;]?\s+(and|or)", inside, re.DOTALL):
+        return [rf"\text{{{joined[1]}}}", rf"\text{{{joined[2]}}}"]
     return [rf"\text{{{inside}}}"]
 
 
@@ -352,7 +360,8 @@ def _braced(tokens: list[str]) -> list[str]:
 
 def _first_argument(before: list[str], token: str) -> tuple[str, str]:
     r"""What of a token is an argument without braces: one digit for `\frac`, the whole number elsewhere."""
-    fraction = before[-1] == r"\frac" or (before[-1] == "}" and r"\frac" in before[-4:])
+    pairs = {r"\frac", r"\binom"}
+    fraction = before[-1] in pairs or (before[-1] == "}" and not pairs.isdisjoint(before[-4:]))
     if (fraction and len(token) > 1 and token.isdecimal()) or (
         len(token) > 1 and token.isalpha() and before[-1] != "_"
     ):

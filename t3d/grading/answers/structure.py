@@ -8,7 +8,7 @@ from t3d.grading.answers.spelling import Tokens, spell
 _OPEN = {"(", "[", "{", r"\{", r"\langle", r"\lfloor", r"\lceil"}
 _CLOSE = {")", "]", "}", r"\}", r"\rangle", r"\rfloor", r"\rceil"}
 _CONJUNCTION = re.compile(r"\\text\{[,;]?\s*(?:and|or|and also|or also|as well as)?\s*[,;]?\}", re.IGNORECASE)
-_SEPARATORS = {",", ";", "and", "or", r"\lor"}
+_SEPARATORS = {",", ";", "&", "and", "or", r"\lor"}
 RELATIONS = {"=", "<", ">", r"\leq", r"\geq", r"\neq", r"\in", r"\notin", r"\equiv", r"\approx", r"\sim", r"\cong"}
 """Signs between two sides."""
 RELATIONS |= {r"\subset", r"\subseteq", r"\to", r"\Rightarrow", r"\Leftrightarrow", r"\propto", r"\ll", r"\gg"}
@@ -16,7 +16,10 @@ RELATIONS |= {r"\subset", r"\subseteq", r"\to", r"\Rightarrow", r"\Leftrightarro
 BUILDERS = {":", "|", r"\text{such that}", r"\text{where}"}
 """What stands between the two parts of a set builder."""
 
-_THOUSANDS = re.compile(r"(?<![\d,.(\[{])\d{1,3}(?:,\d{3})+(?![\d,])")
+_THOUSANDS = re.compile(r"(?<![\d,.(\[{])\d{1,3}(?:(?:,\d{3})+|(?: \d{3})+)(?![\d,])")
+_UPRIGHT_SET = re.compile(
+    r"(\\in\s*)?\\(?:mathbf|boldsymbol|bm|mathrm)\s*\{\s*([RZQNC])\s*\}|(?<=\\in)\s*([RZQNC])(?![A-Za-z(])"
+)
 _MARKED_THOUSANDS = re.compile(r"(?<=\d)(?:,\s*\\!\s*|\{,\}|\\,|\\;|\\ )(?=\d{3}(?!\d))")
 _BRACED_THOUSANDS = re.compile(r"(?<=\{)\d{1,3}(?:,\d{3})+(?=\})")
 _OPTION = re.compile(
@@ -32,9 +35,17 @@ def readings(answer: str) -> list[Tokens]:
     text = _MARKED_THOUSANDS.sub("", answer.strip())
     text = _BRACED_THOUSANDS.sub(lambda match: match.group().replace(",", ""), text)
     found = [spell(text)]
-    if _THOUSANDS.search(text):
-        found.append(spell(_THOUSANDS.sub(lambda match: match.group().replace(",", ""), text)))
+    for other in _others(text):
+        found.append(spell(other))
     return list(dict.fromkeys(tokens for tokens in found if tokens))
+
+
+def _others(text: str) -> Iterator[str]:
+    """Other readings: commas or spaces that group digits, an upright R that is the set of the real numbers."""
+    if _THOUSANDS.search(text):
+        yield _THOUSANDS.sub(lambda match: re.sub("[, ]", "", match.group()), text)
+    if _UPRIGHT_SET.search(text):
+        yield _UPRIGHT_SET.sub(lambda match: rf"{match[1] or ''} \mathbb{{{match[2] or match[3]}}} ", text)
 
 
 def option(answer: str) -> tuple[str, str] | None:

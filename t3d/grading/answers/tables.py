@@ -18,6 +18,7 @@ MATRICES = {
 }
 DETERMINANTS = {"vmatrix", "vsmallmatrix"}
 _MAX_DETERMINANT = 5
+_ARROWS = (r"\vec", r"\overrightarrow")
 
 
 def rows(tokens: Sequence[str]) -> list[list[list[str]]]:
@@ -76,6 +77,14 @@ def combined(op: str, nodes: Sequence[Node]) -> Node:
     for node in map(_pushed, nodes[1:]):
         result = _sum(result, node) if op == "add" else _product(result, node)
     return result
+
+
+def product(sign: str, left: Node, right: Node) -> Node:
+    r"""What a sign between factors makes: only of vectors, `\times` and `\cdot` are different products."""
+    nabla = left.op == "symbol" and left.name == r"\nabla"
+    if nabla or all(node.op == "opaque" and node.name.startswith(_ARROWS) for node in (left, right)):
+        return Node("opaque", (left, right), sign)
+    return combined("mul", [left, right])
 
 
 def _bare(node: Node) -> Node:

@@ -134,7 +134,7 @@ _OTHERS = {
     "1 turn": "revolution rev turn",
     "1 celsius": "°C degC celsius",
     "1 fahrenheit": "°F degF fahrenheit",
-    "1 molar": "M",
+    "1000 mol m-3": "M",
     "1 unit": "unit",
     "100": "hundred",
     "1000": "thousand",
@@ -262,8 +262,9 @@ def _compound(text: str) -> Unit | None:
     """Products, quotients and powers of units of the table: `m/s^{2}`, `square feet`, `miles per hour`."""
     if "\2" in text or _PIECE.sub("", text.replace(".", " ")).strip():
         return None
-    text = re.sub(r"\bfl\.?\s*oz\b|\bfluid ounces?\b", "floz", re.sub(r"\bper\b", "/", text.replace(".", " ")))
-    text = re.sub(r"\bper cent\b", "percent", text.replace("$", " USD "))
+    text = re.sub(r"\bper cent\b", "percent", text.replace(".", " ").replace("$", " USD "))
+    text = re.sub(r"\bfl\s*oz\b|\bfluid ounces?\b", "floz", re.sub(r"\bper\b", "/", text))
+    text = re.sub(r"\b([kMGmµ])\s+Ω", r"\1Ω", text)
     text = re.sub(r"\bdegrees?\s+(celsius|fahrenheit)", r"\1", text, flags=re.IGNORECASE)
     text = re.sub(r"\bdegrees?\s+([CF])\b", r"°\1", text)
     result, exponent, pending, last, inside = Unit(), 1, 1, None, False

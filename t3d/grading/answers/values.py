@@ -78,6 +78,11 @@ def divide(left: Value, right: Value) -> Value:
     return Value(reals.divide(scaled.re, norm), reals.divide(scaled.im, norm))
 
 
+def conjugate(value: Value) -> Value:
+    """The complex conjugate."""
+    return Value(value.re, -value.im)
+
+
 def absolute(value: Value) -> Value:
     """The modulus."""
     if value.is_real:

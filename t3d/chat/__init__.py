@@ -1,0 +1,1 @@
+"""A conversation with a model in a terminal."""

@@ -1,0 +1,1 @@
+"""Sharing on the Hugging Face hub: checkpoints as models, rollouts as data sets."""
