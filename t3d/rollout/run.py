@@ -160,7 +160,7 @@ def _decode(
             shard=shards.path(ranks.rank + worker) if writes else None,
             fingerprint=job.fingerprint,
             session=session,
-            sharing=processes_per_device(settings.device, max(num_workers, ranks.local_size)),
+            sharing=processes_per_device(settings.device, num_workers, ranks),
         )
         for worker in range(num_workers)
     ]

@@ -14,7 +14,7 @@ from t3d.decoding import DecodingConfig, iter_decode
 from t3d.devices import room
 from t3d.errors import ConfigError
 from t3d.rollout.job import Request
-from t3d.rollout.ranks import join_ranks
+from t3d.rollout.ranks import Ranks, join_ranks
 from t3d.rollout.shard import Shard
 from t3d.sdar import SDARConfig, SDARForCausalLM
 from t3d.sdar.checkpoint import load_decoder, load_model
@@ -133,7 +133,17 @@ def pick_device(name: str, worker: int = 0, where: str = "rollout.device") -> to
     return device
 
 
-def processes_per_device(name: str, processes: int) -> int:
-    """How many of a machine's `processes` decode on one device called `name`, at most; see `pick_device`."""
-    several = name in ("auto", "cuda") and torch.cuda.is_available()
-    return -(-processes // torch.cuda.device_count()) if several else processes
+def processes_per_device(name: str, workers: int, ranks: Ranks) -> int:
+    """How many decoding processes share one device called `name`, at most; see `pick_device`.
+
+    Args:
+        name: of the device.
+        workers: that this process starts.
+        ranks: the launch.
+    """
+    processes = max(workers, ranks.local_size)
+    if name not in ("auto", "cuda") or not torch.cuda.is_available():
+        return processes
+    gpus = torch.cuda.device_count()
+    # A launcher that gives each process a GPU of its own (srun) shows it no other.
+    return 1 if ranks.size > 1 == gpus else -(-processes // gpus)

@@ -6,6 +6,7 @@ import torch
 from t3d.decoding.config import _warn_once
 from t3d.errors import ConfigError
 from t3d.rollout import pool, rollout, worker
+from t3d.rollout.ranks import Ranks
 from t3d.rollout.worker import pick_device
 from t3d.sdar import SDARForCausalLM
 
@@ -33,11 +34,17 @@ def test_gpus_go_to_workers_in_turn(monkeypatch):
 
 
 def test_a_device_is_shared_by_the_workers_that_it_goes_to(monkeypatch):
-    assert worker.processes_per_device("cpu", 3) == 3
+    alone, launched = Ranks(), Ranks(size=8, local_size=4)
+    assert worker.processes_per_device("cpu", 3, alone) == 3
+    assert worker.processes_per_device("cpu", 1, launched) == 4
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
-    assert [worker.processes_per_device("auto", number) for number in (1, 2, 3, 4, 5)] == [1, 1, 2, 2, 3]
-    assert worker.processes_per_device("cuda:1", 3) == 3
+    assert [worker.processes_per_device("auto", number, alone) for number in (1, 2, 3, 4, 5)] == [1, 1, 2, 2, 3]
+    assert worker.processes_per_device("auto", 1, launched) == 2
+    assert worker.processes_per_device("cuda:1", 3, alone) == 3
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    assert worker.processes_per_device("auto", 3, alone) == 3
+    assert worker.processes_per_device("auto", 1, launched) == 1, "srun gives each its own"
 
 
 def test_the_workers_of_a_rollout_are_told_how_many_they_are(settings, monkeypatch):

@@ -340,5 +340,5 @@ def test_batches_are_as_long_as_the_configuration_allows():
 def test_a_configured_model_is_read_from_its_folder_and_an_unknown_one_is_an_error(checkpoint):
     assert list(shapes_asked("JetLM/SDAR-4B-Chat")) == list(SHAPES)
     assert list(shapes_asked(str(checkpoint))) == [str(checkpoint), *SHAPES]
-    with pytest.raises(CheckpointError, match="a model folder or a hub id"):
+    with pytest.raises(CheckpointError, match=r"a model folder .*or a hub id"):
         shapes_asked("nowhere")
