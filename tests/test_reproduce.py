@@ -96,7 +96,7 @@ def test_all_stages_run_and_a_second_time_nothing_is_done_again(checkpoint, tmp_
             "decodings=[[4, 1]]",
         ),
         *(f"train_dataset={tmp_path / 'train.json'}", f"eval_datasets=[{tmp_path / 'test.json'}]"),
-        f"rollout_keys=[experiment.output_dir={tmp_path / 'rollouts'}, {tiny}]",
+        f"rollout_keys=[experiment.output_dir={tmp_path / 'rollouts'}, rollout.max_token=8]",
         f"training_keys=[experiment.output_dir={tmp_path / 'run'}, {trained}]",
         f"evaluation_keys=[experiment.output_dir={tmp_path / 'eval'}, {tiny}]",
     ]
