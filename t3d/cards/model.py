@@ -217,17 +217,20 @@ def _table(base: Base, run: Run) -> str:
 
 def _settings(config: dict[str, Any]) -> list[tuple[str, Any]]:
     """What matters of a configuration: the objective, and the settings that it heeds."""
-    name, weight = recorded(config, "training.objective"), recorded(config, "training.lambda_path")
+    name, path = recorded(config, "training.objective"), recorded(config, "training.lambda_path")
     objective = OBJECTIVES.get(name, Objective("unknown"))
-    weight = objective.path if weight is None else weight
+    path = objective.path if path is None else path
+    certainty = recorded(config, "training.certainty_weight")
+    certainty = objective.certainty if certainty is None else certainty
     heeded = {
         **SETTINGS,
         **(TRACE_SETTINGS if objective.states == "trace" else {}),
         **(DDO_SETTINGS if objective.ddo else {}),
-        **(PATH_SETTINGS if weight else {}),
+        **(PATH_SETTINGS if path else {}),
     }
     settings = [(title, recorded(config, key)) for key, title in heeded.items()]
-    return [("objective", name), *settings, ("weight of the path loss", weight or None)]
+    weights = [("weight of the path loss", path or None), ("weight of the certainty term", certainty or None)]
+    return [("objective", name), *settings, *weights]
 
 
 def _loading(folder: Path) -> str:

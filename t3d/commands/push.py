@@ -1,8 +1,8 @@
 """`t3d push`, which is `python -m t3d.hub push`."""
 
-from t3d.hub.__main__ import main as hub
+from t3d.hub.__main__ import push
 
 
 def main(arguments: list[str]) -> None:
     """Shows or sends; see `t3d.hub.__main__`."""
-    hub(["push", *arguments])
+    push(arguments)

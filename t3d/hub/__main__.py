@@ -11,21 +11,38 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from t3d.arguments import ArgumentParser
+from t3d.errors import UserError
 from t3d.hub.checkpoint import checkpoint_upload
 from t3d.hub.results import card_results
 from t3d.hub.rollouts import rollouts_upload
 from t3d.hub.upload import check_repository, description, send
 
 EXAMPLE = (
-    "python -m t3d.hub push checkpoint experiments/SDAR-4B-Chat/math/t3d/ckpt/optimized me/SDAR-4B-T3D "
+    "t3d push checkpoint experiments/SDAR-4B-Chat/math/t3d/ckpt/optimized me/SDAR-4B-T3D "
     "--results t3d/results/results-*.json"
 )
 
 
 def main(arguments: list[str]) -> None:
-    """Tells what would be sent, or sends it."""
+    """Pushes: the first argument says so.
+
+    Raises:
+        UserError: it says something else; or that of `push`.
+    """
+    action, *rest = arguments or ["--help"]
+    if action not in ("push", "-h", "--help"):
+        raise UserError("python -m t3d.hub", "push", action)
+    push(rest if action == "push" else ["--help"])
+
+
+def push(arguments: list[str]) -> None:
+    """Tells what would be sent, or sends it.
+
+    Raises:
+        UserError: wrong arguments, or something that cannot be read or sent.
+    """
     parser = ArgumentParser(__doc__ or "", EXAMPLE)
-    parser.add_argument("action", choices=("push",), help="what to do")
+    parser.prog = "t3d push"
     parser.add_argument("kind", choices=("checkpoint", "rollouts"), help="what PATH is")
     parser.add_argument("path", help="model folder, or rollout file")
     parser.add_argument("repository", metavar="REPO", help="owner/name on the hub; made if missing")

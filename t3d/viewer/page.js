@@ -122,7 +122,7 @@ let step = 0, lastStep = 0, timer = null;
 
 /** Dark blue to yellow, by stops; `share` from 0 to 1. */
 const STOPS = [[68, 1, 84], [59, 82, 139], [33, 145, 140], [94, 201, 98], [253, 231, 37]];
-function hue(share, alpha = 0.55) {
+function hue(share, alpha = 0.45) {
   const place = Math.min(0.9999, Math.max(0, share)) * (STOPS.length - 1), low = Math.floor(place);
   const mixed = STOPS[low].map((value, channel) => Math.round(value + (STOPS[low + 1][channel] - value) * (place - low)));
   return `rgb(${mixed.join(" ")} / ${alpha})`;
@@ -138,6 +138,7 @@ const COLOURS = {
 
 function choose(entry) {
   chosen = entry;
+  at("tip").hidden = true; // the token under the pointer goes away without a word
   at("question").textContent = data.problems[entry.q];
   at("truth").textContent = entry.t === null ? "" : `right answer: ${entry.t}`;
   panes = entry.r.map((response, side) => pane(response, entry, side));
@@ -247,7 +248,7 @@ function tip(event, { response, source }, place) {
   const lines = [
     `"${data.pieces[response.t[place]]}"`,
     `position ${response.p + place} (token ${place + 1} of the response)`,
-    `step ${response.s[place]}, the ${inner[place]}. of block ${block[place]}`,
+    `step ${response.s[place]} of the response, ${inner[place]} of block ${block[place]}`,
   ];
   if (response.l) lines.push(`log-prob ${response.l[place]} nats (p = ${Math.exp(response.l[place]).toFixed(3)})`);
   if (response.y) lines.push(`entropy ${response.y[place]} nats`);
@@ -326,6 +327,7 @@ function options(id, named, render) {
 }
 
 function tab(name) {
+  at("tip").hidden = true;
   for (const one of ["replay", "figures"]) {
     at(one).hidden = one !== name;
     at(`tab-${one}`).classList.toggle("chosen", one === name);

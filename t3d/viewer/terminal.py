@@ -29,9 +29,10 @@ def _head(response: Response) -> str:
         return f"  failed: {_one_line(str(response.error))}"
     verdict = {True: "right", False: "wrong", None: "not graded"}[response.correct]
     trajectory = response.trajectory
+    forwards = f" {trajectory.num_forwards} forwards," if trajectory.num_forwards else ""  # 0: nobody counted them
     return (
         f"  {verdict}, {len(trajectory.response_ids)} tokens, {trajectory.num_steps} steps,"
-        f" {trajectory.num_forwards} forwards, ended by {trajectory.finish_reason}"
+        f"{forwards} ended by {trajectory.finish_reason}"
     )
 
 

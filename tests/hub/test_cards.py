@@ -61,7 +61,11 @@ def test_a_card_tells_the_settings_that_its_objective_heeds(tmp_path):
     for line in ("| alpha | 0.5 |", "| states | trace |", "| weight of the path loss | 0.2 |", "| global step | 256 |"):
         assert line in lines
     config["training"]["lambda_path"] = 0
-    assert "path loss" not in model_card(Base("B"), Run(config), tmp_path)
+    text = model_card(Base("B"), Run(config), tmp_path)
+    assert "path loss" not in text
+    assert "certainty" not in text
+    config["training"]["objective"] = "dparallel"
+    assert "| weight of the certainty term | 2 |" in model_card(Base("B"), Run(config), tmp_path)
 
 
 def test_a_model_without_a_run_claims_none(tmp_path):

@@ -20,12 +20,8 @@ from .oracle import Options, oracle_losses
 MASK, PAD = 47, 46
 CPU = torch.device("cpu")
 PRESETS = {
-    "sft": Options(cross_entropy=1),
-    "redi": Options(cross_entropy=1),
-    "dparallel": Options(cross_entropy=1, certainty=2),
-    "td": Options(cross_entropy=1),
-    "ddo": Options(ddo=1),
-    "t3d": Options(ddo=1, path=0.2),
+    name: Options(**{term: weight for term, weight in vars(objective).items() if term != "states"})
+    for name, objective in OBJECTIVES.items()
 }
 STATES = {"random": "uniform", "all_mask": "all_mask", "trace": "trace"}
 

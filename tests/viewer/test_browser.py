@@ -107,6 +107,28 @@ def test_filters_search_and_figures(browser, show, write_rollouts):
     assert "66.7 % of 3 responses" in texts(browser, "#figures")[0]
 
 
+def test_what_is_said_of_a_token_goes_away_with_it(browser, show, write_rollouts):
+    from selenium.webdriver.common.action_chains import ActionChains
+
+    show(write_rollouts("a.json", ["5 groups of 4 make 20.", "second"]))
+    token = browser.find_elements("css selector", ".token:not(.prompt)")[1]
+    ActionChains(browser).move_to_element(token).perform()
+    assert "token 2 of the response" in texts(browser, "#tip:not([hidden])")[0]
+    press(browser, "\ue015")  # arrow down
+    assert texts(browser, "#tip:not([hidden])") == []
+
+
+def test_a_narrow_window_needs_no_scrolling_sideways(browser, show, write_rollouts):
+    path = write_rollouts("a.json", ["5 groups of 4 make 20. " * 25])
+    browser.set_window_size(390, 800)
+    try:
+        show(path, path)
+        assert browser.execute_script("return document.documentElement.scrollWidth <= innerWidth")
+        assert browser.execute_script("return document.querySelector('.text').clientHeight") > 100
+    finally:
+        browser.set_window_size(1400, 900)
+
+
 def test_light_and_dark(browser, show, write_rollouts):
     show(write_rollouts("a.json", ["ab"]))
     paper = "return getComputedStyle(document.querySelector('.pane')).backgroundColor"

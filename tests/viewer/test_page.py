@@ -96,3 +96,9 @@ def test_text_for_a_terminal(write_rollouts, capsys):
     assert "Problem 1?" not in shown
     assert "\x1b" not in shown  # neither the model's, nor ours where nothing shows colours
     assert "50.0 % the same token for token" in shown
+    assert " forwards, ended by stop" in shown
+
+
+def test_forwards_that_nobody_counted_are_not_told(write_rollouts, capsys):
+    main([str(write_rollouts("a.json", ["ab"], num_forwards=[[0]])), "--text", "1"])  # as an import writes it
+    assert "2 steps, ended by stop" in capsys.readouterr().out
