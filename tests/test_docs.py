@@ -54,23 +54,15 @@ def test_functions_that_pages_name_exist():
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_keys_of_commands_are_known(page, monkeypatch):
-    """Every command that takes configuration is read as the script would read it; no data that it names is opened.
-
-    Of a configuration that the page itself writes, the keys beside it are read.
-    """
+    """Every command that takes configuration is read as the script would read it; no file that it names is opened."""
     written = {f"config={name}" for name in re.findall(r"^cat > (\S+)", page.read_text(), re.MULTILINE)}
     for words in commands(page):
         program = next((word for word in words if word in SCHEMAS), None)
-        if program is None:
+        if program is None or written & {*words}:  # what reads a file that the page writes is run below
             continue
         monkeypatch.chdir(ROOT / "sample" if program == "sdar_sample.py" else ROOT)
-        given = [
-            word
-            for word in words[words.index(program) + 1 :]
-            if "=" in word and word != "--dry-run" and word not in written
-        ]
-        if given:
-            load_config(SCHEMAS[program], given, "", "")
+        given = [word for word in words[words.index(program) + 1 :] if "=" in word and word != "--dry-run"]
+        load_config(SCHEMAS[program], given, "", "")
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)

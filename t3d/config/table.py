@@ -47,7 +47,7 @@ class TableConfig:
     columns: list[str] = key(["block_size", "denoising_steps"], "axes whose values make the columns")
     figures: list[str] = key(["acc"], f"figures that each cell shows, any of {', '.join(TABLE_FIGURES)}")
     average: bool = key(
-        False, "add two columns: the mean accuracy of a row, and its improvement on the row table.baseline"
+        False, "add the mean accuracy of each row and, with table.baseline, its improvement on that row's"
     )
     baseline: str | None = key(
         None, "row that the others are compared with: by the improvement, and by the report's AUP"
