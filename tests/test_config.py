@@ -700,8 +700,10 @@ class TestHelp:
     @pytest.mark.parametrize("mistake", ["rollout.nonsense=1", "config=nowhere.yaml", "rollout.seed=x"])
     def test_a_mistake_beside_it_is_told_and_the_page_shown(self, mistake, capsys):
         page = help_page(SampleConfig, capsys, mistake, "--help")
-        assert "Keys, with their defaults, as there is a mistake (" in page
-        assert mistake.split("=")[0 if "config" not in mistake else 1] in page.split("\n")[4]
+        told = next(
+            line for line in page.split("\n") if line.startswith("Keys, with their defaults, as there is a mistake (")
+        )
+        assert mistake.split("=")[0 if "config" not in mistake else 1] in told
 
 
 def test_what_another_command_reads_is_unknown_to_one_that_does_not():

@@ -73,7 +73,7 @@ def test_training_takes_the_rollout_file_and_checks_its_wording(checkpoint, deco
     with pytest.raises(DataError, match=r"record 0, field prompt: expected a prompt worded as dataset\.prompts says"):
         training(checkpoint, data, tmp_path / "other", "dataset.prompts.math={problem}?")
     training(checkpoint, data, tmp_path / "silent")
-    assert "record 0: its prompt has another wording than ours" in caplog.text
+    assert "record 0: its prompt has another wording than the built-in one; give it as dataset.prompts" in caplog.text
     caplog.clear()
     training(checkpoint, data, tmp_path / "mine", f"dataset.prompts.math={WORDING}")
     assert "wording" not in caplog.text

@@ -64,7 +64,7 @@ def test_table_1():
         ("", "average (%)"),
         ("", "improvement (%)"),
     )
-    assert "not ranked: Original, SFT" in grid.notes
+    assert "never bold: Original, SFT" in grid.notes
 
 
 def test_table_2():

@@ -1,4 +1,4 @@
-"""Configuration: what can be set (`schema`, `table`), and how it is read (`loading`)."""
+"""Configuration: what can be set (`schema`, `training`, `table`), and how it is read (`loading`)."""
 
 from t3d.config.loading import help_text, load_config, named_keys, save_config
 from t3d.config.schema import (
@@ -10,9 +10,9 @@ from t3d.config.schema import (
     SchedulerConfig,
     SchedulerParams,
     TrainConfig,
-    TrainingConfig,
 )
 from t3d.config.table import TableConfig
+from t3d.config.training import TrainingConfig
 
 __all__ = [
     "DatasetConfig",

@@ -3,6 +3,8 @@
 from dataclasses import field
 from typing import Any
 
+MAX_SEED = 2**63 - 1
+
 
 def key(default: Any, meaning: str, *, low: float | None = None, high: float | None = None, one_of: Any = None) -> Any:
     """A config key: default, meaning for `--help`, and the inclusive range or the choices of its value."""

@@ -19,32 +19,49 @@ class TableConfig:
 
     checkpoints: dict[str, str] = key(
         {},
-        "row -> model folder or hub id; {base} and {data_type} in it are replaced by the cell's; a method's"
-        " <folder>/ckpt/<name> is that of its newest finished run",
+        "row -> its model: a folder or hub id; {base} and {data_type} in it stand for the cell's; where there is no"
+        " <method>/ckpt/<name>, it is that of the method's newest finished run",
     )
     labels: dict[str, str] = key(
         {}, "row -> its name in the table and in plots; a row without one is called by its key"
     )
     trained: dict[str, str] = key(
-        {}, "row -> the overrides (key=value key=value) that its checkpoint must have been trained with"
+        {},
+        "row -> settings (key=value key=value) that its checkpoint must have been trained with; another one is refused",
     )
-    bases: list[str] = key([], "base models: the grid is filled for each, {base} being its name")
+    bases: list[str] = key([], "names of base models; the table is filled for each, and {base} stands for the name")
     datasets: list[str] = key(
-        [], "data sets (empty: evaluation.eval_dataset); the paper's bring their data_type, others take evaluation's"
+        [],
+        "data sets (empty: evaluation.eval_dataset); the paper's have a known data_type, others evaluation.data_type",
     )
-    decodings: list[list[int]] = key([], "pairs of block_size and denoising_steps_per_block")
+    decodings: list[list[int]] = key([], "decodings, each a pair [block_size, denoising_steps_per_block]")
     strategies: list[str] = key([], "remasking strategies (empty: rollout.remasking_strategy)")
     name: str = key("table", "the files are called <project>/results/<name>.md, .csv, .tex, .json and .config.yaml")
-    title: str = key("", "caption")
-    sections: list[str] = key([], f"axes of which each value has a part of the table; axes: {', '.join(TABLE_AXES)}")
-    rows: list[str] = key(["model", "dataset"], "axes that make a row; tokps is block_size / denoising_steps")
-    columns: list[str] = key(["block_size", "denoising_steps"], "axes that make a column")
-    figures: list[str] = key(["acc"], f"shown of each cell: {', '.join(TABLE_FIGURES)}")
-    average: bool = key(False, "add the mean accuracy over the columns, and the improvement on table.baseline")
-    baseline: str | None = key(None, "row whose average the improvement is measured from, and the reference of AUP")
-    unranked: list[str] = key([], "rows shown for reference, never bold")
-    level: float = key(0.05, "significance level: what is not below the best at it is bold too", low=0, high=1)
-    skip_missing: bool = key(False, "leave the cells of missing checkpoints empty; false: an error before any work")
+    title: str = key("", "caption of the table (empty: table.name)")
+    sections: list[str] = key(
+        [], f"axes that divide the table into parts, one for each value; axes: {', '.join(TABLE_AXES)}"
+    )
+    rows: list[str] = key(
+        ["model", "dataset"], "axes whose values make the rows; tokps is block_size / denoising_steps"
+    )
+    columns: list[str] = key(["block_size", "denoising_steps"], "axes whose values make the columns")
+    figures: list[str] = key(["acc"], f"figures that each cell shows, any of {', '.join(TABLE_FIGURES)}")
+    average: bool = key(
+        False, "add the mean accuracy of each row and, with table.baseline, its improvement on that row's"
+    )
+    baseline: str | None = key(
+        None, "row that the others are compared with: by the improvement, and by the report's AUP"
+    )
+    unranked: list[str] = key([], "rows for reference: never bold, and not compared with the others")
+    level: float = key(
+        0.05,
+        "significance level of the test against the best accuracy; what it does not find lower is bold too",
+        low=0,
+        high=1,
+    )
+    skip_missing: bool = key(
+        False, "true: cells of missing checkpoints stay empty; false: a missing checkpoint is an error, before any work"
+    )
 
     def label(self, row: str) -> str:
         """What people read for a row of `checkpoints`."""

@@ -38,10 +38,10 @@ def reveal(denoising: NDArray[np.int64], draws: Draws, slots: Slots) -> Revealed
         slots: the step is counted there, and its tokens are written.
     """
     config = slots.config
-    slots.table["steps"][denoising] += 1
+    slots.table["steps"][denoising] += 1  # of the response; "step" counts those of the block
     table = slots.table[denoising]
     masked, positions = table["masked"], table["start"][:, None] + np.arange(config.block_size)
-    places = positions + (denoising * slots.length)[:, None]
+    places = positions + (denoising * slots.length)[:, None]  # of the slots' columns laid end to end
     chosen = _choose(table, draws, config)
     _write(slots, table, draws, chosen, places)
     left = masked & ~chosen
@@ -58,7 +58,7 @@ def _choose(table: np.ndarray, draws: Draws, config: DecodingConfig) -> Flags:
     last = table["step"] == config.denoising_steps - 1
     if last.all():
         return table["masked"]
-    score = torch.zeros(masked.shape).masked_scatter_(masked, draws.score)
+    score = torch.zeros(masked.shape).masked_scatter_(masked, draws.score)  # the one that the strategy ranks by
     scores = BlockScores(
         masked=masked,
         confidence=score,

@@ -28,8 +28,7 @@ from omegaconf import MISSING
 from tqdm import tqdm
 
 from t3d.config import load_config
-from t3d.config.keys import key
-from t3d.config.schema import MAX_SEED
+from t3d.config.keys import MAX_SEED, key
 from t3d.data.download import HTTP_ERROR
 from t3d.decoding import DecodingConfig, iter_decode
 from t3d.decoding.config import CONFIDENCES, warn_of_threshold

@@ -266,13 +266,17 @@ def _notes(runs: Sequence[Run], table: TableConfig) -> str:
         if run.results is not None:
             counts.setdefault(run.place["dataset"], set()).add(run.results.metrics.n)
     sizes = ", ".join(f"{name} {'/'.join(map(str, sorted(values)))}" for name, values in counts.items())
-    notes = [f"Accuracy in % ± standard error; responses: {sizes or 'none'}."]
-    notes.append(
-        "Bold: the best of those that differ in the method alone, and every accuracy not significantly below it"
-        f" (paired test on the same problems, two-sided, level {table.level:g})."
-    )
+    notes = [
+        f"Accuracy is in % ± standard error. Graded responses: {sizes or 'none'}.",
+        "Methods are compared with each other, each setting by itself: the best one is bold.",
+    ]
+    if "acc" in table.figures:
+        notes.append(
+            "An accuracy is bold too if a paired test on the same problems does not find it lower than the best"
+            f" (two-sided, level {table.level:g})."
+        )
     if table.unranked:
-        notes.append(f"For reference, not ranked: {', '.join(map(table.label, table.unranked))}.")
+        notes.append(f"Shown for reference and never bold: {', '.join(map(table.label, table.unranked))}.")
     if any(run.results is None for run in runs):
-        notes.append("--: no checkpoint.")
+        notes.append("-- means that there is no checkpoint.")
     return " ".join(notes)

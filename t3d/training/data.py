@@ -136,7 +136,11 @@ def _check_wording(record: Any, where: str, dataset: DatasetConfig, warn: bool) 
         expected = "a prompt worded as dataset.prompts says (evaluation.prompts of the rollout)"
         raise DataError(f"{where}, field prompt", expected, repr(record["prompt"][:200]))
     if warn:
-        log.warning("%s: its prompt has another wording than ours: give it as dataset.prompts to record it", where)
+        log.warning(
+            "%s: its prompt has another wording than the built-in one; give it as dataset.prompts, or evaluations of"
+            " this run cannot tell that they ask in other words",
+            where,
+        )
 
 
 def _shape(record: Any) -> str:

@@ -177,25 +177,29 @@ def _steps(sample: TrainingSample, noisy_start: int, num_fill: int) -> IntArray:
 
 
 def _masked(steps: IntArray, settings: StateSettings, stream: np.random.Generator) -> BoolArray:
-    """Which positions [block, position] are masked; positions of step 0 never are."""
+    """Which positions [block, position] are masked; positions of step 0 never are.
+
+    In every block the strategy puts positions in an order and says how many of them, from the highest on, are masked.
+    """
     hideable = steps > 0
     counts = hideable.sum(1)
     ratios = np.array(settings.mask_ratios)
     weights = ratios**settings.mask_ratio_exponent
     ratio = stream.choice(ratios, p=weights / weights.sum())
     shuffled, drawn_counts = stream.random(steps.shape), stream.integers(1, np.maximum(counts, 1) + 1)
-    by_ratio = np.ceil(ratio * counts - 1e-9).astype(np.int64)
-    keys, num_masked = {
+    by_ratio = np.ceil(ratio * counts - 1e-9).astype(np.int64)  # a product just above a whole number is that number
+    order, num_masked = {
         "trace": (steps.astype(np.float64), by_ratio),
         "trace_earliest": (-steps.astype(np.float64), by_ratio),
         "random": (shuffled, by_ratio),
         "uniform": (shuffled, drawn_counts),
         "all_mask": (shuffled, counts),
     }[settings.strategy]
-    keys = np.where(hideable, keys, -np.inf)
-    # Tokens of one step are masked together or not at all: the decoder visits no state in between.
-    threshold = np.take_along_axis(-np.sort(-keys, axis=1), num_masked[:, None] - 1, axis=1)
-    return hideable & (keys >= threshold)
+    order = np.where(hideable, order, -np.inf)
+    highest_first = -np.sort(-order, axis=1)
+    last_masked = np.take_along_axis(highest_first, num_masked[:, None] - 1, axis=1)
+    # Equal ones, tokens of one step, are masked together: the decoder visits no state in between.
+    return hideable & (order >= last_masked)
 
 
 def _coarse_steps(steps: IntArray, path_k_steps: int) -> IntArray:

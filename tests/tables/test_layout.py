@@ -94,14 +94,14 @@ class TestLayout:
         runs = [make_run("ReDi", "xx"), Run(make_run("T3D", "x").place)]
         grid = lay_out(runs, table())
         assert [row.entries[0].value for row in grid.sections[0].rows] == [100.0, None]
-        assert "--: no checkpoint." in grid.notes
+        assert "-- means that there is no checkpoint." in grid.notes
 
     def test_people_read_the_rows_labels(self, make_run):
         runs = [make_run("t3d", "xx"), make_run("sft", "x.")]
         layout = table(models=("t3d", "sft"), labels={"t3d": "T3D, λ = 0.2"}, unranked=["t3d"], rows=["model"])
         grid = lay_out(runs, layout)
         assert [row.labels for row in grid.sections[0].rows] == [("T3D, λ = 0.2",), ("sft",)]
-        assert "not ranked: T3D, λ = 0.2." in grid.notes
+        assert "never bold: T3D, λ = 0.2." in grid.notes
         across = lay_out(runs, replace(layout, rows=["dataset"], columns=["model"]))
         assert across.column_heads == (("T3D, λ = 0.2",), ("sft",))
         assert (
@@ -110,9 +110,14 @@ class TestLayout:
 
     def test_the_notes_state_level_sizes_and_what_is_not_ranked(self, make_run):
         notes = lay_out([make_run("SFT", "x.x")], table(level=0.01, unranked=["SFT"])).notes
-        assert "responses: A 3" in notes
+        assert "Graded responses: A 3" in notes
         assert "level 0.01" in notes
-        assert "not ranked: SFT" in notes
+        assert "never bold: SFT" in notes
+
+    def test_the_notes_explain_a_test_only_where_accuracies_are_shown(self, make_run):
+        runs = [make_run("SFT", "x.x", {"latency_s": 0.25})]
+        assert "paired test" in lay_out(runs, table()).notes
+        assert "paired test" not in lay_out(runs, table(figures=["latency_s"])).notes
 
 
 class TestAverage:

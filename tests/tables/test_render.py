@@ -52,7 +52,7 @@ def test_markdown(make_run):
         "| teacher | A | **25.0** ± 21.7 | 50.0 ± 25.0 |\n"
         "| student | A | **100.0** ± 0.0 | -- |\n"
         "\n"
-        "Accuracy in % ± standard error; responses: A 4. Bold: "
+        "Accuracy is in % ± standard error. Graded responses: A 4. Methods are compared"
     )
 
 

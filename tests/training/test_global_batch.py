@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import load_file
 
 from t3d.config import TrainConfig, load_config
-from t3d.config.schema import TrainingConfig
+from t3d.config.training import TrainingConfig
 from t3d.errors import ConfigError
 from t3d.training.launch import make_accelerator
 from t3d.training.schedule import accumulation_steps, samples_per_step
