@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from t3d.decoding import DecodingConfig, decode, iter_decode
-from t3d.decoding import engine as engine_module
+from t3d.decoding.runner import Runner
 from t3d.trajectory import UNFINISHED
 
 PROMPTS = [[1, 2, 3], [4, 5, 6, 7], [], [9] * 21]
@@ -50,8 +50,8 @@ def test_where_memory_runs_out_sequences_begin_anew_and_end_the_same(tiny_model,
             raise torch.OutOfMemoryError("CUDA out of memory")
         return original(self, *arguments)
 
-    original = engine_module.Engine.forward
-    monkeypatch.setattr(engine_module.Engine, "forward", forward)
+    original = Runner.run
+    monkeypatch.setattr(Runner, "run", forward)
     found = list(iter_decode(tiny_model, PROMPTS, config(), by_block=True))
     ended = {index: trajectory for index, trajectory in found if trajectory.finish_reason != UNFINISHED}
     assert [ended[index] for index in range(len(PROMPTS))] == whole

@@ -10,6 +10,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 import yaml
 from accelerate import Accelerator
 from accelerate.utils import DistributedType
@@ -78,7 +79,8 @@ class Noted(Accelerator):
         kind = DistributedType.MULTI_GPU if stage is None else DistributedType.DEEPSPEED
         plugin = None if stage is None else SimpleNamespace(zero_stage=stage, deepspeed_config={})
         self.options = options
-        self.state = SimpleNamespace(deepspeed_plugin=plugin, distributed_type=kind, num_processes=2)
+        gpu = torch.device("cuda", 0)
+        self.state = SimpleNamespace(deepspeed_plugin=plugin, distributed_type=kind, num_processes=2, device=gpu)
         self.gradient_state = SimpleNamespace(plugin_kwargs={})
 
 
