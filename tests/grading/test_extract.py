@@ -272,4 +272,4 @@ def test_megabytes_of_anything_take_seconds_at_most(text):
     extract_boxed(text)
     extract_code(text)
     extract_option(text)
-    assert time.monotonic() - began < 5
+    assert time.monotonic() - began < 10
