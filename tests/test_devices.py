@@ -63,8 +63,8 @@ def test_freed_memory_is_used_again_without_asking_the_system(library):
         text=True,
         check=True,
     )
-    asked, _, then = ended.stdout.split()
-    assert int(then) < int(asked) / 10
+    asked, then = map(int, ended.stdout.split())
+    assert then < asked / 10
 
 
 @pytest.mark.parametrize("name", NAMES)
