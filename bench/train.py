@@ -36,11 +36,13 @@ import numpy as np  # noqa: E402
 import torch  # noqa: E402
 from release_step import release_inputs, release_loss  # noqa: E402
 
+from t3d.config import TrainingConfig  # noqa: E402
 from t3d.sdar import SDARConfig, SDARForCausalLM  # noqa: E402
 from t3d.training.forward import batch_losses  # noqa: E402
 from t3d.training.loss import LossSettings  # noqa: E402
 from t3d.training.packing import Batch, collate  # noqa: E402
 from t3d.training.schedule import token_packs  # noqa: E402
+from t3d.training.settings import loss_settings  # noqa: E402
 from t3d.training.states import State, StateSettings, TrainingSample, draw_state, sample_stream  # noqa: E402
 
 VOCAB, MASK, PAD, BLOCK = 32_000, 31_999, 31_998, 8
@@ -49,19 +51,7 @@ MAX_PROMPT, MAX_RESPONSE = 512, 1024
 STATES = StateSettings(
     "trace", (BLOCK,), MASK, PAD, VOCAB, (1.0, 0.75, 0.5, 0.25), 8.0, random_ratio=0.1, path_k_steps=4, post_num=2
 )
-RELEASE_LOSS = LossSettings(
-    cross_entropy=0.0,
-    ddo=1.0,
-    path=0.2,
-    certainty=0.0,
-    alpha=0.5,
-    beta=0.1,
-    ddo_level="sample",
-    fake_expectation="argmax",
-    reference_temp=0.0,
-    path_loss="release",
-    num_coarse_steps=2,
-)
+RELEASE_LOSS = loss_settings(TrainingConfig(path_loss="release"))
 
 
 def build_model(seed: int) -> SDARForCausalLM:

@@ -24,6 +24,8 @@ M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
 KEPT_BY_MALLOC = 2**31 - 1
 """Bytes: what is smaller is taken from freed memory, and so much of that is kept; the most that an int can say."""
 
+GIB = 2**30
+
 EXHAUSTED = ("out of memory", "can't allocate memory", "CUBLAS_STATUS_ALLOC_FAILED")
 """What stands in the messages of those allocators that raise a bare RuntimeError: a CPU's, MPS, CUDA's libraries."""
 

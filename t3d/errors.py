@@ -3,6 +3,11 @@
 from pathlib import Path
 
 
+def first_line(error: Exception) -> str:
+    """What to say of a library's error in one line: its message's first, or else its kind."""
+    return next(iter(str(error).splitlines()), type(error).__name__)
+
+
 class UserError(Exception):
     """A mistake in a config, data file, checkpoint or prompt that its owner can mend.
 

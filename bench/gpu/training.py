@@ -9,34 +9,22 @@ from torch import Tensor, nn
 
 from bench.gpu.findings import Finding
 from bench.gpu.world import DensePlan, World, training_batch
-from t3d.config import TrainConfig
+from t3d.config import TrainConfig, TrainingConfig
 from t3d.sdar import SDARConfig, SDARForCausalLM
 from t3d.sdar.backend import Heads
 from t3d.training.attention import PackedPlan
 from t3d.training.forward import batch_losses
 from t3d.training.kernel import choose_plan
-from t3d.training.loss import LossSettings
 from t3d.training.memory import estimate
 from t3d.training.packing import Batch
 from t3d.training.reference import frozen_copy
+from t3d.training.settings import loss_settings
 
 LAYERS = 4
 COSINES = {torch.bfloat16: 0.999, torch.float32: 0.99999}
 MEMORY = 0.15
 """How far the estimate of memory may be off."""
-LOSS = LossSettings(
-    cross_entropy=0.0,
-    ddo=1.0,
-    path=0.2,
-    certainty=0.0,
-    alpha=0.5,
-    beta=0.1,
-    ddo_level="sample",
-    fake_expectation="argmax",
-    reference_temp=0.0,
-    path_loss="paper",
-    num_coarse_steps=2,
-)
+LOSS = loss_settings(TrainingConfig())
 
 
 def _plan(world: World, shape: SDARConfig, dtype: torch.dtype) -> type[PackedPlan]:

@@ -15,6 +15,7 @@ from t3d.decoding.cache import SlotCache
 from t3d.decoding.parcel import Parcel
 from t3d.decoding.plan import FlashPlan, SdpaPlan, Spans, WidePlan, folded, unfolded
 from t3d.devices import AMPERE, capability
+from t3d.errors import first_line
 from t3d.sdar.backend import TOLERANCE, AttentionPlan, Heads, masked_kernels, relative_error
 from t3d.sdar.modeling import SDARForCausalLM
 
@@ -107,7 +108,7 @@ def _load_flash(device: torch.device, dtype: torch.dtype) -> Callable[..., Tenso
     except LOADING as error:
         if isinstance(error, ModuleNotFoundError) and error.name == "flash_attn":
             raise _UnusableError("flash-attn is not installed") from error
-        raise _UnusableError(f"flash-attn cannot be loaded: {_first_line(error)}", is_fallback=True) from error
+        raise _UnusableError(f"flash-attn cannot be loaded: {first_line(error)}", is_fallback=True) from error
 
 
 @torch.inference_mode()
@@ -128,7 +129,7 @@ def _try(flash: Callable[..., Tensor], device: torch.device, dtype: torch.dtype,
         )
         ended = unfolded(found, 4).unflatten(0, (2, 4)).float().cpu()
     except CALLING as failure:
-        raise _UnusableError(f"flash-attn does not run here: {_first_line(failure)}", is_fallback=True) from failure
+        raise _UnusableError(f"flash-attn does not run here: {first_line(failure)}", is_fallback=True) from failure
     for row, (slot, end) in enumerate(((1, 4), (0, 37))):
         seen = [
             states[slot, :end].float().cpu().transpose(0, 1).repeat_interleave(heads.queries // heads.keys, 0)
@@ -138,7 +139,3 @@ def _try(flash: Callable[..., Tensor], device: torch.device, dtype: torch.dtype,
         expected = (scores.softmax(-1) @ seen[1]).transpose(0, 1)
         if not (error := relative_error(ended[row], expected)) <= TOLERANCE:
             raise _UnusableError(f"flash-attn computes something else here, off by {error:.0%}", is_fallback=True)
-
-
-def _first_line(error: Exception) -> str:
-    return next(iter(str(error).splitlines()), type(error).__name__)

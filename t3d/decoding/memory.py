@@ -10,14 +10,13 @@ from t3d.decoding.cache import SlotCache, padded_keys
 from t3d.decoding.config import DecodingConfig
 from t3d.decoding.draws import row_tiles
 from t3d.decoding.limits import full_length, prefill_chunk
-from t3d.devices import free_memory, usable_memory
+from t3d.devices import GIB, free_memory, usable_memory
 from t3d.errors import ConfigError
 from t3d.sdar.configuration import SDARConfig
 from t3d.sdar.modeling import SDARForCausalLM
 
 log = logging.getLogger(__name__)
 
-GIB = 2**30
 LOGIT_BYTES, SORTED_BYTES = 24, 40
 """Of each logit that is judged: its copies in single precision on the way to a token, without and with top-p."""
 

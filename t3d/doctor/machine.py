@@ -10,7 +10,7 @@ import psutil
 import torch
 
 from t3d.decoding.kernel import find_kernel
-from t3d.devices import AMPERE, capability, usable_memory
+from t3d.devices import AMPERE, GIB, capability, usable_memory
 from t3d.doctor.finding import Finding, counted
 from t3d.errors import UserError
 from t3d.grading.isolation import find_sandbox
@@ -18,7 +18,6 @@ from t3d.sdar.backend import Heads
 from t3d.storage.paths import cache_root
 from t3d.training.kernel import NAMES, find_plan
 
-GIB = 2**30
 USUAL_HEADS = Heads(queries=16, keys=8, dim=128)
 """Of SDAR-1.7B: what kernels are tried with where no model is asked about."""
 

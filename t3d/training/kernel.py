@@ -6,6 +6,7 @@ from functools import cache
 
 import torch
 
+from t3d.errors import first_line
 from t3d.sdar.attention import TrainingTokens
 from t3d.sdar.backend import TOLERANCE, Heads, relative_error
 from t3d.training.attention import FlexPlan, PackedPlan, TiledPlan, plan_of
@@ -45,8 +46,7 @@ def find_plan(device: torch.device, dtype: torch.dtype, heads: Heads) -> tuple[t
     try:
         found, gradient = _attend(plan, device, dtype, heads)
     except COMPILING as failure:
-        reason = next(iter(str(failure).splitlines()), type(failure).__name__)
-        return TiledPlan, f"{NAMES.get(plan, plan.__name__)} does not run here: {reason}"
+        return TiledPlan, f"{NAMES.get(plan, plan.__name__)} does not run here: {first_line(failure)}"
     expected, expected_gradient = _attend(TiledPlan, device, dtype, heads)
     for ours, theirs in ((found, expected), (gradient, expected_gradient)):
         if not (error := relative_error(ours, theirs)) <= TOLERANCE:

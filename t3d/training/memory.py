@@ -61,6 +61,7 @@ from transformers import AutoModelForCausalLM
 
 from t3d.config import TrainConfig, TrainingConfig, load_config
 from t3d.config.keys import key
+from t3d.devices import GIB
 from t3d.objectives.registry import OBJECTIVES
 from t3d.sdar.backend import AttentionPlan
 from t3d.sdar.checkpoint import load_config as load_model_config
@@ -70,7 +71,6 @@ from t3d.sdar.modeling import SDARForCausalLM
 from t3d.training.forward import CHUNK_BYTES
 
 EXAMPLE = "python -m t3d.training.memory config=configs/t3d.yaml num_gpus=8"
-GIB = 2**30
 BUCKET_NUMBERS = 500_000_000
 LIVE_PARAMETERS = 1_000_000_000
 HEAD_TENSORS = {"argmax": 3, "sample": 3, "exact": 6}

@@ -11,11 +11,12 @@ import pytest
 from safetensors.torch import load_file, save_file
 
 from t3d.config import TrainConfig, load_config
+from t3d.devices import GIB
 from t3d.doctor import machine
 from t3d.doctor.__main__ import main
 from t3d.doctor.command import dry_run, examine, kind_of
 from t3d.doctor.finding import Finding
-from t3d.doctor.machine import GIB, Device
+from t3d.doctor.machine import Device
 from t3d.doctor.training import launch_of, memory
 from t3d.errors import ConfigError, UserError
 from t3d.sdar.configuration import SDARConfig

@@ -4,8 +4,9 @@ from pathlib import Path
 import pytest
 import torch
 
+from t3d.devices import GIB
 from t3d.doctor import machine, output
-from t3d.doctor.machine import GIB, Device
+from t3d.doctor.machine import Device
 from t3d.grading import isolation as boxes
 
 A100 = Device("cuda:0", "NVIDIA A100-SXM4-40GB", (8, 0), 39 * GIB, 37 * GIB, 40 * GIB)
