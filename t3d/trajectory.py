@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from t3d.errors import DataError
 from t3d.prompts import check_text
-from t3d.storage.files import iter_json_list, json_kind
+from t3d.storage.files import iter_json_list, json_kind, read_json
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -289,6 +289,19 @@ def rollout_record(
     if "entropy" in recorded:
         record["entropy"] = [trajectory.entropies or [] for trajectory in trajectories]
     return record
+
+
+def noted_beside(path: Path) -> dict[str, Any]:
+    """What is noted beside a rollout file of model and decoding: stage 1's .meta.json, or a graded file's results."""
+    name = path.name.removesuffix(".json")
+    candidates = [path.with_name(f"{name}.meta.json")]
+    if name.startswith("graded-"):
+        candidates.append(path.with_name(f"results-{name.removeprefix('graded-')}.json"))
+    for candidate in candidates:
+        if candidate.is_file() and isinstance(recorded := read_json(candidate), dict):
+            settings = recorded.get("fingerprint", {})
+            return {**recorded, **(settings if isinstance(settings, dict) else {})}
+    return {}
 
 
 def response_text(trajectory: Trajectory, tokenizer: "PreTrainedTokenizerBase") -> str:

@@ -214,3 +214,11 @@ def test_the_real_tokenizer_ends_a_response_at_its_chat_end():
     record = {"prompt": "1+1?", "answer": ["2<|im_end|>"], "step_map": [[1, 2]]}
     [trajectory] = record_trajectories(record, "record 0", tokenizer)
     assert (trajectory.response_ids, trajectory.finish_reason) == ([17, 151645], "stop")
+
+
+def test_what_is_noted_beside_a_file_is_stage_1s_or_a_graded_ones_results(tmp_path):
+    (tmp_path / "outputs-a.meta.json").write_text(json.dumps({"checkpoint": "M", "fingerprint": {"seed": 3}}))
+    (tmp_path / "results-a.json").write_text(json.dumps({"checkpoint": "N", "seed": 4}))
+    assert noted_beside(tmp_path / "outputs-a.json") == {"checkpoint": "M", "fingerprint": {"seed": 3}, "seed": 3}
+    assert noted_beside(tmp_path / "graded-a.json") == {"checkpoint": "N", "seed": 4}
+    assert noted_beside(tmp_path / "outputs-b.json") == {}

@@ -17,10 +17,9 @@ from t3d.doctor import machine, model, output
 from t3d.doctor.finding import Examination, Finding, counted
 from t3d.doctor.machine import Device, size_of
 from t3d.doctor.model import Patient
-from t3d.errors import CheckpointError, ConfigError, DataError
+from t3d.errors import CheckpointError, DataError
 from t3d.evaluation.records import read_rollouts
-from t3d.prompts import build_prompt
-from t3d.rollout.job import decoding_config
+from t3d.rollout.job import decoding_config, machine_share, prompt_of
 from t3d.rollout.ranks import Ranks
 from t3d.rollout.run import count_workers, project_folder, rollout_path
 from t3d.rollout.worker import pick_device
@@ -157,21 +156,12 @@ def find_problems(config: SampleConfig, patient: Patient | None) -> Problems:
     Raises:
         UserError: no such file, a bad record (named), or more machines than problems.
     """
-    evaluation = config.evaluation
-    path = find_data(evaluation.eval_dataset)
-    items = load_benchmark(path, evaluation.data_type, evaluation.limit)
-    first, last = (
-        len(items) * node // evaluation.num_node for node in (evaluation.node_index, evaluation.node_index + 1)
-    )
-    if first == last:
-        raise ConfigError("evaluation.num_node", f"at most one machine per problem ({len(items)})", evaluation.num_node)
-    items = items[first:last]
+    _, items = machine_share(config)
     prompts: list[list[int]] = []
     if patient is not None and patient.tokenizer is not None:
         longest = sorted(items, key=lambda item: -len(item["question"]))[:LONGEST]
-        think = config.rollout.start_with_think
-        prompts = [build_prompt(patient.tokenizer, item, evaluation.data_type, think)[1] for item in longest]
-    return Problems(path, items, prompts)
+        prompts = [prompt_of(item, patient.tokenizer, config)[1] for item in longest]
+    return Problems(find_data(config.evaluation.eval_dataset), items, prompts)
 
 
 def problems(asked: Problems, patient: Patient | None, decoding: DecodingConfig | None) -> Iterator[Finding]:

@@ -14,9 +14,8 @@ from t3d.cards.results import CardResult
 from t3d.errors import DataError
 from t3d.hub.private import check_text, check_values
 from t3d.hub.upload import Upload
-from t3d.storage.files import read_json
 from t3d.storage.paths import existing_path, model_name
-from t3d.trajectory import failures, read_rollouts, record_trajectories
+from t3d.trajectory import failures, noted_beside, read_rollouts, record_trajectories
 
 ROWS = 500
 """Records per row group: few enough for the hub's viewer, at 2000 tokens a response."""
@@ -146,12 +145,7 @@ def _cell(value: Any, as_json: bool) -> Any:
 
 def _settings(source: Path) -> dict[str, Any]:
     """What is noted beside the file of model and decoding, without any path."""
-    note = source.with_name(f"{source.name.removesuffix('.json')}.meta.json")
-    values = read_json(note) if note.is_file() else {}
-    if not isinstance(values, dict):
-        return {}
-    decoding = values.get("fingerprint", {})
-    known = {**values, **(decoding if isinstance(decoding, dict) else {})}
+    known = noted_beside(source)
     told = {name: known.get(field) for field, name in SETTINGS.items()}
     model = known.get("checkpoint")
     return {"model": None if model is None else _public_name(str(model)), **told}

@@ -65,7 +65,7 @@ def make_job(config: SampleConfig) -> Job:
         UserError: a mistake in configuration, data or checkpoint.
     """
     checkpoint = open_checkpoint(str(config.evaluation.checkpoint_path), config.rollout.block_size)
-    first, items = _problems(config)
+    first, items = machine_share(config)
     requests = list(_requests(first, items, checkpoint.tokenizer, config))
     decoding = decoding_config(config.rollout, checkpoint)
     fingerprint = {
@@ -109,8 +109,12 @@ def decoding_config(settings: RolloutConfig, checkpoint: Checkpoint) -> Decoding
     )
 
 
-def _problems(config: SampleConfig) -> tuple[int, list[dict[str, Any]]]:
-    """The number of this machine's first problem, and its share of the data set."""
+def machine_share(config: SampleConfig) -> tuple[int, list[dict[str, Any]]]:
+    """The number of this machine's first problem, and its share of the data set.
+
+    Raises:
+        UserError: no such file, a bad record (named), or more machines than problems.
+    """
     evaluation = config.evaluation
     items = load_benchmark(find_data(evaluation.eval_dataset), evaluation.data_type, evaluation.limit)
     share = [len(items) * node // evaluation.num_node for node in (evaluation.node_index, evaluation.node_index + 1)]
@@ -119,19 +123,25 @@ def _problems(config: SampleConfig) -> tuple[int, list[dict[str, Any]]]:
     return share[0], items[share[0] : share[1]]
 
 
+def prompt_of(item: dict[str, Any], tokenizer: PreTrainedTokenizerBase, config: SampleConfig) -> tuple[str, list[int]]:
+    """What the model is asked about a problem, as text and as token ids."""
+    evaluation = config.evaluation
+    return build_prompt(
+        tokenizer,
+        item,
+        evaluation.data_type,
+        config.rollout.start_with_think,
+        evaluation.prompt_style,
+        evaluation.prompts,
+    )
+
+
 def _requests(
     first: int, items: Sequence[dict[str, Any]], tokenizer: PreTrainedTokenizerBase, config: SampleConfig
 ) -> Iterator[Request]:
-    responses, evaluation = config.rollout.num_response_per_task, config.evaluation
+    responses = config.rollout.num_response_per_task
     for place, item in enumerate(items):
-        prompt, ids = build_prompt(
-            tokenizer,
-            item,
-            evaluation.data_type,
-            config.rollout.start_with_think,
-            evaluation.prompt_style,
-            evaluation.prompts,
-        )
+        prompt, ids = prompt_of(item, tokenizer, config)
         for number in range(place * responses, (place + 1) * responses):
             yield Request(number, place, first * responses + number, prompt, ids)
 

@@ -9,8 +9,7 @@ from tqdm import tqdm
 
 from t3d.errors import DataError
 from t3d.sdar.checkpoint import load_tokenizer, resolve_checkpoint
-from t3d.storage.files import read_json
-from t3d.trajectory import Trajectory, read_rollouts, response_trajectory
+from t3d.trajectory import Trajectory, noted_beside, read_rollouts, response_trajectory
 from t3d.viewer.pieces import PieceTable
 
 SETTINGS = {
@@ -87,24 +86,11 @@ def tokenizer_folder(path: Path, given: str | None) -> Path:
         DataError: neither is there.
         CheckpointError: it cannot be had.
     """
-    name = given or beside(path).get("checkpoint")
+    name = given or noted_beside(path).get("checkpoint")
     if name is None:
         expected = "--tokenizer FOLDER, as no file beside the rollouts names their checkpoint"
         raise DataError(path, expected, "nothing")
     return resolve_checkpoint(str(name))
-
-
-def beside(path: Path) -> dict[str, Any]:
-    """What was recorded beside a rollout file: stage 1's .meta.json, or the results of a graded file."""
-    name = path.name.removesuffix(".json")
-    candidates = [path.with_name(f"{name}.meta.json")]
-    if name.startswith("graded-"):
-        candidates.append(path.with_name(f"results-{name.removeprefix('graded-')}.json"))
-    for candidate in candidates:
-        if candidate.is_file() and isinstance(recorded := read_json(candidate), dict):
-            settings = recorded.get("fingerprint", {})
-            return {**recorded, **(settings if isinstance(settings, dict) else {})}
-    return {}
 
 
 def load_source(path: Path, pieces: PieceTable, limit: int | None, hide_progress: bool = False) -> Source:
@@ -119,7 +105,7 @@ def load_source(path: Path, pieces: PieceTable, limit: int | None, hide_progress
     Raises:
         DataError: an invalid record, named, or records of different block sizes.
     """
-    known = beside(path)
+    known = noted_beside(path)
     responses: list[Response] = []
     sizes: set[int] = set()
     repetitions: Counter[str] = Counter()

@@ -107,6 +107,14 @@ def test_a_good_rollout_is_all_ok_and_writes_nothing(kind, decoding, tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
+def test_prompts_are_those_that_the_command_asks(decoding):
+    def longest(*overrides: str) -> int:
+        return int(findings("sample", decoding(*overrides))["problems"][0].text.split()[-2])
+
+    words = "evaluation.prompts.math='{problem} " + "one " * 30 + "'"
+    assert longest(words) > longest() + 20
+
+
 def test_a_good_training_run_is_all_ok_and_writes_nothing(training, tmp_path):
     before = list(tmp_path.rglob("*"))
     found = findings("train", training())
