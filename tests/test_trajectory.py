@@ -6,7 +6,14 @@ import pytest
 from transformers import AutoTokenizer
 
 from t3d.errors import DataError
-from t3d.trajectory import Trajectory, check_step_map, read_rollouts, record_trajectories, validate_trajectory
+from t3d.trajectory import (
+    Trajectory,
+    check_step_map,
+    noted_beside,
+    read_rollouts,
+    record_trajectories,
+    validate_trajectory,
+)
 
 TOKENIZER = Path(__file__).parents[1].parent / "shared" / "data" / "sdar-tokenizer"
 
