@@ -16,16 +16,14 @@ from typing_extensions import Unpack
 from t3d.decoding import DecodingConfig, iter_decode
 from t3d.decoding.config import warn_of_threshold
 from t3d.decoding.limits import prompt_error
-from t3d.devices import room
+from t3d.devices import pick_device, room
 from t3d.errors import CheckpointError, ConfigError, DataError
 from t3d.prompts import Message, chat_prompt, reworded
-from t3d.rollout.records import response_text
-from t3d.rollout.worker import pick_device
 from t3d.sdar import SDARForCausalLM
 from t3d.sdar.checkpoint import default_stop_ids, load_decoder
 from t3d.sdar.opening import Checkpoint, open_checkpoint
 from t3d.storage.paths import TOY_TEACHER
-from t3d.trajectory import UNFINISHED, Trajectory
+from t3d.trajectory import UNFINISHED, Trajectory, decoded, response_text
 
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 
@@ -235,8 +233,7 @@ class _GrowingText:
 
     def grow(self, ids: list[int]) -> str:
         """What the tokens so far (all of them, `ids`) add; a character that is still incomplete waits."""
-        text = str(self.tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False))
-        return self.end(text.rstrip(UNDECODED))
+        return self.end(decoded(ids, self.tokenizer).rstrip(UNDECODED))
 
     def end(self, text: str) -> str:
         """What is missing of the whole `text`."""

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 import torch
 import torch.distributed as dist
 
-from t3d.errors import ConfigError, UserError
+from t3d.errors import ConfigError, UserError, first_line
 
 AMPERE = (8, 0)
 """The first compute capability with bfloat16 units, which flash-attn needs, too."""
@@ -33,6 +33,29 @@ EXHAUSTED = ("out of memory", "can't allocate memory", "CUBLAS_STATUS_ALLOC_FAIL
 def capability(device: torch.device) -> tuple[int, int] | None:
     """The compute capability of a CUDA device; None of any other."""
     return torch.cuda.get_device_capability(device) if device.type == "cuda" else None
+
+
+def pick_device(name: str, worker: int = 0, where: str = "rollout.device") -> torch.device:
+    """The device called `name`; auto is CUDA, else MPS, else the CPU, and CUDA's GPUs go to workers in turn.
+
+    Args:
+        name: auto, or torch's name of a device.
+        worker: number of the process on its machine.
+        where: the key, for the error.
+
+    Raises:
+        ConfigError: no such device here.
+    """
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    if name == "cuda" and torch.cuda.is_available():
+        name = f"cuda:{worker % torch.cuda.device_count()}"
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise ConfigError(where, "a device of this machine", f"{name} ({first_line(error)})") from error
+    return device
 
 
 def free_memory(device: torch.device) -> int:

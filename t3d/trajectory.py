@@ -309,6 +309,11 @@ def response_text(trajectory: Trajectory, tokenizer: "PreTrainedTokenizerBase") 
     ids = trajectory.response_ids
     if trajectory.finish_reason == "stop":
         ids = ids[:-1]
+    return decoded(ids, tokenizer)
+
+
+def decoded(ids: list[int], tokenizer: "PreTrainedTokenizerBase") -> str:
+    """Tokens as text, special ones spelled out, and no space cleaned up."""
     return str(tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False))
 
 

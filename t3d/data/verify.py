@@ -4,10 +4,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
 from tqdm import tqdm
 
 from t3d.data.replay import Replay, replay
+from t3d.devices import pick_device
 from t3d.errors import DataError
 from t3d.sdar.checkpoint import load_model
 from t3d.sdar.opening import Checkpoint, open_checkpoint
@@ -41,8 +41,7 @@ def verify(
     """
     chosen = _sample(path, sample)
     checkpoint = open_checkpoint(model, chosen[0][3])
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    network: Any = load_model(checkpoint.folder, config=checkpoint.config).to(device)  # type: ignore[arg-type]
+    network: Any = load_model(checkpoint.folder, config=checkpoint.config).to(pick_device("auto"))  # type: ignore[arg-type]
     found = []
     for record, response, trajectory, block_size in tqdm(chosen, "verify", unit="response", disable=hide_progress):
         _check_tokens(trajectory, checkpoint, f"{path}, record {record}, response {response}")

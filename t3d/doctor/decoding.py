@@ -13,6 +13,7 @@ from t3d.data.benchmarks import load_benchmark
 from t3d.decoding import DecodingConfig
 from t3d.decoding.limits import prompt_error
 from t3d.decoding.memory import DecodingMemory, decoding_memory
+from t3d.devices import pick_device
 from t3d.doctor import machine, model, output
 from t3d.doctor.finding import Examination, Finding, counted
 from t3d.doctor.machine import Device, size_of
@@ -22,7 +23,6 @@ from t3d.evaluation.records import read_rollouts
 from t3d.rollout.job import decoding_config, machine_share, prompt_of
 from t3d.rollout.ranks import Ranks
 from t3d.rollout.run import count_workers, project_folder, rollout_path
-from t3d.rollout.worker import pick_device
 from t3d.sdar.backend import Heads
 from t3d.sdar.opening import Checkpoint
 from t3d.storage.paths import find_data

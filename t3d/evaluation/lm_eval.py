@@ -33,9 +33,9 @@ from t3d.data.download import HTTP_ERROR
 from t3d.decoding import DecodingConfig, iter_decode
 from t3d.decoding.config import CONFIDENCES, warn_of_threshold
 from t3d.decoding.likelihood import iter_likelihoods
+from t3d.devices import pick_device
 from t3d.errors import CheckpointError, ConfigError, DataError
 from t3d.remasking import STRATEGIES
-from t3d.rollout.worker import pick_device
 from t3d.sdar.checkpoint import default_stop_ids, load_decoder
 from t3d.sdar.opening import open_checkpoint
 from t3d.trajectory import response_text

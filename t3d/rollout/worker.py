@@ -11,7 +11,7 @@ import torch
 
 from t3d.config import RolloutConfig
 from t3d.decoding import DecodingConfig, iter_decode
-from t3d.devices import room
+from t3d.devices import pick_device, room
 from t3d.errors import ConfigError
 from t3d.rollout.job import Request
 from t3d.rollout.ranks import Ranks, join_ranks
@@ -107,30 +107,6 @@ def _load(share: Share) -> SDARForCausalLM:
     if model.device.type != device.type:
         raise ConfigError("rollout.device", f"auto or {model.device.type}, as the model is divided", device.type)
     return model
-
-
-def pick_device(name: str, worker: int = 0, where: str = "rollout.device") -> torch.device:
-    """The device called `name`; auto is CUDA, else MPS, else the CPU, and CUDA's GPUs go to workers in turn.
-
-    Args:
-        name: auto, or torch's name of a device.
-        worker: number of the process on its machine.
-        where: the key, for the error.
-
-    Raises:
-        ConfigError: no such device here.
-    """
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
-    if name == "cuda" and torch.cuda.is_available():
-        name = f"cuda:{worker % torch.cuda.device_count()}"
-    try:
-        device = torch.device(name)
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:
-        reason = str(error).splitlines()[0]
-        raise ConfigError(where, "a device of this machine", f"{name} ({reason})") from error
-    return device
 
 
 def processes_per_device(name: str, workers: int, ranks: Ranks) -> int:

@@ -4,10 +4,10 @@ import pytest
 import torch
 
 from t3d.decoding.config import _warn_once
+from t3d.devices import pick_device
 from t3d.errors import ConfigError
 from t3d.rollout import pool, rollout, worker
 from t3d.rollout.ranks import Ranks
-from t3d.rollout.worker import pick_device
 from t3d.sdar import SDARForCausalLM
 
 
