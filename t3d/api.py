@@ -23,12 +23,10 @@ from t3d.sdar import SDARForCausalLM
 from t3d.sdar.checkpoint import default_stop_ids, load_decoder
 from t3d.sdar.opening import Checkpoint, open_checkpoint
 from t3d.storage.paths import TOY_TEACHER
-from t3d.trajectory import UNFINISHED, Trajectory, decoded, response_text
+from t3d.trajectory import UNDECODED, UNFINISHED, Trajectory, decoded, response_text
 
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 
-UNDECODED = "\N{REPLACEMENT CHARACTER}"
-"""What decoding shows for bytes that are no whole character (yet)."""
 
 Conversation = str | list[Message]
 """What a model answers: a user's words, or the turns of a conversation, each {"role": ..., "content": ...}."""

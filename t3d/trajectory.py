@@ -15,6 +15,8 @@ if TYPE_CHECKING:
 FINISH_REASONS = ("stop", "length")
 UNFINISHED = "unfinished"
 """The `finish_reason` of a response that is still being decoded; no file holds one."""
+UNDECODED = "\N{REPLACEMENT CHARACTER}"
+"""What `decoded` shows for bytes that are no whole character (yet), as those of a token that holds a part of one."""
 # Lists of a rollout record that hold one entry per response; `full_output` is named `answer` after stage 2.
 RESPONSE_FIELDS = (
     "full_output",

@@ -18,6 +18,7 @@ from t3d.trajectory import (
     RESPONSE_FIELDS,
     Trajectory,
     check_rollout,
+    decoded,
     response_text,
     response_trajectory,
     rollout_record,
@@ -281,7 +282,7 @@ def _known_prompt(
     if ids is None and text is not None:
         ids = list(tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])
     if ids is not None and text is None:
-        text = str(tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False))
+        text = decoded(ids, tokenizer)
     return text, ids
 
 

@@ -2,8 +2,7 @@
 
 from transformers import PreTrainedTokenizerBase
 
-UNFINISHED = "\N{REPLACEMENT CHARACTER}"
-"""What decoding shows for bytes that are no character, as those of a token that holds a part of one."""
+from t3d.trajectory import UNDECODED, decoded
 
 
 class PieceTable:
@@ -49,9 +48,9 @@ class PieceTable:
             if token not in self._alone:
                 self._alone[token] = self._decode([token])
             text = self._alone[token]
-            if first < place or UNFINISHED in text:
+            if first < place or UNDECODED in text:
                 text = self._decode(ids[first : place + 1])
-            whole = UNFINISHED not in text
+            whole = UNDECODED not in text
             texts.append(text if whole else "")
             if whole:
                 first = place + 1
@@ -62,10 +61,10 @@ class PieceTable:
         texts, before = [], ""
         for count in range(1, len(ids) + 1):
             after = self._decode(ids[:count])
-            grown = after.startswith(before) and (count == len(ids) or not after.endswith(UNFINISHED))
+            grown = after.startswith(before) and (count == len(ids) or not after.endswith(UNDECODED))
             texts.append(after[len(before) :] if grown else "")
             before = after if grown else before
         return texts
 
     def _decode(self, ids: list[int]) -> str:
-        return str(self.tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False))
+        return decoded(ids, self.tokenizer)

@@ -4,11 +4,12 @@ import os
 import socket
 import subprocess
 import sys
-import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
+
+from tests.serving import serving
 
 SCRIPT = Path(__file__).parents[2] / "data" / "download_data.py"
 RECORDS = [
@@ -53,13 +54,10 @@ class HubHandler(BaseHTTPRequestHandler):
 
 @pytest.fixture
 def hub():
-    with ThreadingHTTPServer(("127.0.0.1", 0), HubHandler) as server:
-        server.contents, server.requested, server.body_bytes, server.num_drops = {}, [], None, 0
-        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
-        thread.start()
+    server = ThreadingHTTPServer(("127.0.0.1", 0), HubHandler)
+    server.contents, server.requested, server.body_bytes, server.num_drops = {}, [], None, 0
+    with serving(server):
         yield server
-        server.shutdown()
-        thread.join()
 
 
 def run_script(folder: Path, *arguments: str, port: int = 9) -> subprocess.CompletedProcess:

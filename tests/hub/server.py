@@ -5,9 +5,10 @@ import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from threading import Thread
 from typing import Any
 from urllib.parse import urlsplit
+
+from tests.serving import serving
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 LARGE = (".safetensors", ".parquet")
@@ -108,14 +109,8 @@ class Handler(BaseHTTPRequestHandler):
 @contextmanager
 def upload_hub() -> Iterator[UploadHub]:
     """A hub, as long as the block lasts."""
-    with UploadHub() as hub:
-        thread = Thread(target=hub.serve_forever, args=(0.01,), daemon=True)
-        thread.start()
-        try:
-            yield hub
-        finally:
-            hub.shutdown()
-            thread.join()
+    with serving(UploadHub()) as hub:
+        yield hub
 
 
 def _mode(path: str) -> dict[str, Any]:

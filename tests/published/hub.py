@@ -6,9 +6,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from threading import Thread
 from typing import Any
 from urllib.parse import unquote, urlsplit
+
+from tests.serving import serving
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
@@ -73,14 +74,8 @@ class Handler(BaseHTTPRequestHandler):
 @contextmanager
 def local_hub(repository: str, folder: Path) -> Iterator[Hub]:
     """A hub of one model, as long as the block lasts."""
-    with Hub(repository, folder) as hub:
-        thread = Thread(target=hub.serve_forever, daemon=True)
-        thread.start()
-        try:
-            yield hub
-        finally:
-            hub.shutdown()
-            thread.join()
+    with serving(Hub(repository, folder)) as hub:
+        yield hub
 
 
 def _json(content: Any) -> tuple[bytes, dict[str, str]]:
