@@ -23,7 +23,7 @@ from t3d.config.keys import key
 from t3d.config.loading import TRAINING_SETS
 from t3d.data.benchmarks import DATASETS
 from t3d.errors import ConfigError, DataError, UserError
-from t3d.rollout import rollout_path
+from t3d.rollout.run import project_folder, rollout_path
 from t3d.storage.experiments import method_folder
 from t3d.storage.paths import config_path, find_data, model_name
 
@@ -116,8 +116,7 @@ def stages(config: ReproduceConfig) -> Iterator[Stage]:
         f"table.decodings={config.decodings}",
         *config.evaluation_keys,
     ]
-    results = rollout_path(load_config(EvalConfig, [*arguments, f"evaluation.checkpoint_path={student}"], "", ""))
-    table = results.parent.parent / "results" / f"{name}-{data_type}.md"
+    table = project_folder(load_config(EvalConfig, arguments, "", "")) / "results" / f"{name}-{data_type}.md"
     reads = [config.base, student, *benchmarks]
     yield Stage("evaluation", [*T3D, "table", *arguments], reads, str(table))
 
