@@ -4,9 +4,6 @@ They have as many key heads as query heads: for fewer, PyTorch's CPU kernel keep
 """
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +35,7 @@ from t3d.training.packing import collate
 from t3d.training.reference import frozen_copy
 from t3d.training.settings import loss_settings
 from t3d.training.states import StateSettings, TrainingSample, draw_state, sample_stream
+from tests import launching
 
 ROOT = Path(__file__).parents[2]
 PROMPT, RESPONSE = 96, 256
@@ -296,12 +294,10 @@ if os.environ["RANK"] == "0":
 @pytest.mark.slow
 def test_zeros_states_are_those_of_two_deepspeed_processes(tmp_path):
     (tmp_path / "script.py").write_text(DEEPSPEED)
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
-    command += [str(tmp_path / "script.py"), json.dumps(tiny().to_dict()), json.dumps(SUMS)]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-    ended = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
-    assert ended.returncode == 0, ended.stderr[-3000:]
-    found = json.loads(ended.stdout.partition("FOUND ")[2].splitlines()[0])
+    command = [str(tmp_path / "script.py"), json.dumps(tiny().to_dict()), json.dumps(SUMS)]
+    first, second = launching.launch(2, command)
+    assert first.returncode == second.returncode == 0, first.stderr[-3000:] + second.stderr[-3000:]
+    found = json.loads(first.stdout.partition("FOUND ")[2].splitlines()[0])
     for (stage, dtype), size in zip(SUMS, found, strict=True):
         made = config("td", "bf16")
         made.training.grad_accum_dtype = dtype
