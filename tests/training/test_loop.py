@@ -195,7 +195,7 @@ def test_a_finished_run_says_so_and_how_to_train_longer(checkpoint, trajectories
     caplog.set_level("INFO", logger="t3d")
     run(checkpoint, trajectories, folder, *again)
     assert f"{folder} is finished (step 3 of 3); {how}" in caplog.messages
-    for key, found in (("training.max_steps=9", 9), ("training.max_steps=null", None)):
+    for key, found in (("training.max_steps=9", 9), ("training.max_steps=null", "null")):
         with pytest.raises(ConfigError) as caught:
             run(checkpoint, trajectories, folder, *again, key)
         expected = f"training.max_steps: expected 3, as in the run to resume ({folder}); {how}, found {found}"
