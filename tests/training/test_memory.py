@@ -265,7 +265,8 @@ from t3d.sdar import SDARConfig, SDARForCausalLM
 
 def alive():
     gc.collect()
-    tensors = [item for item in gc.get_objects() if issubclass(type(item), torch.Tensor) and item.device.type == "cpu"]
+    tensors = [item for item in gc.get_objects() if type(item) in (torch.Tensor, torch.nn.Parameter)]
+    tensors = [item for item in tensors if item.device.type == "cpu"]
     tensors += [item.grad for item in tensors if item.is_leaf and item.grad is not None]  # Python need not know of them
     return {tensor.untyped_storage()._cdata: tensor.untyped_storage().nbytes() for tensor in tensors}
 
