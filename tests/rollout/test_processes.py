@@ -205,7 +205,7 @@ def test_a_full_disk_is_one_line_and_the_next_run_goes_on(settings, arguments, w
     assert told[-1] == f"error: {shards[0]}: {room}"
     assert f"{shards[1]}: {room}" in told
     assert all(1 < lines(shard) < 16 for shard in shards)
-    told = run_with_room_for(len(expected) - 1)
+    told = run_with_room_for(len(expected) - 1, "rollout.num_workers=2")
     assert told[-1] == f"error: {path}: expected a place that can be written to, found File too large"
     assert sum(map(lines, shards)) == 2 + 30
     assert not path.exists()
