@@ -43,8 +43,6 @@ class UploadHub(ThreadingHTTPServer):
             return self._create(json.loads(body))
         if path == "/api/validate-yaml":
             return {"errors": [], "warnings": []}
-        if "/revision/" in path:  # older releases ask what kind of storage it has
-            return {"id": "/".join(path.split("/")[3:5]), "xetEnabled": False}
         if "/preupload/" in path:
             return {"files": [_mode(file["path"]) for file in json.loads(body)["files"]]}
         if path.endswith("/info/lfs/objects/batch"):
@@ -88,7 +86,7 @@ class Handler(BaseHTTPRequestHandler):
 
     def do_POST(self) -> None:
         path = urlsplit(self.path).path
-        body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
+        body = self.rfile.read(int(self.headers["Content-Length"]))
         if not path.startswith("/objects/"):
             self.server.tokens.add(self.headers.get("Authorization"))
         for part, (status, message) in self.server.refusals.items():
@@ -97,7 +95,15 @@ class Handler(BaseHTTPRequestHandler):
                 return
         self._reply(200, self.server.answer(path, body), {})
 
-    do_GET = do_PUT = do_POST
+    do_PUT = do_POST
+
+    def do_GET(self) -> None:
+        """What older releases ask of a repository: whether it is there, and its kind of storage."""
+        _, _, kinds, owner, name, *_ = urlsplit(self.path).path.split("/")
+        if (kinds.removesuffix("s"), f"{owner}/{name}") in self.server.repositories:
+            self._reply(200, {"id": f"{owner}/{name}", "xetEnabled": False}, {})
+        else:
+            self._reply(404, {"error": "none"}, {"X-Error-Code": "RepoNotFound"})
 
     def _reply(self, status: int, content: dict[str, Any], headers: dict[str, str]) -> None:
         body = json.dumps(content).encode()

@@ -263,10 +263,15 @@ deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
 import torch
 from t3d.sdar import SDARConfig, SDARForCausalLM
 
+def on_cpu(tensor):
+    try:
+        return tensor.device.type == "cpu"
+    except RuntimeError:  # torch 2.8 keeps one that has no data
+        return False
+
 def alive():
     gc.collect()
-    tensors = [item for item in gc.get_objects() if type(item) in (torch.Tensor, torch.nn.Parameter)]
-    tensors = [item for item in tensors if item.device.type == "cpu"]
+    tensors = [item for item in gc.get_objects() if issubclass(type(item), torch.Tensor) and on_cpu(item)]
     tensors += [item.grad for item in tensors if item.is_leaf and item.grad is not None]  # Python need not know of them
     return {tensor.untyped_storage()._cdata: tensor.untyped_storage().nbytes() for tensor in tensors}
 
