@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from bench.gpu import attention, decoding, decoding_speed, machine, network, training
+from bench.gpu import attention, decoding, decoding_speed, machine, network, recordings, training
 from bench.gpu.findings import Finding, Record
 from bench.gpu.world import World
 
@@ -45,6 +45,7 @@ SECTIONS = (
             decoding.no_number,
             decoding.full_card,
             decoding.two_in_one_process,
+            recordings.same_as_eager,
             decoding.half_precision,
         ),
     ),
@@ -52,6 +53,7 @@ SECTIONS = (
     Section("decoding speed", False, 90, (decoding_speed.eager, decoding_speed.small_network)),
     Section("training speed", False, 50, (training.steps,)),
     Section("kernels", False, 30, (attention.decoding_choice, attention.training_choice)),
+    Section("recorded decoding", False, 45, (recordings.speed,)),
     Section("compiled decoding", False, 45, (decoding_speed.compiled,)),
 )
 

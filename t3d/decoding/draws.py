@@ -1,7 +1,8 @@
 """What one denoising step learns at the masked positions: tokens, and the scores that strategies and records need."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, fields
-from typing import Any
+from typing import Any, cast
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -56,6 +57,18 @@ class Draws:
     score: Float[Tensor, " rows"]
     logprobs: Float[Tensor, " rows"] | None = None
     entropies: Float[Tensor, " rows"] | None = None
+
+    def copy(self) -> "Draws":
+        """The same in memory of its own."""
+        return self._each(Tensor.clone)
+
+    def first(self, num_rows: int) -> "Draws":
+        """Those of the first rows."""
+        return self._each(lambda column: column[:num_rows])
+
+    def _each(self, change: Callable[[Tensor], Tensor]) -> "Draws":
+        columns: list[Any] = [getattr(self, field.name) for field in fields(self)]
+        return Draws(*(cast(Any, None if column is None else change(column)) for column in columns))
 
     def to_host(self) -> "Draws":
         """The same on the CPU: one copy, and the moment at which the host waits for the device."""
