@@ -1,8 +1,7 @@
 """What one denoising step learns at the masked positions: tokens, and the scores that strategies and records need."""
 
-from collections.abc import Callable
 from dataclasses import dataclass, fields
-from typing import Any, cast
+from typing import Any
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -58,17 +57,11 @@ class Draws:
     logprobs: Float[Tensor, " rows"] | None = None
     entropies: Float[Tensor, " rows"] | None = None
 
-    def copy(self) -> "Draws":
-        """The same in memory of its own."""
-        return self._each(Tensor.clone)
-
     def first(self, num_rows: int) -> "Draws":
         """Those of the first rows."""
-        return self._each(lambda column: column[:num_rows])
-
-    def _each(self, change: Callable[[Tensor], Tensor]) -> "Draws":
         columns: list[Any] = [getattr(self, field.name) for field in fields(self)]
-        return Draws(*(cast(Any, None if column is None else change(column)) for column in columns))
+        kept: list[Any] = [None if column is None else column[:num_rows] for column in columns]
+        return Draws(*kept)
 
     def to_host(self) -> "Draws":
         """The same on the CPU: one copy, and the moment at which the host waits for the device."""

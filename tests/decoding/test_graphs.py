@@ -1,6 +1,7 @@
 """Padded and replayed forwards: all but CUDA's own recording, which a CPU has not."""
 
 import logging
+from copy import deepcopy
 from dataclasses import replace
 
 import numpy as np
@@ -47,7 +48,7 @@ class Tape:
 
     def __call__(self, work):
         self.recordings += 1
-        kept = work().copy()
+        kept = deepcopy(work())
 
         def replay() -> Draws:
             self.replays += 1
@@ -119,7 +120,7 @@ def test_a_recording_that_took_a_value_of_the_host_is_found_out(model, recorded,
     expected = decode(model, PROMPTS, config())
 
     def baked(work):
-        draws = work().copy()
+        draws = deepcopy(work())
         return lambda: draws
 
     recorded(baked)
