@@ -57,6 +57,12 @@ class Draws:
     logprobs: Float[Tensor, " rows"] | None = None
     entropies: Float[Tensor, " rows"] | None = None
 
+    def first(self, num_rows: int) -> "Draws":
+        """Those of the first rows."""
+        columns: list[Any] = [getattr(self, field.name) for field in fields(self)]
+        kept: list[Any] = [None if column is None else column[:num_rows] for column in columns]
+        return Draws(*kept)
+
     def to_host(self) -> "Draws":
         """The same on the CPU: one copy, and the moment at which the host waits for the device."""
         if self.tokens.device.type == "cpu":
