@@ -71,7 +71,19 @@ def load_config(folder: Path) -> SDARConfig:
         CheckpointError: no readable `config.json`, or one of another model type, or with impossible values.
     """
     path = folder / "config.json"
-    fields = _read_fields(path)
+    return config_of(path, read_fields(path))
+
+
+def config_of(path: Path, fields: dict[str, Any]) -> SDARConfig:
+    """The configuration that the fields of `config.json` make.
+
+    Args:
+        path: of the file, for messages.
+        fields: what it says.
+
+    Raises:
+        CheckpointError: another model type, or impossible values.
+    """
     kind = fields.get("model_type", "none")
     if not isinstance(kind, str) or kind not in NETWORKS:
         raise CheckpointError(path, "model_type " + " or ".join(f'"{name}"' for name in NETWORKS), kind)
@@ -87,7 +99,7 @@ def load_config(folder: Path) -> SDARConfig:
         method = quantized.get("quant_method", quantized) if isinstance(quantized, dict) else quantized
         raise CheckpointError(path, "no quantization_config: quantized weights are not supported", method)
     try:
-        config = NETWORKS[kind][0].from_pretrained(folder)
+        config = NETWORKS[kind][0].from_dict(copy.deepcopy(fields))
         _try_out(config)
     except (StrictDataclassError, AttributeError, KeyError, RuntimeError, TypeError, ValueError) as error:
         found = f"a value that transformers does not know, {error}" if isinstance(error, KeyError) else error
@@ -109,7 +121,12 @@ def _try_out(config: SDARConfig) -> None:
         raise ValueError(f"layer_types: expected full_attention alone, found {min(strange)}")
 
 
-def _read_fields(path: Path) -> dict[str, Any]:
+def read_fields(path: Path) -> dict[str, Any]:
+    """What a model folder's JSON file says.
+
+    Raises:
+        CheckpointError: no such file, or no JSON object.
+    """
     try:
         fields = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
@@ -239,7 +256,7 @@ def default_stop_ids(folder: Path, tokenizer: PreTrainedTokenizerBase) -> tuple[
     found = {chat_end_id(tokenizer), tokenizer.eos_token_id}
     for name in ("generation_config.json", "config.json"):
         if (folder / name).is_file():
-            ids = _read_fields(folder / name).get("eos_token_id")
+            ids = read_fields(folder / name).get("eos_token_id")
             ids = ids if isinstance(ids, list) else [ids]
             if strange := [token for token in ids if token is not None and type(token) is not int]:
                 raise CheckpointError(folder / name, "eos_token_id, an id or a list of them", strange[0])
