@@ -61,7 +61,7 @@ def decoding_memory(
     queries = heads * model.head_dim
     # One layer at a time: the residual stream and its norms, and queries, keys and values before and after rotation or
     # else the MLP.  Norms are computed in single precision.
-    widest = max(queries + 2 * kv_heads * model.head_dim, model.intermediate_size)
+    widest = max(queries + 2 * kv_heads * model.head_dim, model.mlp_width)
     mask = heads // kv_heads * length  # a query's row for each head that shares its keys, made for all layers
     token = dtype.itemsize * (3 * model.hidden_size + 3 * widest + mask) + 4 * 2 * max(model.hidden_size, queries)
     # On the host: ids, steps and records of each position, random numbers of each step.

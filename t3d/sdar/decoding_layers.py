@@ -9,7 +9,9 @@ from torch.nn.functional import rms_norm
 from transformers.models.qwen3.modeling_qwen3 import Qwen3DecoderLayer
 
 from t3d.sdar.backend import ATTENTION, attention
-from t3d.sdar.products import PackedLinear, can_pack
+from t3d.sdar.experts import PackedExperts
+from t3d.sdar.mixture import SparseMLP
+from t3d.sdar.products import PackedLinear, PackedMLP, can_pack
 
 
 class PackedLayer(nn.Module):
@@ -35,8 +37,7 @@ class PackedLayer(nn.Module):
         self.signs = torch.ones(self.dim).index_fill_(0, torch.arange(self.dim // 2), -1)
         self.qkv_proj = PackedLinear(attend.q_proj, attend.k_proj, attend.v_proj)
         self.o_proj = PackedLinear(attend.o_proj)
-        self.gate_proj, self.up_proj = PackedLinear(mlp.gate_proj), PackedLinear(mlp.up_proj)
-        self.down_proj = PackedLinear(mlp.down_proj)
+        self.mlp = PackedExperts(mlp) if isinstance(mlp, SparseMLP) else PackedMLP(mlp)
 
     def forward(
         self,
@@ -54,8 +55,7 @@ class PackedLayer(nn.Module):
             )
         hidden_states = self.o_proj(seen, "add", hidden_states)
         normed = self._norm(self.post_attention_layernorm, hidden_states)
-        gated = self.up_proj(normed, "mul", self.gate_proj(normed, "swish"))
-        return self.down_proj(gated, "add", hidden_states)
+        return self.mlp(normed, hidden_states)
 
     def _attend(
         self,

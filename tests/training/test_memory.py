@@ -15,7 +15,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from t3d.config import TrainConfig, load_config
 from t3d.errors import CheckpointError
-from t3d.sdar import SDARConfig
+from t3d.sdar import SDARConfig, SDARMoeConfig
 from t3d.sdar.attention import TrainingTokens, training_mask
 from t3d.sdar.backend import masked_attention
 from t3d.training.attention import PackedPlan
@@ -70,7 +70,8 @@ class Live(TorchDispatchMode):
 
 def tiny(**changes: Any) -> SDARConfig:
     special = {"block_size": 8, "mask_token_id": 1, "bos_token_id": None, "eos_token_id": None}
-    return SDARConfig(**(SHAPE | HEADS | special | {"tie_word_embeddings": False} | changes))
+    kind = SDARMoeConfig if "num_experts" in changes else SDARConfig
+    return kind(**(SHAPE | HEADS | special | {"tie_word_embeddings": False} | changes))
 
 
 def config(objective: str = "t3d", precision: str = "no", recompute: bool = False) -> TrainConfig:
@@ -104,6 +105,9 @@ def fused(monkeypatch):
     monkeypatch.setattr("t3d.training.packing.plan_of", lambda device: FusedPlan)
 
 
+EXPERTS = {"num_experts": 8, "num_experts_per_tok": 2, "moe_intermediate_size": 64}
+
+
 @pytest.mark.parametrize("objective", ["t3d", "exact", "td"])
 @pytest.mark.parametrize("recompute", [False, True])
 @pytest.mark.parametrize(
@@ -112,15 +116,19 @@ def fused(monkeypatch):
         {},
         {"num_hidden_layers": 12, "vocab_size": 512},
         {"hidden_size": 256, "head_dim": 96},
+        EXPERTS,
     ],
-    ids=["base", "deep", "wide"],
+    ids=["base", "deep", "wide", "experts"],
 )
-def test_states_are_exact_and_a_steps_peak_is_within_a_quarter(build_tiny_model, changes, recompute, objective):
+def test_states_are_exact_and_a_steps_peak_is_within_a_quarter(
+    build_tiny_model, build_tiny_mixture, changes, recompute, objective
+):
     made, shape = config("t3d" if objective == "exact" else objective, recompute=recompute), tiny(**changes)
     if objective == "exact":
         made.training.fake_expectation, made.training.reference_temp = "exact", 1.0
     expected = estimate(made, shape, stage=0, num_gpus=1)
-    student = build_tiny_model(**(SHAPE | HEADS | {"mask_token_id": 1} | changes)).train()
+    build = build_tiny_mixture if "num_experts" in changes else build_tiny_model
+    student = build(**(SHAPE | HEADS | {"mask_token_id": 1} | changes)).train()
     reference = frozen_copy(student) if objective != "td" else None
     if recompute:
         student.recompute_activations()
