@@ -85,6 +85,11 @@ class Draws:
                 found[field.name] = word.view(torch.float32) if column.is_floating_point() else word.to(column.dtype)
         return Draws(**found)
 
+    def at(self, rows: Bool[Tensor, " rows"] | Int[Tensor, " chosen"]) -> "Draws":
+        """Those of some rows."""
+        columns: list[Any] = [getattr(self, field.name) for field in fields(self)]
+        return Draws(*(None if column is None else column[rows] for column in columns))
+
 
 def judge(
     logits: Float[Tensor, "rows vocab"],
