@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Int
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -99,7 +99,7 @@ class Drafts:
         self.tokens, self.scores = np.zeros(shape, dtype=np.int64), np.zeros(shape, dtype=np.float32)
 
     def expect(self, states: States, asked: "Asked", draws: Draws, rows: Positions) -> None:
-        """Expects what was drawn in some of the states, which may be looked at `Asked.ahead`, to be drawn later, too."""
+        """Expects that what was drawn in some of the states would be drawn at their later steps, too."""
         tokens, scores = asked.spread(states, draws)
         slots = states.slots[rows]
         self.starts[slots], self.tokens[slots], self.scores[slots] = states.starts[rows], tokens[rows], scores[rows]
@@ -139,8 +139,8 @@ class Asked:
         for ahead in range(config.denoising_steps if config.temperature > 0 else 1):
             rows, offsets = np.nonzero(states.masked & (states.steps + ahead < config.denoising_steps)[:, None])
             found.append((rows, offsets, states.steps[rows] + ahead))
-        columns = (np.concatenate(column) for column in zip(*found, strict=True))
-        return cls(*columns, num_own=len(found[0][0]), num_steps=config.denoising_steps)
+        rows, offsets, steps = (np.concatenate(column) for column in zip(*found, strict=True))
+        return cls(rows, offsets, steps, num_own=len(found[0][0]), num_steps=config.denoising_steps)
 
     def places(self, spans: Spans) -> Positions:
         """Where among a forward's tokens they are: a state's block is the last of its run."""
@@ -185,12 +185,12 @@ def follow(slots: Slots, drafts: Drafts) -> States:
 def _next(states: States, slots: Slots, drafts: Drafts) -> tuple[States, Flags]:
     """The next state of each row that has one, and whether its draft reaches beyond that."""
     config, size = slots.config, slots.config.block_size
-    tokens, scores = (column[states.slots, states.steps] for column in (drafts.tokens, drafts.scores))
-    chosen = choose(states.masked, states.steps, _tensor(scores), config)
+    tokens, scores = drafts.tokens[states.slots, states.steps], drafts.scores[states.slots, states.steps]
+    chosen = choose(states.masked, states.steps, torch.from_numpy(scores), config)
     ids, masked = np.where(chosen, tokens, states.ids), states.masked & ~chosen
     order = states.starts[:, None] + np.arange(size) - slots.table["prompt"][states.slots][:, None]
-    exists = ~is_decided(masked, find_ends(slots, order, ids), config.end_early)
-    complete = ~masked.any(1)
+    exists: Flags = ~is_decided(masked, find_ends(slots, order, ids), config.end_early)
+    complete: Flags = ~np.any(masked, axis=1)
     whole = complete[:, None]
     following = States(
         slots=states.slots,
@@ -203,7 +203,3 @@ def _next(states: States, slots: Slots, drafts: Drafts) -> tuple[States, Flags]:
         commits=states.commits + complete,
     )
     return following.at(exists), ~complete[exists]
-
-
-def _tensor(scores: NDArray[np.float32]) -> Float[Tensor, "rows block"]:
-    return torch.from_numpy(scores)

@@ -87,8 +87,9 @@ class Draws:
 
     def at(self, rows: Bool[Tensor, " rows"] | Int[Tensor, " chosen"]) -> "Draws":
         """Those of some rows."""
-        columns: list[Any] = [getattr(self, field.name) for field in fields(self)]
-        return Draws(*(None if column is None else column[rows] for column in columns))
+        columns = (getattr(self, field.name) for field in fields(self))
+        chosen: list[Any] = [None if column is None else column[rows] for column in columns]
+        return Draws(*chosen)
 
 
 def judge(

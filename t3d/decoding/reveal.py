@@ -55,9 +55,7 @@ def reveal(denoising: NDArray[np.int64], draws: Draws, slots: Slots) -> Revealed
     return Revealed(is_decided(left, is_end, config.end_early), np.any(failed, axis=1))
 
 
-def choose(
-    masked: Flags, step: NDArray[np.int64], score: Float[Tensor, "rows block"], config: DecodingConfig
-) -> Flags:
+def choose(masked: Flags, step: NDArray[np.int64], score: Float[Tensor, "rows block"], config: DecodingConfig) -> Flags:
     """Asks the strategy which masked positions are revealed [rows, block]; a block's last step reveals all.
 
     Args:

@@ -1,10 +1,11 @@
 """Lossless speculative decoding: several denoising steps of a sequence in one forward, and the same response.
 
-A draft (`t3d.decoding.drafts`) expects the coming states of a sequence's block.  Every state is an input of the network,
-and none needs the result of another, so one forward computes them all: each in a slot of its own, which holds the same
-committed keys and values, beside the states of the other sequences.  Then the decoder's own step is taken in the first
-state, which is the real one; if that leads to the second state as it was expected, what the forward computed there is
-what the next forward would have computed, and the decoder's step is taken there, and so on.  The rest is thrown away.
+A draft (`t3d.decoding.drafts`) expects the coming states of a sequence's block.  Every state is an input of the
+network, and none needs the result of another, so one forward computes them all: each in a slot of its own, which holds
+the same committed keys and values, beside the states of the other sequences.  Then the decoder's own step is taken in
+the first state, which is the real one; if that leads to the second state as it was expected, what the forward computed
+there is what the next forward would have computed, and the decoder's step is taken there, and so on.  The rest is
+thrown away.
 
 The response, its step map and its records are those of `t3d.decoding.decode` wherever a forward's result at a position
 does not depend on what else it computes: to the bit on a CPU in single precision (see `t3d.sdar.products`).  Where it
@@ -109,21 +110,19 @@ def iter_speculative(
         ConfigError: settings that fit neither the model nor the memory, or a student with another vocabulary.
     """
     draft = draft or Draft()
-    for network in (model, draft.network or model):
-        if config.mask_id >= network.config.vocab_size:
-            raise ConfigError("decoding.mask_id", f"an id below the model's {network.config.vocab_size}", config.mask_id)
-        if network.config.vocab_size != model.config.vocab_size:
-            raise ConfigError(
-                "draft", f"a network with the model's {model.config.vocab_size} tokens", network.config.vocab_size
-            )
+    networks = [model.config] if draft.network is None else [model.config, draft.network.config]
+    vocabulary = model.config.vocab_size
+    if config.mask_id >= vocabulary:
+        raise ConfigError("decoding.mask_id", f"an id below the model's {vocabulary}", config.mask_id)
+    if networks[-1].vocab_size != vocabulary:
+        raise ConfigError("draft", f"a network with the model's {vocabulary} tokens", networks[-1].vocab_size)
     waiting: deque[Request] = deque()
     for index, (prompt, stream) in enumerate(zip(prompts, streams or range(len(prompts)), strict=True)):
-        errors = [prompt_error(network.config, prompt, config) for network in (model, draft.network or model)]
-        error = errors[0] or errors[1]
-        if error is None:
+        errors = [error for network in networks if (error := prompt_error(network, prompt, config)) is not None]
+        if not errors:
             waiting.append((index, prompt, stream))
         else:
-            yield index, Drafted(Trajectory(list(prompt), [], [], "error", 0, 0, error), 0, 0, 0)
+            yield index, Drafted(Trajectory(list(prompt), [], [], "error", 0, 0, errors[0]), 0, 0, 0)
     if not waiting:
         return
     longest, width = max(len(prompt) for _, prompt, _ in waiting), config.denoising_steps + 1
@@ -136,8 +135,9 @@ def iter_speculative(
 
 
 class GroupedCache(SlotCache):
-    """Several slots for each sequence, one for each state that a forward computes: place p of sequence s is slot
-    p * sequences + s.  All hold the same committed keys and values.
+    """Several slots for each sequence, one for each state of it that a forward computes.
+
+    Place p of sequence s is slot p * sequences + s.  All places hold the same committed keys and values.
     """
 
     def __init__(self, model: SDARForCausalLM, num_sequences: int, width: int, length: int) -> None:
@@ -215,9 +215,7 @@ class Network:
         assert draws is not None, "a state has masked positions"
         return asked, draws.to_host()
 
-    def forward(
-        self, spans: Spans, ids: Positions, rows: Positions, uniforms: np.ndarray | None
-    ) -> Draws | None:
+    def forward(self, spans: Spans, ids: Positions, rows: Positions, uniforms: np.ndarray | None) -> Draws | None:
         """The network on a row of blocks; one draw per row."""
         parcel = Parcel(self.cache.keys.device)
         numbers = [parcel.add(array) for array in (ids, spans.positions, rows)]
