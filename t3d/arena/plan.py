@@ -3,7 +3,7 @@
 import hashlib
 import shlex
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -78,7 +78,7 @@ def prepare(config: ArenaConfig) -> Data:
     del settings["experiment"], settings["evaluation"]["eval_dataset"], settings["evaluation"]["checkpoint_path"]
     digest = text_digest({"settings": settings, "problems": _file_digest(problems), **_common(config)})
     place = folder / "rollouts" / digest
-    rollout = load_config(SampleConfig, [*keys, f"evaluation.eval_dataset={problems}", _output(place)], "", "")
+    rollout = replace(rollout, experiment=replace(rollout.experiment, output_dir=str(place)))
     return Data(
         evaluated_problems(config.world, config.split, folder / "data"),
         worked_solutions(config.world, config.num_rollouts, folder / "data"),
@@ -93,18 +93,20 @@ def jobs(config: ArenaConfig, data: Data) -> list[Job]:
     Raises:
         UserError: a row's keys, or a decoding's.
     """
-    students = config.students()
+    students, evaluations = config.students(), _evaluations(config, data)
     found = []
     for place, seed in enumerate(config.seeds):
         for row, keys in students.items():
             if keys:
-                found.append(_student(config, data, row, seed, keys))
+                found.append(_student(config, data, evaluations, row, seed, keys))
             elif place == 0:
-                found.append(_job(config, data, row, None, [], None, model_path(config.teacher), {}))
+                found.append(_job(config, data, evaluations, row, None, [], None, model_path(config.teacher), {}))
     return found
 
 
-def _student(config: ArenaConfig, data: Data, row: str, seed: int, keys: list[str]) -> Job:
+def _student(
+    config: ArenaConfig, data: Data, evaluations: Mapping[str, EvalConfig], row: str, seed: int, keys: list[str]
+) -> Job:
     words = [word.replace("{solutions}", str(data.solutions)) for word in (*shlex.split(config.common), *keys)]
     if not any(word.startswith(f"{DATA}=") for word in words):
         words.append(f"{DATA}={data.answers}")
@@ -112,19 +114,21 @@ def _student(config: ArenaConfig, data: Data, row: str, seed: int, keys: list[st
         raise ConfigError(f"rows.{row}", "seeds and teacher from the arena's own keys", bad[0])
     words += [f"training.seed={seed}", f"model.pretrained_model={config.teacher}", f"model.optimized_name={STUDENT}"]
     words += ["experiment.resume_from=latest"]
-    settings = asdict(load_config(TrainConfig, words, "", ""))
+    train = load_config(TrainConfig, words, "", "")
+    settings = asdict(train)
     file = find_data(settings["dataset"].pop("optimization_data"))
     del settings["model"]["pretrained_model"], settings["wandb"]
     settings["experiment"] = {name: value for name, value in settings["experiment"].items() if name not in ONLY_PLACES}
     inputs = {"settings": settings, "data": _file_digest(file), **_common(config)}
     place = user_path(config.folder) / "students" / text_digest(inputs)
-    train = load_config(TrainConfig, [*words, _output(place)], "", "")
-    return _job(config, data, row, seed, keys, train, place / "ckpt" / STUDENT, inputs)
+    train = replace(train, experiment=replace(train.experiment, output_dir=str(place)))
+    return _job(config, data, evaluations, row, seed, keys, train, place / "ckpt" / STUDENT, inputs)
 
 
 def _job(
     config: ArenaConfig,
     data: Data,
+    evaluations: Mapping[str, EvalConfig],
     row: str,
     seed: int | None,
     keys: list[str],
@@ -133,25 +137,27 @@ def _job(
     inputs: Mapping[str, Any],
 ) -> Job:
     folder = user_path(config.folder)
-    cells = {name: _cell(config, data, student, name, text) for name, text in config.decodings.items()}
-    settings = {name: [asdict(cell.config.rollout), asdict(cell.config.execute)] for name, cell in cells.items()}
+    cells = {name: _cell(evaluation, student) for name, evaluation in evaluations.items()}
+    settings = {name: [asdict(each.rollout), asdict(each.execute)] for name, each in evaluations.items()}
     evaluated = {"problems": _file_digest(data.evaluated), "limit": config.num_problems, "decodings": settings}
     digest = text_digest({"student": inputs, "evaluated": evaluated, **_common(config)})
     return Job(row, seed, keys, train, student, cells, folder, folder / "records" / f"{digest}.json")
 
 
-def _cell(config: ArenaConfig, data: Data, student: Path, name: str, text: str) -> Cell:
-    keys = [
-        *shlex.split(config.evaluation),
-        *decoding_keys(name, text),
-        f"evaluation.checkpoint_path={student}",
-        f"evaluation.eval_dataset={data.evaluated}",
-        f"evaluation.limit={config.num_problems}",
-    ]
-    evaluation = load_config(EvalConfig, keys, "", "")
+def _evaluations(config: ArenaConfig, data: Data) -> dict[str, EvalConfig]:
+    """The evaluation of each decoding, of a model yet to be named."""
+    shared = [f"evaluation.eval_dataset={data.evaluated}", f"evaluation.limit={config.num_problems}"]
+    return {
+        name: load_config(EvalConfig, [*shlex.split(config.evaluation), *decoding_keys(name, text), *shared], "", "")
+        for name, text in config.decodings.items()
+    }
+
+
+def _cell(evaluation: EvalConfig, student: Path) -> Cell:
     decoding = evaluation.rollout
     place = {"block_size": decoding.block_size, "denoising_steps": decoding.denoising_steps_per_block}
-    return Cell(place, evaluation)
+    of_student = replace(evaluation.evaluation, checkpoint_path=str(student))
+    return Cell(place, replace(evaluation, evaluation=of_student))
 
 
 def _common(config: ArenaConfig) -> dict[str, Any]:
@@ -162,7 +168,3 @@ def _common(config: ArenaConfig) -> dict[str, Any]:
 
 def _file_digest(path: Path) -> str:
     return hashlib.sha256(path.read_bytes()).hexdigest()[:16]
-
-
-def _output(folder: Path) -> str:
-    return f"experiment.output_dir={folder}"

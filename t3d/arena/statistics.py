@@ -77,7 +77,7 @@ def estimate(values: np.ndarray) -> Estimate:
     rest = values - of_problems[None, :] - of_seeds[:, None] + mean
     by_rest = float((rest**2).sum()) / ((seeds - 1) * (problems - 1)) / (seeds * problems)
     total = max(by_seeds + by_problems - by_rest, by_seeds, by_problems)
-    reach = _quantile(by_seeds, by_problems, seeds, problems) * math.sqrt(total)
+    reach = _quantile(total, by_seeds, by_problems, by_rest, values.shape) * math.sqrt(total)
     errors = math.sqrt(by_problems), math.sqrt(by_seeds), math.sqrt(total)
     return Estimate(mean, *errors, mean - reach, mean + reach, seeds, problems)
 
@@ -96,8 +96,9 @@ def table(graded: Sequence[str]) -> np.ndarray:
     return np.array([[known.get(grade, math.nan) for grade in each] for each in graded])
 
 
-def _quantile(by_seeds: float, by_problems: float, seeds: int, problems: int) -> float:
-    """Student's t at 97.5 % for a sum of two variances, by Satterthwaite's degrees of freedom."""
-    spread = by_seeds**2 / (seeds - 1) + by_problems**2 / (problems - 1)
-    freedom = (by_seeds + by_problems) ** 2 / spread if spread else math.inf
+def _quantile(total: float, by_seeds: float, by_problems: float, by_rest: float, shape: tuple[int, ...]) -> float:
+    """Student's t at 97.5 % for `total`, a sum of the others, by Satterthwaite's degrees of freedom."""
+    seeds, problems = shape
+    spread = by_seeds**2 / (seeds - 1) + by_problems**2 / (problems - 1) + by_rest**2 / ((seeds - 1) * (problems - 1))
+    freedom = total**2 / spread if spread else math.inf
     return T_975[max(int(freedom), 1) - 1] if freedom < len(T_975) + 1 else NORMAL_975
