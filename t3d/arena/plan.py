@@ -12,8 +12,9 @@ from t3d.arena.settings import ArenaConfig, decoding_keys
 from t3d.arena.worlds import evaluated_problems, train_problems, worked_solutions
 from t3d.config import EvalConfig, SampleConfig, TrainConfig, load_config
 from t3d.errors import ConfigError
+from t3d.sdar.checkpoint import resolve_checkpoint
 from t3d.storage.fingerprint import model_digest, text_digest
-from t3d.storage.paths import dataset_name, find_data, model_path, user_path
+from t3d.storage.paths import dataset_name, find_data, user_path
 from t3d.tables.cells import VERSIONED, Cell
 
 DATA = "dataset.optimization_data"
@@ -31,12 +32,14 @@ class Data:
         solutions: worked solutions of the train problems.
         rollout: how the teacher's answers to them are decoded.
         answers: the file of these answers that training reads; `work.answer` writes it.
+        common: what every figure depends on: the teacher's digest and versions of packages.
     """
 
     evaluated: Path
     solutions: Path
     rollout: SampleConfig
     answers: Path
+    common: dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -68,15 +71,16 @@ def prepare(config: ArenaConfig) -> Data:
     """Writes the problems, and says where the rollout goes.
 
     Raises:
-        UserError: the rollout's keys.
+        UserError: the rollout's keys, or no teacher.
     """
+    common = _common(config)
     folder = user_path(config.folder)
     problems = train_problems(config.world, config.num_rollouts, folder / "data")
     keys = [*shlex.split(config.rollout), f"evaluation.checkpoint_path={config.teacher}"]
     rollout = load_config(SampleConfig, [*keys, f"evaluation.eval_dataset={problems}"], "", "")
     settings = asdict(rollout)
     del settings["experiment"], settings["evaluation"]["eval_dataset"], settings["evaluation"]["checkpoint_path"]
-    digest = text_digest({"settings": settings, "problems": _file_digest(problems), **_common(config)})
+    digest = text_digest({"settings": settings, "problems": _file_digest(problems), **common})
     place = folder / "rollouts" / digest
     rollout = replace(rollout, experiment=replace(rollout.experiment, output_dir=str(place)))
     return Data(
@@ -84,6 +88,7 @@ def prepare(config: ArenaConfig) -> Data:
         worked_solutions(config.world, config.num_rollouts, folder / "data"),
         rollout,
         place / f"teacher-{dataset_name(str(problems))}_renamed.json",
+        common,
     )
 
 
@@ -94,13 +99,14 @@ def jobs(config: ArenaConfig, data: Data) -> list[Job]:
         UserError: a row's keys, or a decoding's.
     """
     students, evaluations = config.students(), _evaluations(config, data)
+    teacher = resolve_checkpoint(config.teacher)
     found = []
     for place, seed in enumerate(config.seeds):
         for row, keys in students.items():
             if keys:
                 found.append(_student(config, data, evaluations, row, seed, keys))
             elif place == 0:
-                found.append(_job(config, data, evaluations, row, None, [], None, model_path(config.teacher), {}))
+                found.append(_job(config, data, evaluations, row, None, [], None, teacher, {}))
     return found
 
 
@@ -119,7 +125,7 @@ def _student(
     file = find_data(settings["dataset"].pop("optimization_data"))
     del settings["model"]["pretrained_model"], settings["wandb"]
     settings["experiment"] = {name: value for name, value in settings["experiment"].items() if name not in ONLY_PLACES}
-    inputs = {"settings": settings, "data": _file_digest(file), **_common(config)}
+    inputs = {"settings": settings, "data": _file_digest(file), **data.common}
     place = user_path(config.folder) / "students" / text_digest(inputs)
     train = replace(train, experiment=replace(train.experiment, output_dir=str(place)))
     return _job(config, data, evaluations, row, seed, keys, train, place / "ckpt" / STUDENT, inputs)
@@ -140,7 +146,7 @@ def _job(
     cells = {name: _cell(evaluation, student) for name, evaluation in evaluations.items()}
     settings = {name: [asdict(each.rollout), asdict(each.execute)] for name, each in evaluations.items()}
     evaluated = {"problems": _file_digest(data.evaluated), "limit": config.num_problems, "decodings": settings}
-    digest = text_digest({"student": inputs, "evaluated": evaluated, **_common(config)})
+    digest = text_digest({"student": inputs, "evaluated": evaluated, **data.common})
     return Job(row, seed, keys, train, student, cells, folder, folder / "records" / f"{digest}.json")
 
 
@@ -162,7 +168,7 @@ def _cell(evaluation: EvalConfig, student: Path) -> Cell:
 
 def _common(config: ArenaConfig) -> dict[str, Any]:
     """What every figure depends on."""
-    teacher = model_digest(model_path(config.teacher))
+    teacher = model_digest(resolve_checkpoint(config.teacher))
     return {"teacher": teacher, "versions": {name: version(name) for name in VERSIONED}}
 
 

@@ -2,6 +2,7 @@
 
 import itertools
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,10 @@ from t3d.storage.files import write_json_atomic
 from t3d.storage.folders import make_folder
 from t3d.toy import problems
 
-WORLDS: dict[str, Callable[[str], Iterator[dict[str, Any]]]] = {"TinyMath": problems.generate}
+WORLDS: dict[str, Callable[[str], Iterator[dict[str, Any]]]] = {
+    "TinyMath": problems.generate,
+    "TinyMathWords": partial(problems.generate, extra_names=2000),
+}
 """Name -> an endless stream of different problems of a split (train, validation or test), the same each time:
 `question`, `ground_truth_answer`, and `answer`, a worked solution."""
 

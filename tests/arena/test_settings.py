@@ -5,7 +5,7 @@ import pytest
 from t3d.arena.plan import jobs, prepare
 from t3d.arena.settings import ArenaConfig, alternatives, decoding_keys
 from t3d.config import load_config
-from t3d.errors import ConfigError, UserError
+from t3d.errors import CheckpointError, ConfigError, UserError
 from t3d.storage.files import write_json_atomic
 
 ROOT = Path(__file__).parents[2]
@@ -102,6 +102,10 @@ class TestPlan:
         assert job.train is not None
         assert job.train.dataset.optimization_data.endswith("TinyMath_train_4_solutions.json")
 
+    def test_a_teacher_that_is_not_there_is_told_of(self, tmp_path):
+        with pytest.raises(CheckpointError, match="nowhere"):
+            prepare(arena(tmp_path, teacher=str(tmp_path / "nowhere")))
+
     @pytest.mark.parametrize("keys", ["training.seed=3", "model.pretrained_model=x", "training.nothing=1"])
     def test_keys_that_are_not_a_rows_are_refused_before_any_work(self, tmp_path, keys):
         with pytest.raises(UserError, match=keys.partition("=")[0] if "nothing" in keys else "rows.td"):
@@ -113,7 +117,8 @@ def test_the_arenas_that_come_with_t3d_can_be_planned(path, tmp_path, monkeypatc
     monkeypatch.chdir(tmp_path)
     write_json_atomic(tmp_path / "chosen.json", {"chosen": {name: ["config=toy/td"] for name in TUNED}})
     keys = [f"config={path}", f"folder={tmp_path}", "num_rollouts=2", "seeds=[1]"]
-    config = load_config(ArenaConfig, [*keys, *(["tuned=chosen.json"] if path.stem == "tuned" else [])], "", "")
+    keys += {"tuned": ["tuned=chosen.json"], "vocabulary": ["teacher=t3d/toy/teacher"]}.get(path.stem, [])
+    config = load_config(ArenaConfig, keys, "", "")
     names = config.students()
     assert [job.row for job in planned(config)] == [*names]
 
