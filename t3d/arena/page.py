@@ -55,9 +55,7 @@ def page(parts: Mapping[str, ArenaResults], figures: str) -> tuple[str, dict[str
         if any(" " in decoding for decoding in results.config.decodings):
             drawn[f"{name}-cost.svg"] = svg(cost_figure(results.config, compared, names))
             lines.append(f"![Accuracy against tokens per forward]({figures}/{name}-cost.svg)")
-        if failed := [student for student in results.students if student.error]:
-            told = [f"- {names[student.row]}, seed {student.seed}: {student.error}" for student in failed]
-            lines.append("\n".join(["Without figures:", "", *told]))
+        lines += _failures(results, names)
         texts.append("\n\n".join(lines) + "\n")
     return "\n".join(texts), drawn
 
@@ -96,6 +94,18 @@ def _differences(results: ArenaResults, compared: Mapping[tuple[str, str], Compa
         if any(found):
             rows.append([name, *(_difference(each) for each in found)])
     return f"Against {names[results.config.reference_row()]}, in points:\n\n{_table(['', *columns], rows)}"
+
+
+def _failures(results: ArenaResults, names: Mapping[str, str]) -> list[str]:
+    """Which students have no figures, by the reason."""
+    by_reason: dict[str, list[str]] = {}
+    for student in results.students:
+        if student.error:
+            by_reason.setdefault(student.error, []).append(f"{names[student.row]} (seed {student.seed})")
+    if not by_reason:
+        return []
+    told = [f"- {reason}: {', '.join(students)}" for reason, students in by_reason.items()]
+    return ["\n".join(["Without figures:", "", *told])]
 
 
 def _choices(results: ArenaResults) -> str:

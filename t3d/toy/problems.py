@@ -40,9 +40,9 @@ yams""".split()
 CONTAINERS = "bags baskets bins cans cases chests crates drawers packs piles racks rows sacks shelves stacks".split()
 
 FIRST_SYLLABLES = "Ba Be Bo Da De Di Do Fa Fe Ga Go Ha He Ja Jo Ka Ke Ko La Le Lo Ma Me Mo Na Ne No Pa Pe Ra Re".split()
-LAST_SYLLABLES = """bar bel bin dan del din dor fan fel gan gel gor han hel kan kel kin lan len lin lon man mel min mon
-nan nel nin nor ran rel rin ron san sel sin son tan tel tin ton van vel vin vor wan wel win wor zan zel zin zon bus
-dus gus kus lus mus nus pus rus sus tus""".split()
+LAST_SYLLABLES = """bam bar bel bin dan del din dor fan fel gan gel gor han hel kan kel kin lan len lin lon man mel min
+mon nan nel nin nor ran rel rin ron san sel sin son tan tel tin ton van vel vin vor wan wel win wor zan zel zin zon
+bus dus gus kus lus mus nus pus rus sus tus""".split()
 
 MOST_NAMES = len(FIRST_SYLLABLES) * len(LAST_SYLLABLES)
 
