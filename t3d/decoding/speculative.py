@@ -223,7 +223,7 @@ class Network:
         plan = self.kernel.plan(spans, self.cache, parcel)
         tokens, positions, places = (parcel[number] for number in numbers)
         by = None if drawn_by is None else parcel[drawn_by]
-        return self.runner.run(Staged(tokens[None], positions[None], plan, places, by, self.ranked_by))
+        return self.runner.run(Staged(tokens[None], positions[None], plan, places, by, self.ranked_by, len(rows)))
 
 
 class SpeculativeEngine:

@@ -203,10 +203,10 @@ def load_decoder(
     """
     model = load_model(folder, None if dtype == "auto" else getattr(torch, dtype), config=config)
     model.to(device)  # type: ignore[arg-type]
+    if not compiled or model.device.type != "cpu":  # torch.compile cannot read oneDNN's weights
+        pack_layers(model)
     if compiled:
         compile_layers(model)
-    else:
-        pack_layers(model)
     return model
 
 

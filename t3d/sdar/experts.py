@@ -1,4 +1,4 @@
-"""Experts of a model that only decodes on a CPU."""
+"""Experts of a model that only decodes."""
 
 from types import SimpleNamespace
 
@@ -41,6 +41,21 @@ class PackedExperts(nn.Module):
             expert = self.experts[number](flat.index_select(0, places))
             mixed.index_add_(0, places, expert * shares[places, ranks, None])
         return residual + mixed.view_as(rows)
+
+
+class KeptExperts(nn.Module):
+    """A router and its experts as they are, which on a GPU are few products already."""
+
+    def __init__(self, mlp: SparseMLP) -> None:
+        """Keeps the MLP itself."""
+        super().__init__()
+        self.mixture = mlp
+
+    def forward(
+        self, rows: Float[Tensor, "*rows hidden"], residual: Float[Tensor, "*rows hidden"]
+    ) -> Float[Tensor, "*rows hidden"]:
+        """Each row's mixture of its experts, added to `residual`."""
+        return residual + self.mixture(rows)
 
 
 def _linear(weight: Float[Tensor, "outputs inputs"]) -> nn.Linear:
