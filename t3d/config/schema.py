@@ -8,6 +8,7 @@ from omegaconf import MISSING
 from t3d.config.keys import MAX_SEED, group, key
 from t3d.config.table import TableConfig
 from t3d.config.training import TrainingConfig
+from t3d.config.validation import BEST, ValidationConfig
 from t3d.errors import ConfigError
 from t3d.prompts import DATA_TYPES, PROMPT_STYLES, check_prompts
 from t3d.remasking import STRATEGIES
@@ -302,6 +303,7 @@ class TrainConfig:
     training: TrainingConfig = group(TrainingConfig)
     optimizer: OptimizerConfig = group(OptimizerConfig)
     lr_scheduler: SchedulerConfig = group(SchedulerConfig)
+    validation: ValidationConfig = group(ValidationConfig)
     wandb: WandbConfig = group(WandbConfig)
 
     @property
@@ -324,3 +326,5 @@ class TrainConfig:
         for tracker in self.experiment.trackers:
             if tracker not in ("wandb", "tensorboard"):
                 raise ConfigError("experiment.trackers", "wandb, tensorboard", tracker)
+        if self.validation.every and self.model.optimized_name == BEST:
+            raise ConfigError("model.optimized_name", f"another name, as validation keeps ckpt/{BEST}", BEST)

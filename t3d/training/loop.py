@@ -18,6 +18,7 @@ from tqdm import tqdm
 
 from t3d.cards.model import Run, base_of, model_card
 from t3d.config import TrainConfig, TrainingConfig, save_config
+from t3d.config.validation import BEST
 from t3d.data.benchmarks import leakage_warning
 from t3d.errors import UserError
 from t3d.sdar.backend import Heads
@@ -47,6 +48,7 @@ from t3d.training.schedule import (
 )
 from t3d.training.settings import loss_settings, state_settings
 from t3d.training.states import draw_state, sample_stream
+from t3d.training.validation import Validation
 
 log = logging.getLogger(__name__)
 
@@ -84,6 +86,7 @@ class Trainer:
             self.checkpoint.config.vocab_size,
             needs_step_map=self.state_settings.strategy.startswith("trace"),
         )
+        self.validation = Validation(config, self.checkpoint) if config.validation.every else None
         # At most: a response that begins and ends inside blocks is completed to whole ones.
         fill = 2 * max(self.state_settings.block_sizes)
         self.lengths = self.samples.lengths + fill
@@ -155,7 +158,7 @@ class Trainer:
             disable=metrics_log is None,
         ) as progress:
             while self.step < self.num_steps:
-                metrics = self.train_step()
+                metrics = self.train_step() | self._validate()
                 if metrics_log is not None:
                     metrics_log.write(metrics)
                 speed = f"{metrics['tokens_per_second']:.0f}"
@@ -202,13 +205,27 @@ class Trainer:
             refresh(accelerator.unwrap_model(self.reference), accelerator.unwrap_model(self.student))
         return metrics
 
-    def save(self, target: Path) -> None:
-        """Saves the student's folder `target`, and the state from which the run continues."""
+    def _validate(self) -> dict[str, float]:
+        """The metrics of a validation, where one is due behind this step; the best student is kept."""
+        if self.validation is None or not self.validation.is_due(self.step, self.num_steps):
+            return {}
+        student = self.accelerator.unwrap_model(self.student)
+        found = self.validation.run(student, self.accelerator.device, self.folder)
+        if found.is_best:
+            self._save_student(self.folder / "ckpt" / BEST)
+        return found.metrics
+
+    def _save_student(self, target: Path) -> None:
+        """Saves the student's folder `target`."""
         weights = self.accelerator.get_state_dict(self.student)
         if self.accelerator.is_main_process:
             with saving(target):
                 student = self.accelerator.unwrap_model(self.student)
                 save_model(student, weights, self.checkpoint.folder, target, self._card())
+
+    def save(self, target: Path) -> None:
+        """Saves the student's folder `target`, and the state from which the run continues."""
+        self._save_student(target)
         save_state(self.accelerator, self.folder / "state", self.step, self.global_batch, self.reference)
         if self.accelerator.is_main_process:
             for kept in ("ckpt", "state"):

@@ -38,6 +38,9 @@ works on one thing at a time, and the largest counts:
 Neither coincides with the update, nor with the masks of a row of T tokens, which flex_attention makes from 10 T^2 bytes
 (`MASK_BYTES`) before the forward pass.
 
+Validation (`validation.every`) comes between steps: a copy of the weights in the precision of the checkpoint's files
+(of the products where those are not known), and one sequence that decodes; as many are decoded together as fit.
+
 Attention is counted as a fused kernel keeps it; the tiles that a CPU computes keep up to a quarter more.
 CUDA's context, NCCL and fragmentation are a flat `RESERVE`.  tests/training/test_memory.py compares all but that with
 real steps of small networks on a CPU; no figure was measured on a GPU.
@@ -61,6 +64,8 @@ from transformers import AutoModelForCausalLM
 
 from t3d.config import TrainConfig, TrainingConfig, load_config
 from t3d.config.keys import key
+from t3d.decoding import DecodingConfig
+from t3d.decoding.memory import decoding_memory
 from t3d.devices import GIB
 from t3d.objectives.registry import OBJECTIVES
 from t3d.sdar.backend import AttentionPlan
@@ -123,6 +128,7 @@ class Estimate:
     backward: float
     update: float
     masks: float
+    validation: float = 0.0
 
     @property
     def state(self) -> float:
@@ -132,7 +138,9 @@ class Estimate:
     @property
     def total(self) -> float:
         """The most that a step holds at a time, without `RESERVE`."""
-        return self.state + max(self.buffers + self.activations + self.backward, self.update, self.masks)
+        return self.state + max(
+            self.buffers + self.activations + self.backward, self.update, self.masks, self.validation
+        )
 
 
 @dataclass
@@ -206,7 +214,21 @@ def estimate(config: TrainConfig, shape: SDARConfig, stage: int, num_gpus: int) 
         backward=_backward(shape, training, rows, (computed, stored), kept, working),
         update=update,
         masks=float(MASK_BYTES * tokens**2),
+        validation=_validation(config, shape, computed) if config.validation.every else 0.0,
     )
+
+
+def _validation(config: TrainConfig, shape: SDARConfig, computed: int) -> float:
+    """Bytes of the decoding copy, and of the sequence that needs most."""
+    settings, training = config.validation, config.training
+    dtype: Any = shape.dtype or (torch.bfloat16 if computed == 2 else torch.float32)
+    decodings = [
+        DecodingConfig(0, size, steps, settings.max_token or training.max_gen_length, settings.temperature)
+        for size, steps in settings.decodings
+    ]
+    gpu = torch.device("cuda")
+    needed = [decoding_memory(shape, dtype, one, training.max_prompt_len, gpu) for one in decodings]
+    return float(dtype.itemsize * num_parameters(shape) + max(one.shared + one.per_slot for one in needed))
 
 
 def _gradients(training: TrainingConfig, stage: int, num_gpus: int, computed: int) -> float:
@@ -318,7 +340,8 @@ def table(config: MemoryConfig, shapes: dict[str, SDARConfig]) -> Iterator[str]:
         else "kept (training.gradient_checkpointing_enable=false)"
     )
     yield f"{tokens} tokens ({rows} rows of logits), activations {recomputed}; reserve {RESERVE / GIB:.1f}"
-    parts = ("weights", "gradients", "optimizer", "reference", "buffers", "activations", "backward", "update", "masks")
+    parts = ["weights", "gradients", "optimizer", "reference", "buffers", "activations", "backward", "update", "masks"]
+    parts += ["validation"] if config.validation.every else []
     header = "".join(f"{part:>12}" for part in parts)
     sizes = "".join(f"{f'{capacity} GiB':>15}" for capacity in CAPACITIES)
     for name, shape in shapes.items():

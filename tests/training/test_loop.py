@@ -15,10 +15,13 @@ from t3d.config import TrainConfig, load_config
 from t3d.errors import CheckpointError, ConfigError, DataError, DeviceFullError, UserError
 from t3d.objectives.registry import OBJECTIVES
 from t3d.sdar import SDARForCausalLM
+from t3d.sdar.checkpoint import load_model
+from t3d.sdar.opening import open_checkpoint
 from t3d.storage.experiments import newest_checkpoint
 from t3d.training.forward import batch_losses
 from t3d.training.launch import make_accelerator
 from t3d.training.loop import Trainer, train
+from t3d.training.validation import Validation
 from tests import launching
 
 ROOT = Path(__file__).parents[2]
@@ -437,9 +440,24 @@ def single(checkpoint, trajectories, tmp_path_factory) -> dict[str, torch.Tensor
     return load_file(train(load_config(TrainConfig, settings, "", "")) / "model.safetensors")
 
 
+def assert_validated_as_by_one_process(given: list[str]) -> None:
+    """A finished run's last validation, by however many processes, against this one's of its last checkpoint."""
+    config = load_config(TrainConfig, given, "", "")
+    folder, source = Path(str(config.experiment.output_dir)), open_checkpoint(config.model.pretrained_model, 8)
+    network = load_model(folder / "ckpt/optimized")
+    found = Validation(config, source).run(network, torch.device("cpu"), folder).metrics
+    last = metrics(folder)[-1]
+    assert {name for name in last if name.startswith("validation/")} == found.keys()
+    assert all(last[name] == value for name, value in found.items() if name != "validation/seconds")
+
+
 @pytest.mark.slow
-def test_two_processes_equal_one(checkpoint, trajectories, tmp_path, single):
-    assert not launch_two(eight_samples(checkpoint, trajectories, tmp_path / "run"), ACCELERATE_USE_CPU="true")
+def test_two_processes_equal_one(checkpoint, trajectories, dataset, tmp_path, single):
+    """And what each validates of the problems is together what one process validates."""
+    keys = ["validation.every=2", f"validation.dataset={dataset}", "validation.max_token=14"]
+    settings = eight_samples(checkpoint, trajectories, tmp_path / "run", *keys)
+    assert not launch_two(settings, ACCELERATE_USE_CPU="true")
+    assert_validated_as_by_one_process(settings)
     assert_close(single, load_file(tmp_path / "run/ckpt/optimized/model.safetensors"), tolerance=1e-6)
 
 

@@ -243,6 +243,21 @@ def test_the_masks_of_a_row_are_counted():
     assert estimate(short, tiny(), 2, 8).masks == 10 * (96 + 2 * 256 + 16) ** 2
 
 
+def test_the_copy_that_validates_is_counted_where_it_is_the_largest_thing():
+    """Between steps there is no other; without validation there is none."""
+    made, shape = config(), tiny(vocab_size=200_000, hidden_size=1024)
+    before = estimate(made, shape, 3, 64)
+    assert before.validation == 0
+    made.validation.every, made.training.max_gen_length = 10, 1
+    short = estimate(made, shape, 3, 64)
+    made.training.max_gen_length = 100_000
+    long = estimate(made, shape, 3, 64)
+    assert 4 * num_parameters(shape) < short.validation < long.validation
+    assert long.total >= long.state + long.validation
+    shape.dtype = torch.bfloat16
+    assert long.validation - estimate(made, shape, 3, 64).validation > 2 * num_parameters(shape)
+
+
 def test_a_sharded_reference_is_a_gpus_share_under_zero_3():
     made = config(precision="bf16")
     sharded = estimate(made, tiny(), 3, 8)
