@@ -7,9 +7,9 @@ a vocabulary of 151,936 the logits of one sample would be larger than everything
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
 from t3d.objectives.rows import ReferenceRows, reference_rows, row_values
+from t3d.training.head import chunked
 from t3d.training.loss import LossSettings, sample_losses
 from t3d.training.packing import Batch
 
@@ -70,29 +70,28 @@ class RowHead:
     def __call__(self, lm_head: nn.Linear, rows: Float[Tensor, "rows hidden"]) -> dict[str, Tensor]:
         """What `row_values` gives for all rows."""
         size = max(1, CHUNK_BYTES // (4 * lm_head.out_features))
-        num_chunks = _agreed(-(-len(rows) // size), lm_head.weight)
+        num_chunks = self._agreed(-(-len(rows) // size))
         if num_chunks <= 1:
-            return self._values(lm_head, rows, slice(None), None)
-        parts = []
-        for index in range(num_chunks):
-            chunk = slice(index * size, (index + 1) * size)
-            # Drawn fakes are a number per row and are kept; a whole distribution is computed again with the chunk.
-            drawn = None if self.settings.fake_expectation == "exact" else self._reference_rows(chunk)
-            parts.append(
-                checkpoint(
-                    self._values, lm_head, rows[chunk], chunk, drawn, use_reentrant=False, preserve_rng_state=False
-                )
-            )
-        return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+            everything = slice(None)
+            # The reference first: of its logits only what is needed lives on beside the student's.
+            compared = self._reference_rows(everything)
+            return self._values(lm_head(rows), everything, compared)
+        chunks = [slice(index * size, (index + 1) * size) for index in range(num_chunks)]
+        # Drawn fakes are a number per row and are kept; a whole distribution is computed again with the chunk.
+        drawn = None if self.settings.fake_expectation == "exact" else [self._reference_rows(chunk) for chunk in chunks]
+
+        def look(logits: Float[Tensor, "chunk vocab"], index: int) -> dict[str, Tensor]:
+            compared = self._reference_rows(chunks[index]) if drawn is None else drawn[index]
+            return self._values(logits, chunks[index], compared)
+
+        return chunked(lm_head, rows, chunks, look)
 
     def _values(
-        self, lm_head: nn.Module, rows: Float[Tensor, "chunk hidden"], chunk: slice, drawn: ReferenceRows | None
+        self, logits: Float[Tensor, "chunk vocab"], chunk: slice, reference: ReferenceRows | None
     ) -> dict[str, Tensor]:
-        # The reference first: of its logits only what is needed lives on beside the student's.
-        reference = self._reference_rows(chunk) if drawn is None else drawn
         settings = self.settings
         return row_values(
-            lm_head(rows), self.batch.targets[chunk], reference, settings.reference_temp, settings.certainty > 0
+            logits, self.batch.targets[chunk], reference, settings.reference_temp, settings.certainty > 0
         )
 
     @torch.no_grad()
@@ -108,11 +107,10 @@ class RowHead:
             self.settings.reference_temp,
         )
 
-
-def _agreed(num_chunks: int, weight: Tensor) -> int:
-    """The most chunks of any process where ZeRO-3 gathers `weight` for each one: every process must take part."""
-    if "ds_id" not in vars(weight):
-        return num_chunks
-    most = torch.tensor(num_chunks, device=weight.device)
-    torch.distributed.all_reduce(most, torch.distributed.ReduceOp.MAX)
-    return int(most)
+    def _agreed(self, num_chunks: int) -> int:
+        """The most chunks of any process where ZeRO-3 gathers the reference's head for each: all must take part."""
+        if self.reference is None or "ds_id" not in vars(self.reference[0].get_parameter("weight")):
+            return num_chunks
+        most = torch.tensor(num_chunks, device=self.batch.input_ids.device)
+        torch.distributed.all_reduce(most, torch.distributed.ReduceOp.MAX)
+        return int(most)

@@ -30,9 +30,8 @@ layers keep n L, or n H if they are recomputed (`gradient_checkpointing_enable`)
 works on one thing at a time, and the largest counts:
 
     a layer     L / 2 for the gradients of its activations, or 5 L / 4 with the activations if they are recomputed
-    the head    a chunk of logits, at most `CHUNK_BYTES`, of which about `HEAD_TENSORS` live together, beside the
-                gradient of the head's weight, W; with several chunks autograd adds one to the sum of those before,
-                into a third (3 W)
+    the head    a chunk of logits, at most `CHUNK_BYTES`, of which about `HEAD_TENSORS` live together; with several
+                chunks, beside the gradient of the head's weight, W, which all of them are added into
     embeddings  their gradient; if the head is tied to them its own waits for it, and is added into a third
 
 Neither coincides with the update, nor with the masks of a row of T tokens, which flex_attention makes from 10 T^2 bytes
@@ -235,7 +234,7 @@ def _backward(
     product = computed * matrix
     # Casts of the weights under autocast give their gradients in the weights' own precision beside the products'.
     single = logits <= CHUNK_BYTES
-    head = max(tensors * chunk, 2 * chunk + product) if single else max(3 * product, product + tensors * chunk)
+    head = max(tensors * chunk, 2 * chunk + product) if single else product + tensors * chunk
     if computed < stored:
         head = max(head, product + stored * matrix)
     waiting = stored * matrix if shape.tie_word_embeddings else 0
