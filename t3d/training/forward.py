@@ -9,6 +9,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from t3d.objectives.rows import ReferenceRows, reference_rows, row_values
+from t3d.training.clock import Part, untimed
 from t3d.training.head import chunked
 from t3d.training.loss import LossSettings, sample_losses
 from t3d.training.packing import Batch
@@ -18,7 +19,7 @@ CHUNK_BYTES = 128 * 2**20
 
 
 def batch_losses(
-    student: nn.Module, reference: nn.Module | None, batch: Batch, settings: LossSettings
+    student: nn.Module, reference: nn.Module | None, batch: Batch, settings: LossSettings, part: Part = untimed
 ) -> dict[str, Float[Tensor, " samples"]]:
     """The terms of each sample of `batch` (see `sample_losses`).
 
@@ -27,6 +28,7 @@ def batch_losses(
         reference: the frozen reference, if the terms need it.
         batch: the samples in their states.
         settings: the terms.
+        part: measures the networks' parts "reference" and "student".
     """
     inputs = {
         "input_ids": batch.input_ids,
@@ -36,9 +38,10 @@ def batch_losses(
     }
     compared = None
     if reference is not None:
-        with torch.no_grad():
+        with torch.no_grad(), part("reference"):
             compared = reference.get_submodule("lm_head"), reference(**inputs, head=_hidden_rows)
-    return sample_losses(student(**inputs, head=RowHead(batch, settings, compared)), batch, settings)
+    with part("student"):
+        return sample_losses(student(**inputs, head=RowHead(batch, settings, compared, part)), batch, settings)
 
 
 def _hidden_rows(_lm_head: nn.Module, rows: Float[Tensor, "rows hidden"]) -> Float[Tensor, "rows hidden"]:
@@ -57,6 +60,7 @@ class RowHead:
         batch: Batch,
         settings: LossSettings,
         reference: tuple[nn.Module, Float[Tensor, "rows hidden"]] | None,
+        part: Part = untimed,
     ) -> None:
         """Remembers what the rows are compared with.
 
@@ -64,8 +68,9 @@ class RowHead:
             batch: the rows' targets and uniforms.
             settings: the terms that will be computed.
             reference: its output head and its hidden states of the same rows, if the terms need it.
+            part: measures the part "reference".
         """
-        self.batch, self.settings, self.reference = batch, settings, reference
+        self.batch, self.settings, self.reference, self.part = batch, settings, reference, part
 
     def __call__(self, lm_head: nn.Linear, rows: Float[Tensor, "rows hidden"]) -> dict[str, Tensor]:
         """What `row_values` gives for all rows."""
@@ -90,22 +95,21 @@ class RowHead:
         self, logits: Float[Tensor, "chunk vocab"], chunk: slice, reference: ReferenceRows | None
     ) -> dict[str, Tensor]:
         settings = self.settings
-        return row_values(
-            logits, self.batch.targets[chunk], reference, settings.reference_temp, settings.certainty > 0
-        )
+        return row_values(logits, self.batch.targets[chunk], reference, settings.reference_temp, settings.certainty > 0)
 
     @torch.no_grad()
     def _reference_rows(self, chunk: slice) -> ReferenceRows | None:
         if self.reference is None:
             return None
         head, rows = self.reference
-        return reference_rows(
-            head(rows[chunk]),
-            self.batch.targets[chunk],
-            self.batch.uniforms[chunk],
-            self.settings.fake_expectation,
-            self.settings.reference_temp,
-        )
+        with self.part("reference"):
+            return reference_rows(
+                head(rows[chunk]),
+                self.batch.targets[chunk],
+                self.batch.uniforms[chunk],
+                self.settings.fake_expectation,
+                self.settings.reference_temp,
+            )
 
     def _agreed(self, num_chunks: int) -> int:
         """The most chunks of any process where ZeRO-3 gathers the reference's head for each: all must take part."""

@@ -42,7 +42,10 @@ def chunked(
 
 
 def _call_as(module: nn.Module, function: Callable[..., Any], *inputs: Any) -> Any:
-    """Calls `module` with `function` as its forward: ZeRO-3 gathers a module's weight around calls and gradients of it."""
+    """Calls `module` with `function` as its forward.
+
+    ZeRO-3 gathers a module's weight before it is called, and again before the gradient of what it gave.
+    """
     own = vars(module).get("forward")
     vars(module)["forward"] = function
     try:

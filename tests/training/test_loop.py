@@ -80,12 +80,19 @@ def test_every_objective_trains_and_its_checkpoint_loads(checkpoint, trajectorie
 def test_metrics_hold_what_the_contract_names(checkpoint, trajectories, tmp_path):
     run(checkpoint, trajectories, tmp_path / "run")
     names = {"step", "epoch", "round", "lr", "grad_norm", "tokens_per_second", "ratio/real", "ratio/fake"}
+    names |= {"mfu", "peak_memory_gib"}
+    names |= {f"seconds/{part}" for part in ("step", "data", "student", "reference", "backward", "update")}
     names |= {"real_token_share"} | {f"loss/{term}" for term in ("total", "ddo", "ddo_real", "ddo_fake", "path")}
     lines = metrics(tmp_path / "run")
     assert all(line.keys() == names for line in lines)
     assert [line["round"] for line in lines] == [0, 0, 1]
     assert lines[0]["lr"] == pytest.approx(0.5e-3)
     assert lines[1]["lr"] == pytest.approx(1e-3)
+    for line in lines:
+        parts = sum(seconds for name, seconds in line.items() if name.startswith("seconds/"))
+        assert line["seconds/step"] < parts <= 2 * line["seconds/step"]
+        assert 0.05 < line["peak_memory_gib"] < 100
+        assert line["mfu"] is None, "nobody knows what this processor can do"
 
 
 def test_log_ratios_are_exactly_zero_at_the_start_and_after_a_refresh(checkpoint, trajectories, tmp_path):
