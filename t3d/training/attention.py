@@ -154,9 +154,9 @@ def _flex_kernel(device_type: str) -> Any:
 
 
 def _padded(tokens: TrainingTokens, num_pads: int) -> TrainingTokens:
-    """The row with pads behind it, which see nothing but pads, and few of them: whole blocks of scores are skipped."""
+    """The row with pads behind it, which see no more than the pads of their own block of scores: others are skipped."""
     fill = tokens.block.new_zeros(num_pads)
-    documents = tokens.document.max() + 1 + torch.arange(num_pads) // FlexPlan.multiple
+    documents = tokens.document.max() + 1 + (len(tokens.block) + torch.arange(num_pads)) // FlexPlan.multiple
     return TrainingTokens(
         torch.cat([tokens.block, fill]), torch.cat([tokens.noisy, fill.bool()]), torch.cat([tokens.document, documents])
     )

@@ -36,9 +36,9 @@ BATCH_KEYS = ("training.global_batch_size", "training.gradient_accumulation_step
 LENGTH_KEYS = ("training.max_steps", "training.num_train_epochs")
 """Keys that say how long a run is."""
 
-PLACE_KEYS = ("training.shard_reference",)
-"""Keys that say where something lies, not what it is: states hold the whole reference, and either way it computes the
-same."""
+PLACE_KEYS = ("training.shard_reference", "training.device_peak_tflops")
+"""Keys that say where something lies or what is told of it, not what it is: states hold the whole reference, and either
+way it computes the same."""
 
 INPUTS = "inputs.json"
 """The file of a run that holds the digests of what the keys in it name."""

@@ -95,6 +95,17 @@ def test_metrics_hold_what_the_contract_names(checkpoint, trajectories, tmp_path
         assert line["mfu"] is None, "nobody knows what this processor can do"
 
 
+def test_what_the_device_can_do_may_be_said_when_a_run_goes_on(checkpoint, trajectories, tmp_path):
+    whole = run(checkpoint, trajectories, tmp_path / "run")
+    for step in ("ckpt/step-000002", "ckpt/optimized", "state/step-000003"):
+        shutil.rmtree(tmp_path / "run" / step)
+    again = ("experiment.resume_from=latest", "training.device_peak_tflops=1.0")
+    assert_equal(run(checkpoint, trajectories, tmp_path / "run", *again), whole)
+    found = [line["mfu"] for line in metrics(tmp_path / "run")]
+    assert found[:2] == [None, None]
+    assert 0 < found[2] < 1
+
+
 def test_log_ratios_are_exactly_zero_at_the_start_and_after_a_refresh(checkpoint, trajectories, tmp_path):
     run(checkpoint, trajectories, tmp_path / "run")
     lines = metrics(tmp_path / "run")
