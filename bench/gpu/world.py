@@ -115,7 +115,7 @@ def draw_prompts(shape: SDARConfig, lengths: Sequence[int], seed: int = 0) -> li
 class DensePlan(PackedPlan):
     """Attention of a packed row at its plainest: every score, under one mask."""
 
-    def __init__(self, tokens: TrainingTokens, lengths: Sequence[int], device: torch.device) -> None:
+    def __init__(self, tokens: TrainingTokens, lengths: Sequence[int], device: torch.device, longest: int = 0) -> None:
         """Makes the mask."""
         self.mask = training_mask(tokens, tokens)[None, None].to(device)
 

@@ -223,6 +223,7 @@ class OptimizerParams:
     beta1: float = key(0.9, "AdamW's first moment", low=0, high=1)
     beta2: float = key(0.999, "AdamW's second moment", low=0, high=1)
     weight_decay: float = key(0.01, "AdamW's decoupled weight decay", low=0)
+    decay_norms: bool = key(True, "decay the weights of norms, and biases, too; false: matrices alone")
     epsilon: float = key(1e-8, "AdamW's epsilon", low=0)
 
     def __post_init__(self) -> None:

@@ -10,7 +10,7 @@ bytes per number that micro-batches are summed in (`training.grad_accum_dtype`):
     optimizer   12 P / N    fp32 master copy and Adam's two moments (4 P each)
     reference   c P         if the objective compares with one; c P / N if sharded (`training.shard_reference`)
     buffers     5e8 c       reduce_bucket_size; s = 3: also up to 1e9 gathered parameters (stage3_max_live_parameters)
-    update      8 P / N     while the optimizer steps: fp32 gradients of the partition, and Adam's denominators
+    update      4 P / N     while the optimizer steps: fp32 gradients of the partition
 
 and without DeepSpeed (s = 0; one process or DDP), where the network's own weights are the master copy:
 
@@ -19,20 +19,20 @@ and without DeepSpeed (s = 0; one process or DDP), where the network's own weigh
     optimizer   8 P
     reference   4 P
     buffers     4 P         N > 1: DDP's gradient buckets
-    update      4 P         Adam's denominators
+    update      0           AdamW is one kernel; 4 P with fp16, for its denominators
 
 The states are those of Rajbhandari et al., "ZeRO" (arXiv:1910.02054, section 3.1: 2 P + 2 P + 12 P); the buffers are
 DeepSpeed's defaults for `zero_optimization`.
 
 Activations are not a formula: one and two layers of the network run on fake tensors, which have shapes and no memory,
 and what autograd keeps for the backward pass is counted.  With L bytes kept per layer and H per layer's input, n
-layers keep n L, or n H if they are recomputed (`gradient_checkpointing_enable`).  On top of that the backward pass
-works on one thing at a time, and the largest counts:
+layers keep n L, or r H + (n - r) L if the first r are recomputed (`gradient_checkpointing_enable`,
+`checkpoint_layers`).  On top of that the backward pass works on one thing at a time, and the largest counts:
 
-    a layer     L / 2 for the gradients of its activations, or 5 L / 4 with the activations if they are recomputed
-    the head    a chunk of logits, at most `CHUNK_BYTES`, of which about `HEAD_TENSORS` live together, beside the
-                gradient of the head's weight, W; with several chunks autograd adds one to the sum of those before,
-                into a third (3 W)
+    a layer     L / 2 for the gradients of its activations, or 5 L / 4 with the activations if they are recomputed, by
+                when what the n - r others kept is gone
+    the head    a chunk of logits, at most `CHUNK_BYTES`, of which about `HEAD_TENSORS` live together; with several
+                chunks, beside the gradient of the head's weight, W, which all of them are added into
     embeddings  their gradient; if the head is tied to them its own waits for it, and is added into a third
 
 Neither coincides with the update, nor with the masks of a row of T tokens, which flex_attention makes from 10 T^2 bytes
@@ -75,6 +75,7 @@ from t3d.sdar.configuration import SDARConfig
 from t3d.sdar.mixture import NETWORKS, SDARMoeConfig
 from t3d.sdar.weights import empty_network
 from t3d.training.forward import CHUNK_BYTES
+from t3d.training.optimizer import is_fused
 from t3d.training.routed import EvenExperts
 
 EXAMPLE = "python -m t3d.training.memory config=configs/t3d.yaml num_gpus=8"
@@ -188,11 +189,12 @@ def estimate(config: TrainConfig, shape: SDARConfig, stage: int, num_gpus: int) 
     stored = 4 if stage == 0 else computed
     weights, gradients = float(stored * count), float(stored * count)
     if stage == 0:
-        optimizer, update = 8.0 * count, 4.0 * count
+        fused = is_fused("cuda", scaled=training.mixed_precision == "fp16")
+        optimizer, update = 8.0 * count, 0.0 if fused else 4.0 * count
         weights += computed * count if computed < 4 else 0
         buffers = 4.0 * count if num_gpus > 1 else 0.0
     else:
-        optimizer, update = 12.0 * count / num_gpus, 8.0 * count / num_gpus
+        optimizer, update = 12.0 * count / num_gpus, 4.0 * count / num_gpus
         buffers = float(BUCKET_NUMBERS * computed)
         gradients = _gradients(training, stage, num_gpus, computed) * count
     if stage == 3:
@@ -203,7 +205,7 @@ def estimate(config: TrainConfig, shape: SDARConfig, stage: int, num_gpus: int) 
         reference /= num_gpus
         buffers += computed * shape.vocab_size * shape.hidden_size  # its head, gathered beside the student's
     tokens, rows = batch_size(config)
-    kept, working = activations(shape, tokens, computed, stage == 0, training.gradient_checkpointing_enable)
+    kept, working = activations(shape, tokens, computed, stage == 0, training.recomputed_layers)
     return Estimate(
         weights=weights,
         gradients=gradients,
@@ -259,7 +261,7 @@ def _backward(
     product = computed * matrix
     # Casts of the weights under autocast give their gradients in the weights' own precision beside the products'.
     single = logits <= CHUNK_BYTES
-    head = max(tensors * chunk, 2 * chunk + product) if single else max(3 * product, product + tensors * chunk)
+    head = max(tensors * chunk, 2 * chunk + product) if single else product + tensors * chunk
     if computed < stored:
         head = max(head, product + stored * matrix)
     waiting = stored * matrix if shape.tie_word_embeddings else 0
@@ -281,7 +283,9 @@ def num_parameters(shape: SDARConfig) -> int:
     return sum(parameter.numel() for parameter in empty_network(shape).parameters())
 
 
-def activations(shape: SDARConfig, tokens: int, computed: int, autocast: bool, recompute: bool) -> tuple[float, float]:
+def activations(
+    shape: SDARConfig, tokens: int, computed: int, autocast: bool, recomputed: int | None
+) -> tuple[float, float]:
     """Bytes that the layers keep for the backward pass, and bytes that it works with in one layer.
 
     Args:
@@ -289,15 +293,17 @@ def activations(shape: SDARConfig, tokens: int, computed: int, autocast: bool, r
         tokens: in one micro-batch.
         computed: bytes per number of the network's products.
         autocast: the weights are fp32, and only products are computed in fewer bytes.
-        recompute: gradient checkpointing.
+        recomputed: layers whose activations are recomputed; None: all.
     """
     fields = shape.to_json_string(use_diff=False)
     one, two = (kept_bytes(fields, layers, tokens, computed, autocast) for layers in (1, 2))
     layer, rest = two - one, 2 * one - two
     layer_input = tokens * shape.hidden_size * (4 if autocast else computed)
-    if recompute:
-        return rest + shape.num_hidden_layers * layer_input, 1.25 * layer
-    return rest + shape.num_hidden_layers * layer, 0.5 * layer
+    few = shape.num_hidden_layers if recomputed is None else min(recomputed, shape.num_hidden_layers)
+    others = shape.num_hidden_layers - few
+    # The first ones are recomputed when the others' activations are gone.
+    again = 1.25 - others if few else 0.0
+    return rest + few * layer_input + others * layer, max(0.5 if others else 0.0, again) * layer
 
 
 @cache
@@ -334,11 +340,10 @@ def table(config: MemoryConfig, shapes: dict[str, SDARConfig]) -> Iterator[str]:
     tokens, rows = batch_size(config)
     training = config.training
     yield f"GiB per GPU; objective {training.objective}, {training.mixed_precision}, micro-batches of up to"
-    recomputed = (
-        "recomputed"
-        if training.gradient_checkpointing_enable
-        else "kept (training.gradient_checkpointing_enable=false)"
-    )
+    recomputed = {
+        None: "recomputed",
+        0: "kept (training.gradient_checkpointing_enable=false)",
+    }.get(training.recomputed_layers, f"of the first {training.recomputed_layers} layers recomputed")
     yield f"{tokens} tokens ({rows} rows of logits), activations {recomputed}; reserve {RESERVE / GIB:.1f}"
     parts = ["weights", "gradients", "optimizer", "reference", "buffers", "activations", "backward", "update", "masks"]
     parts += ["validation"] if config.validation.every else []

@@ -36,9 +36,14 @@ BATCH_KEYS = ("training.global_batch_size", "training.gradient_accumulation_step
 LENGTH_KEYS = ("training.max_steps", "training.num_train_epochs")
 """Keys that say how long a run is."""
 
-PLACE_KEYS = ("training.shard_reference", "validation.every", "validation.max_active")
-"""Keys that say where something lies or when it is looked at, not what it is.  (States hold the whole reference, and
-either way it computes the same.)"""
+PLACE_KEYS = (
+    "training.shard_reference",
+    "training.device_peak_tflops",
+    "validation.every",
+    "validation.max_active",
+)
+"""Keys that say where something lies, when it is looked at or what is told of it, not what it is.  (States hold the
+whole reference, and either way it computes the same.)"""
 
 INPUTS = "inputs.json"
 """The file of a run that holds the digests of what the keys in it name."""

@@ -81,12 +81,30 @@ def test_every_objective_trains_and_its_checkpoint_loads(checkpoint, trajectorie
 def test_metrics_hold_what_the_contract_names(checkpoint, trajectories, tmp_path):
     run(checkpoint, trajectories, tmp_path / "run")
     names = {"step", "epoch", "round", "lr", "grad_norm", "tokens_per_second", "ratio/real", "ratio/fake"}
+    names |= {"mfu", "peak_memory_gib"}
+    names |= {f"seconds/{part}" for part in ("step", "data", "student", "reference", "backward", "update")}
     names |= {"real_token_share"} | {f"loss/{term}" for term in ("total", "ddo", "ddo_real", "ddo_fake", "path")}
     lines = metrics(tmp_path / "run")
     assert all(line.keys() == names for line in lines)
     assert [line["round"] for line in lines] == [0, 0, 1]
     assert lines[0]["lr"] == pytest.approx(0.5e-3)
     assert lines[1]["lr"] == pytest.approx(1e-3)
+    for line in lines:
+        parts = sum(seconds for name, seconds in line.items() if name.startswith("seconds/"))
+        assert line["seconds/step"] < parts <= 2 * line["seconds/step"]
+        assert 0.05 < line["peak_memory_gib"] < 100
+        assert line["mfu"] is None, "nobody knows what this processor can do"
+
+
+def test_what_the_device_can_do_may_be_said_when_a_run_goes_on(checkpoint, trajectories, tmp_path):
+    whole = run(checkpoint, trajectories, tmp_path / "run")
+    for step in ("ckpt/step-000002", "ckpt/optimized", "state/step-000003"):
+        shutil.rmtree(tmp_path / "run" / step)
+    again = ("experiment.resume_from=latest", "training.device_peak_tflops=1.0")
+    assert_equal(run(checkpoint, trajectories, tmp_path / "run", *again), whole)
+    found = [line["mfu"] for line in metrics(tmp_path / "run")]
+    assert found[:2] == [None, None]
+    assert 0 < found[2] < 1
 
 
 def test_log_ratios_are_exactly_zero_at_the_start_and_after_a_refresh(checkpoint, trajectories, tmp_path):
