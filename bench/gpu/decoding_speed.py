@@ -63,9 +63,8 @@ def _measured(world: World, model: SDARForCausalLM, num: int, decoding: tuple[in
     block_size, steps = decoding
     context, new = (24, 16) if world.tiny else (CONTEXT, 64 if num > 16 else 128)
     prompts, config = draw_prompts(model.config, [context] * num), _config(model, block_size, steps, new)
-    decode(
-        model, prompts[:2], _config(model, block_size, steps, block_size), graphs=False
-    )  # the first calls compile and allocate
+    # The first calls compile and allocate.
+    decode(model, prompts[:2], _config(model, block_size, steps, block_size), graphs=False)
     world.clear()
     blocks = new // block_size
     recorder = _Recorder(model.forward, keep_from=1)

@@ -32,7 +32,7 @@ class Compared:
 def compare(results: ArenaResults) -> dict[tuple[str, str], Compared]:
     """Every row (or combination of a grid) with at least one finished student, at every decoding and `MEAN`."""
     config = results.config
-    baseline = config.baseline or next(iter(config.students()))
+    baseline = config.reference_row()
     found = {}
     for row in config.students():
         students = _finished(results, row)

@@ -1,9 +1,9 @@
 """The jobs of an arena: a student (a row with a seed) and its evaluations, kept under what they depend on."""
 
-import hashlib
 import shlex
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
+from functools import cache
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,7 @@ from t3d.arena.worlds import evaluated_problems, train_problems, worked_solution
 from t3d.config import EvalConfig, SampleConfig, TrainConfig, load_config
 from t3d.errors import ConfigError
 from t3d.sdar.checkpoint import resolve_checkpoint
-from t3d.storage.fingerprint import model_digest, text_digest
+from t3d.storage.fingerprint import file_digest, model_digest, text_digest
 from t3d.storage.paths import dataset_name, find_data, user_path
 from t3d.tables.cells import VERSIONED, Cell
 
@@ -173,4 +173,10 @@ def _common(config: ArenaConfig) -> dict[str, Any]:
 
 
 def _file_digest(path: Path) -> str:
-    return hashlib.sha256(path.read_bytes()).hexdigest()[:16]
+    return _digest_at(path, path.stat().st_mtime_ns)
+
+
+@cache
+def _digest_at(path: Path, _changed_ns: int) -> str:
+    """The digest of a file that many students share, read once."""
+    return file_digest(path)[:16]

@@ -96,7 +96,7 @@ class ArenaConfig:
 
     def reference_row(self) -> str:
         """The row that the others are compared with."""
-        return self.baseline or next(iter(self.rows))
+        return self.baseline or next(iter(self.students()))
 
     def _with_tuned(self, row: str, words: list[str]) -> list[str]:
         """The words, each tuned=NAME replaced by what the grid NAME chose."""

@@ -28,21 +28,18 @@ from t3d.decoding.buckets import Buffers
 from t3d.decoding.config import DecodingConfig
 from t3d.decoding.graphs import GraphRunner, Record, choose_graphs
 from t3d.decoding.kernel import Kernel, choose_kernel
-from t3d.decoding.lanes import num_lanes, side_by_side
+from t3d.decoding.lanes import lane_shares, side_by_side
 from t3d.decoding.limits import prompt_error
 from t3d.decoding.memory import fewer_slots, fitting_slots
 from t3d.decoding.reveal import Revealed, reveal
 from t3d.decoding.runner import Runner
 from t3d.decoding.schedule import advance, schedule
-from t3d.decoding.slots import Slots
+from t3d.decoding.slots import Request, Slots
 from t3d.decoding.stage import stage
 from t3d.devices import exhaustion, give_back
 from t3d.errors import ConfigError
 from t3d.sdar.modeling import SDARForCausalLM
 from t3d.trajectory import UNFINISHED, Trajectory
-
-Request = tuple[int, list[int], int]
-"""Index, prompt and random stream."""
 
 
 def decode(
@@ -137,8 +134,7 @@ def _decode_through(
 ) -> Generator[tuple[int, Trajectory], None, None]:
     """Decodes what is `left`, and takes out what finishes, through so many slots, or as many as there are requests."""
     waiting, num_slots, kernel = deque(left.values()), min(num_slots, len(left)), choose_kernel(model)
-    lanes = num_lanes(model.device, num_slots)
-    shares = [num_slots // lanes + (lane < num_slots % lanes) for lane in range(lanes)]
+    shares = lane_shares(model.device, num_slots)
     slots = [Slots(model, config, share, longest, num_spare=record is not None) for share in shares]
     engines = [Engine(_runner(model, config, kernel, share, record), waiting, share, by_block) for share in slots]
     for index, trajectory in side_by_side([engine.run for engine in engines]):
@@ -192,13 +188,7 @@ class Engine:
 
     def admit(self) -> bool:
         """Gives every free slot a prompt; False where no sequence is left."""
-        while self.slots.num_free:
-            try:
-                index, prompt, stream = self.waiting.popleft()
-            except IndexError:  # asked for, not looked up: another lane may take the last one at any moment
-                break
-            self.prompts[index] = prompt
-            self.slots.add(index, prompt, stream)
+        self.prompts |= self.slots.fill(self.waiting)
         return self.slots.active > 0
 
     def grown(self, denoising: NDArray[np.int64], revealed: Revealed) -> list[tuple[int, Trajectory]]:

@@ -6,10 +6,10 @@ from functools import cache
 
 import torch
 
-from t3d.decoding.cache import SlotCache, padded_keys
+from t3d.decoding.cache import SlotCache
 from t3d.decoding.config import DecodingConfig
 from t3d.decoding.draws import row_tiles
-from t3d.decoding.limits import full_length, prefill_chunk
+from t3d.decoding.limits import cache_length, prefill_chunk
 from t3d.devices import GIB, free_memory, usable_memory
 from t3d.errors import ConfigError
 from t3d.sdar.configuration import SDARConfig
@@ -56,7 +56,7 @@ def decoding_memory(
         device: that decodes; it need not be there.
         recorded: forwards are padded, and replayed in memory of their own.
     """
-    length, size = padded_keys(full_length(longest_prompt, decoding)), decoding.block_size
+    length, size = cache_length(longest_prompt, decoding), decoding.block_size
     heads, kv_heads = model.num_attention_heads, model.num_key_value_heads or model.num_attention_heads
     queries = heads * model.head_dim
     # One layer at a time: the residual stream and its norms, and queries, keys and values before and after rotation or

@@ -31,7 +31,7 @@ class Runner:
     def run(self, staged: Staged) -> Draws | None:
         """One entry per masked position; None if there are none."""
         draws = self.forward(staged)
-        return draws if draws is None or staged.bucket is None else draws.first(staged.num_rows)
+        return draws if draws is None or staged.bucket is None else draws.at(slice(staged.num_rows))
 
     def forward(self, staged: Staged) -> Draws | None:
         """One entry per row, padding included; reads nothing of the host's that changes within a bucket."""

@@ -30,15 +30,15 @@ from t3d.decoding.config import DecodingConfig
 from t3d.decoding.drafts import Asked, Drafts, States, current, follow
 from t3d.decoding.draws import Draws
 from t3d.decoding.kernel import choose_kernel
-from t3d.decoding.lanes import num_lanes, side_by_side
-from t3d.decoding.limits import PREFILL_TOKENS, prefill_chunk, prompt_error
+from t3d.decoding.lanes import lane_shares, side_by_side
+from t3d.decoding.limits import PREFILL_TOKENS, cache_length, prefill_chunk, prompt_error
 from t3d.decoding.memory import fitting_slots
 from t3d.decoding.parcel import Parcel
 from t3d.decoding.plan import Spans
 from t3d.decoding.reveal import Positions, reveal
 from t3d.decoding.runner import Runner
 from t3d.decoding.schedule import Step, advance
-from t3d.decoding.slots import Slots
+from t3d.decoding.slots import Request, Slots
 from t3d.decoding.stage import Staged
 from t3d.errors import ConfigError
 from t3d.remasking import RANKED_BY
@@ -46,7 +46,6 @@ from t3d.sdar.modeling import SDARForCausalLM
 from t3d.trajectory import Trajectory
 
 SOURCES = ("self", "student", "both")
-Request = tuple[int, list[int], int]
 NONE = np.zeros(0, dtype=np.int64)
 
 
@@ -128,8 +127,7 @@ def iter_speculative(
     longest, width = max(len(prompt) for _, prompt, _ in waiting), config.denoising_steps + 1
     wanted = min(max_active, len(waiting)) * width
     num_slots = max(1, fitting_slots(model, config, longest, wanted, sharing) // width)
-    lanes = num_lanes(model.device, num_slots)
-    shares = [num_slots // lanes + (lane < num_slots % lanes) for lane in range(lanes)]
+    shares = lane_shares(model.device, num_slots)
     engines = [SpeculativeEngine(model, config, draft, waiting, share, longest) for share in shares]
     yield from side_by_side([engine.run for engine in engines])
 
@@ -240,11 +238,12 @@ class SpeculativeEngine:
     ) -> None:
         """Takes requests, which engines empty together."""
         self.waiting, self.source = waiting, draft.source
-        self.slots = Slots(model, config, num_slots, longest_prompt)
-        self.slots.cache = GroupedCache(model, num_slots, config.denoising_steps + 1, self.slots.length)
-        self.network, self.student = Network(model, config, self.slots.cache), None
+        length = cache_length(longest_prompt, config)
+        cache = GroupedCache(model, num_slots, config.denoising_steps + 1, length)
+        self.slots = Slots(model, config, num_slots, longest_prompt, cache=cache)
+        self.network, self.student = Network(model, config, cache), None
         if draft.network is not None:
-            cache = GroupedCache(draft.network, num_slots, 1, self.slots.length)
+            cache = GroupedCache(draft.network, num_slots, 1, length)
             self.student = Network(draft.network, replace(config, record=()), cache)
         self.drafts = Drafts(num_slots, config)
         self.prompts: dict[int, list[int]] = {}
@@ -271,13 +270,7 @@ class SpeculativeEngine:
     def admit(self) -> bool:
         """Gives every free slot a prompt and prefills it; False where no sequence is left."""
         slots, first = self.slots, self.slots.active
-        while slots.num_free:
-            try:
-                index, prompt, stream = self.waiting.popleft()
-            except IndexError:  # asked for, not looked up: another lane may take the last one at any moment
-                break
-            self.prompts[index] = prompt
-            slots.add(index, prompt, stream)
+        self.prompts |= slots.fill(self.waiting)
         fresh = np.arange(first, slots.active)
         if len(fresh):
             chunks = -(-slots.table["whole"][fresh] // prefill_chunk(slots.config.block_size))

@@ -13,9 +13,6 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn.functional import linear, silu
 
-Then = Literal["none", "swish", "add", "mul"]
-"""What is done with a product at once: nothing, SiLU, or a sum or product with another operand."""
-
 
 class PackedLinear(nn.Module):
     """Linear layers of the same inputs as one, without gradients, their weights kept as oneDNN reads them."""
@@ -32,7 +29,7 @@ class PackedLinear(nn.Module):
     def forward(
         self,
         rows: Float[Tensor, "*rows inputs"],
-        then: Then = "none",
+        then: Literal["none", "swish", "add", "mul"] = "none",
         other: Float[Tensor, "*rows outputs"] | None = None,
     ) -> Float[Tensor, "*rows outputs"]:
         """The product and the bias, and `then` what else is done before the result goes to memory.
@@ -88,16 +85,12 @@ class JoinedLinear(nn.Module):
     def forward(
         self,
         rows: Float[Tensor, "*rows inputs"],
-        then: Then = "none",
+        _then: Literal["none", "add"] = "none",
         other: Float[Tensor, "*rows outputs"] | None = None,
     ) -> Float[Tensor, "*rows outputs"]:
-        """The product and the bias, and `then`; see `PackedLinear.forward`."""
+        """The product and the bias, and `other` added if there is one; called as `PackedLinear.forward` is."""
         result = linear(rows, self.weight, self.bias)
-        if then == "swish":
-            return silu(result)
-        if other is None:
-            return result
-        return result + other if then == "add" else result * other
+        return result if other is None else result + other
 
 
 class JoinedMLP(nn.Module):

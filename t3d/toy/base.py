@@ -11,11 +11,10 @@ from pathlib import Path
 from transformers import GenerationConfig
 
 from t3d.arguments import ArgumentParser
-from t3d.errors import UserError
 from t3d.sdar.configuration import SDARConfig
 from t3d.storage.folders import make_folder
 from t3d.storage.paths import user_path
-from t3d.toy.problems import MOST_NAMES
+from t3d.toy.problems import check_names
 from t3d.toy.tokenizer import TURN_END, build_tokenizer, save_tokenizer
 
 
@@ -55,8 +54,7 @@ def main(arguments: list[str]) -> None:
     parser.add_argument("--out", type=user_path, required=True, help="folder to write")
     parser.add_argument("--names", type=int, default=0, help="invented names beside the usual: more words")
     options = parser.parse_args(arguments)
-    if not 0 <= options.names <= MOST_NAMES:
-        raise UserError("--names", f"0 to {MOST_NAMES}", options.names)
+    check_names(options.names)
     folder = make_folder(options.out)
     save_base(folder, options.names)
     logging.getLogger(__name__).info("%s", folder)

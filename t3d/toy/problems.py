@@ -125,6 +125,16 @@ def invented_names(count: int) -> list[str]:
     return [names[place] for place in np.random.default_rng(SEED).permutation(len(names))[:count]]
 
 
+def check_names(count: int) -> None:
+    """Checks the option --names.
+
+    Raises:
+        UserError: fewer than none, or more than there are.
+    """
+    if not 0 <= count <= MOST_NAMES:
+        raise UserError("--names", f"0 to {MOST_NAMES}", count)
+
+
 def generate(split: str, seed: int = 0, extra_names: int = 0) -> Iterator[dict[str, Any]]:
     """Yields an endless stream of problems of one split, no two alike.
 
@@ -201,8 +211,7 @@ def main(arguments: list[str]) -> None:
     options = parser.parse_args(arguments)
     if options.limit < 1 or options.seed < 0:
         raise UserError("--limit, --seed", "at least 1, at least 0", f"{options.limit}, {options.seed}")
-    if not 0 <= options.names <= MOST_NAMES:
-        raise UserError("--names", f"0 to {MOST_NAMES}", options.names)
+    check_names(options.names)
     problems = list(itertools.islice(generate(options.split, options.seed, options.names), options.limit))
     if not options.solutions:
         for problem in problems:

@@ -10,16 +10,18 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from torch import nn
 from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from t3d.config import TrainConfig, load_config
 from t3d.errors import CheckpointError
-from t3d.sdar import SDARConfig, SDARMoeConfig
+from t3d.sdar import SDARConfig, SDARForCausalLM, SDARMoeConfig
 from t3d.sdar.attention import TrainingTokens, training_mask
 from t3d.sdar.backend import masked_attention
 from t3d.training.attention import PackedPlan
 from t3d.training.forward import batch_losses
+from t3d.training.loss import LossSettings
 from t3d.training.memory import (
     GIB,
     SHAPES,
@@ -66,6 +68,22 @@ class Live(TorchDispatchMode):
     def now(self) -> int:
         self.seen = {place: entry for place, entry in self.seen.items() if not entry[0].expired()}
         return sum(size for _, size in self.seen.values())
+
+
+def second_micro_batch(
+    student: SDARForCausalLM, reference: nn.Module | None, batch: Any, settings: LossSettings, autocast: bool = False
+) -> Live:
+    """Counts through two micro-batches, the first of which makes the gradients; the peak is the second's."""
+    with Live() as live:
+        for network in (student, reference):
+            for weight in network.parameters() if network else ():
+                live.count(weight)
+        for _ in range(2):
+            live.peak = 0
+            with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+                loss = batch_losses(student, reference, batch, settings)["loss/total"].sum()
+            loss.backward()
+    return live
 
 
 def tiny(**changes: Any) -> SDARConfig:
@@ -169,12 +187,7 @@ def test_a_step_that_recomputes_some_layers_is_within_15_percent(build_tiny_mode
     settings, batch = loss_settings(made.training), make_batch()
     batch.input_ids.remainder_(512)
     batch.targets.remainder_(512)
-    with Live() as live:
-        for parameter in student.parameters():
-            live.count(parameter)
-        for _ in range(2):
-            live.peak = 0
-            batch_losses(student, None, batch, settings)["loss/total"].sum().backward()
+    live = second_micro_batch(student, None, batch, settings)
     state = expected.weights + expected.gradients
     assert live.peak - state == pytest.approx(expected.activations + expected.backward, rel=0.15)
 
@@ -189,12 +202,7 @@ def test_a_step_of_several_head_chunks_is_within_15_percent(build_tiny_model, mo
     reference = frozen_copy(student) if objective == "t3d" else None
     student.recompute_activations()
     settings, batch = loss_settings(config(objective).training), make_batch()
-    with Live() as live:
-        for parameter in [parameter for model in (student, reference) if model for parameter in model.parameters()]:
-            live.count(parameter)
-        for _ in range(2):
-            live.peak = 0
-            batch_losses(student, reference, batch, settings)["loss/total"].sum().backward()
+    live = second_micro_batch(student, reference, batch, settings)
     state = expected.weights + expected.gradients + expected.reference
     assert live.peak - state == pytest.approx(expected.activations + expected.backward, rel=0.15)
 
@@ -207,12 +215,7 @@ def test_a_bf16_networks_peak_is_within_a_quarter(build_tiny_model, recompute):
     if recompute:
         student.recompute_activations()
     settings, batch = loss_settings(config("td").training), make_batch()
-    with Live() as live:
-        for parameter in student.parameters():
-            live.count(parameter)
-        for _ in range(2):
-            live.peak = 0
-            batch_losses(student, None, batch, settings)["loss/total"].sum().backward()
+    live = second_micro_batch(student, None, batch, settings)
     state = expected.weights + expected.gradients
     assert live.now() == pytest.approx(state, rel=0.01)
     assert live.peak - state == pytest.approx(expected.activations + expected.backward, rel=0.25)
@@ -240,15 +243,7 @@ def test_a_steps_peak_with_a_large_head_is_within_15_percent(
         student.bfloat16()
     reference = frozen_copy(student) if objective == "t3d" else None
     settings, batch = loss_settings(made.training), make_batch()
-    with Live() as live:
-        for network in (student, reference):
-            for weight in network.parameters() if network else ():
-                live.count(weight)
-        for _ in range(2):  # the first micro-batch makes the gradients
-            live.peak = 0
-            with torch.autocast("cpu", torch.bfloat16, enabled=kept == "autocast"):
-                losses = batch_losses(student, reference, batch, settings)["loss/total"].sum()
-            losses.backward()
+    live = second_micro_batch(student, reference, batch, settings, autocast=kept == "autocast")
     # Without what no backward pass has: the optimizer's states, and autocast's casts of weights, which are gone then.
     casts = 2 * num_parameters(shape) if kept == "autocast" else 0
     state = expected.state - expected.optimizer - casts
