@@ -136,6 +136,15 @@ def _same(one: Draws, other: Draws) -> bool:
 def choose_graphs(device: torch.device, kernel: Kernel, wanted: bool | None) -> Record | None:
     """How forwards are recorded; None where they are not.
 
+    Raises:
+        ConfigError: see `are_recorded`.
+    """
+    return CudaGraphs(device) if are_recorded(device, kernel, wanted) else None
+
+
+def are_recorded(device: torch.device, kernel: Kernel, wanted: bool | None) -> bool:
+    """Whether forwards are recorded there.
+
     Args:
         device: that decodes.
         kernel: its attention.
@@ -147,4 +156,4 @@ def choose_graphs(device: torch.device, kernel: Kernel, wanted: bool | None) -> 
     possible = device.type == "cuda" and kernel.is_fixed
     if wanted and not possible:
         raise ConfigError("rollout.cuda_graphs", f"null or false on {device} with {kernel.name}", True)
-    return CudaGraphs(device) if possible and wanted is not False else None
+    return possible and wanted is not False

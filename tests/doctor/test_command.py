@@ -107,6 +107,14 @@ def test_a_good_rollout_is_all_ok_and_writes_nothing(kind, decoding, tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
+def test_recorded_forwards_are_refused_where_the_command_would(decoding):
+    [wrong] = [
+        one for one in findings("sample", decoding("rollout.cuda_graphs=true"))["kernel"] if one.level == "error"
+    ]
+    assert wrong.text == "rollout.cuda_graphs: True"
+    assert "null or false on cpu with torch's scaled_dot_product_attention" in str(wrong.cure)
+
+
 def test_prompts_are_those_that_the_command_asks(decoding):
     def longest(*overrides: str) -> int:
         return int(findings("sample", decoding(*overrides))["problems"][0].text.split()[-2])
