@@ -21,7 +21,6 @@ from t3d.config import TrainConfig, TrainingConfig, save_config
 from t3d.data.benchmarks import leakage_warning
 from t3d.errors import UserError
 from t3d.sdar.backend import Heads
-from t3d.sdar.checkpoint import save_model
 from t3d.sdar.opening import open_checkpoint
 from t3d.storage.paths import find_data_files
 from t3d.training.checkpoint import load_state, prune, save_state, saved_steps, saving, step_folder
@@ -31,7 +30,7 @@ from t3d.training.kernel import COMPUTED_IN, choose_plan
 from t3d.training.launch import make_accelerator
 from t3d.training.limits import room_to_train
 from t3d.training.metrics import MetricsLog
-from t3d.training.models import prepare_models
+from t3d.training.models import prepare_models, save_student, whole_weights
 from t3d.training.packing import Batch, collate
 from t3d.training.reference import refresh
 from t3d.training.run_folder import open_run_folder, run_inputs, to_train_on
@@ -103,7 +102,8 @@ class Trainer:
         inputs = partial(run_inputs, self.checkpoint.folder, self.samples.digest)
         self.folder, resume_state = open_run_folder(config, accelerator, inputs)
         self.resumed = resume_state
-        self.step = 0 if resume_state is None else load_state(accelerator, resume_state, self.reference)
+        whole = not config.model.lora_rank
+        self.step = 0 if resume_state is None else load_state(accelerator, resume_state, self.reference, whole)
 
     def run(self) -> Path:
         """Trains to the last step; returns the folder of the final checkpoint."""
@@ -204,11 +204,12 @@ class Trainer:
 
     def save(self, target: Path) -> None:
         """Saves the student's folder `target`, and the state from which the run continues."""
-        weights = self.accelerator.get_state_dict(self.student)
+        weights = whole_weights(self.accelerator, self.student)
         if self.accelerator.is_main_process:
             with saving(target):
-                student = self.accelerator.unwrap_model(self.student)
-                save_model(student, weights, self.checkpoint.folder, target, self._card())
+                save_student(
+                    self.accelerator.unwrap_model(self.student), weights, self.checkpoint, target, self._card()
+                )
         save_state(self.accelerator, self.folder / "state", self.step, self.global_batch, self.reference)
         if self.accelerator.is_main_process:
             for kept in ("ckpt", "state"):
