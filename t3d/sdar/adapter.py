@@ -5,10 +5,11 @@ weight, and nothing tells that there was an adapter.  peft is imported where it 
 wait for it.
 """
 
+import warnings
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
@@ -90,7 +91,9 @@ def merge(network: SDARForCausalLM, adapter: Adapter, place: Path) -> SDARForCau
         expected = "no weights for the output head or the embeddings, which are one matrix in this model"
         raise CheckpointError(place, expected, tied[0])
     try:
-        tuned = PeftModel(network, adapter.config)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)  # peft calls transformers by older names
+            tuned = PeftModel(network, adapter.config)
     except (ValueError, RuntimeError, AttributeError, TypeError) as error:
         expected = "an adapter for layers of this model"
         raise CheckpointError(place, expected, " ".join(str(error).split())[:200]) from error
@@ -107,7 +110,7 @@ def merge(network: SDARForCausalLM, adapter: Adapter, place: Path) -> SDARForCau
     return tuned.unload()
 
 
-def _adapted(network: nn.Module) -> Iterator[tuple[nn.Module, nn.Parameter]]:
+def _adapted(network: nn.Module) -> Iterator[tuple[Any, Any]]:
     """Layers that have an adapter, and the weights that it is added to."""
     from peft.tuners.lora import LoraLayer
 
