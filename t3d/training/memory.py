@@ -21,6 +21,11 @@ and without DeepSpeed (s = 0; one process or DDP), where the network's own weigh
     buffers     4 P         N > 1: DDP's gradient buckets
     update      4 P         Adam's denominators
 
+Where an adapter of A parameters is trained (`model.lora_rank`), A takes the place of P in every line, and the frozen
+weights are c P beside them (at s = 0 too: published checkpoints are stored in bf16, and stay so).  The backward pass
+holds no gradient of head or embeddings.  Activations are counted as the network's without the adapter: its layers keep
+the inputs that the network's would; what dropout keeps (`model.lora_dropout`) is left out.
+
 The states are those of Rajbhandari et al., "ZeRO" (arXiv:1910.02054, section 3.1: 2 P + 2 P + 12 P); the buffers are
 DeepSpeed's defaults for `zero_optimization`.
 
@@ -61,6 +66,7 @@ from transformers import AutoModelForCausalLM
 
 from t3d.config import TrainConfig, TrainingConfig, load_config
 from t3d.config.keys import key
+from t3d.config.schema import ModelConfig
 from t3d.devices import GIB
 from t3d.objectives.registry import OBJECTIVES
 from t3d.sdar.backend import AttentionPlan
@@ -69,6 +75,8 @@ from t3d.sdar.checkpoint import resolve_checkpoint
 from t3d.sdar.configuration import SDARConfig
 from t3d.sdar.modeling import SDARForCausalLM
 from t3d.training.forward import CHUNK_BYTES
+from t3d.training.lora import add_adapter
+from t3d.training.reference import trained
 
 EXAMPLE = "python -m t3d.training.memory config=configs/t3d.yaml num_gpus=8"
 BUCKET_NUMBERS = 500_000_000
@@ -173,7 +181,9 @@ def estimate(config: TrainConfig, shape: SDARConfig, stage: int, num_gpus: int) 
         stage: 1 to 3 of ZeRO; 0 for training without DeepSpeed.
         num_gpus: GPUs that share the states.
     """
-    training, count = config.training, num_parameters(shape)
+    training, adapter = config.training, num_adapter_parameters(shape, config.model)
+    frozen = num_parameters(shape) if adapter else 0
+    count = adapter or num_parameters(shape)
     computed = 4 if training.mixed_precision == "no" else 2
     stored = 4 if stage == 0 else computed
     weights, gradients = float(stored * count), float(stored * count)
@@ -185,15 +195,19 @@ def estimate(config: TrainConfig, shape: SDARConfig, stage: int, num_gpus: int) 
         optimizer, update = 12.0 * count / num_gpus, 8.0 * count / num_gpus
         buffers = float(BUCKET_NUMBERS * computed)
         gradients = _gradients(training, stage, num_gpus, computed) * count
+    weights += computed * frozen
     if stage == 3:
         weights /= num_gpus
-        buffers += computed * min(count - count / num_gpus, LIVE_PARAMETERS)
+        buffers += computed * min((count + frozen) * (1 - 1 / num_gpus), LIVE_PARAMETERS)
     reference = float(stored * count) if OBJECTIVES[training.objective].ddo > 0 else 0.0
     if stage == 3 and training.shard_reference is not False and reference:
         reference /= num_gpus
-        buffers += computed * shape.vocab_size * shape.hidden_size  # its head, gathered beside the student's
+        if not adapter:
+            buffers += computed * shape.vocab_size * shape.hidden_size  # its head, gathered beside the student's
     tokens, rows = batch_size(config)
-    kept, working = activations(shape, tokens, computed, stage == 0, training.gradient_checkpointing_enable)
+    kept, working = activations(
+        shape, tokens, computed, stage == 0 and not adapter, training.gradient_checkpointing_enable
+    )
     return Estimate(
         weights=weights,
         gradients=gradients,
@@ -201,7 +215,7 @@ def estimate(config: TrainConfig, shape: SDARConfig, stage: int, num_gpus: int) 
         reference=reference,
         buffers=buffers,
         activations=kept,
-        backward=_backward(shape, training, rows, (computed, stored), kept, working),
+        backward=_backward(shape, training, rows, (computed, stored), kept, working, bool(adapter)),
         update=update,
         masks=float(MASK_BYTES * tokens**2),
     )
@@ -216,7 +230,13 @@ def _gradients(training: TrainingConfig, stage: int, num_gpus: int, computed: in
 
 
 def _backward(
-    shape: SDARConfig, training: TrainingConfig, rows: int, sizes: tuple[int, int], kept: float, working: float
+    shape: SDARConfig,
+    training: TrainingConfig,
+    rows: int,
+    sizes: tuple[int, int],
+    kept: float,
+    working: float,
+    frozen: bool,
 ) -> float:
     """The most that the backward pass works with beside the kept activations: see the module's docstring.
 
@@ -227,9 +247,10 @@ def _backward(
         sizes: bytes per number of a product, and of a weight.
         kept: bytes of activations.
         working: bytes of a layer.
+        frozen: head and embeddings get no gradient.
     """
     computed, stored = sizes
-    matrix = shape.vocab_size * shape.hidden_size
+    matrix = 0 if frozen else shape.vocab_size * shape.hidden_size
     logits = 4 * rows * shape.vocab_size
     chunk, tensors = min(logits, CHUNK_BYTES), HEAD_TENSORS[training.fake_expectation]
     product = computed * matrix
@@ -256,6 +277,16 @@ def num_parameters(shape: SDARConfig) -> int:
     """Parameters of a network; tied ones count once."""
     with torch.device("meta"):
         return sum(parameter.numel() for parameter in SDARForCausalLM(shape).parameters())
+
+
+def num_adapter_parameters(shape: SDARConfig, model: ModelConfig) -> int:
+    """Parameters of the adapter that is trained; 0 if all weights are."""
+    if not model.lora_rank:
+        return 0
+    with torch.device("meta"):
+        network = SDARForCausalLM(shape)
+        add_adapter(network, model)
+    return sum(weight.numel() for weight in trained(network).values())
 
 
 def activations(shape: SDARConfig, tokens: int, computed: int, autocast: bool, recompute: bool) -> tuple[float, float]:
