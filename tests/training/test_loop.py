@@ -281,6 +281,14 @@ def test_what_changes_no_weight_may_change(stopped, tmp_path):
     assert [line["step"] for line in metrics(tmp_path / "run")] == [1, 2, 3, 4]
 
 
+def test_a_run_from_before_a_key_was_there_resumes_with_its_default_alone(stopped, tmp_path):
+    path = tmp_path / "run/config.yaml"
+    path.write_text("".join(line for line in path.read_text().splitlines(True) if "lora_rank" not in line))
+    with pytest.raises(ConfigError, match=r"model\.lora_rank: expected 0, as in the run to resume .*, found 4"):
+        stopped("model.lora_rank=4")
+    stopped()
+
+
 def test_a_run_from_before_inputs_were_recorded_resumes_with_a_warning(stopped, tmp_path, caplog):
     recorded = tmp_path / "run/inputs.json"
     content = recorded.read_text()
