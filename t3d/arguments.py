@@ -2,6 +2,7 @@
 
 import argparse
 import math
+import sys
 from typing import NoReturn
 
 from t3d.errors import UserError
@@ -22,6 +23,7 @@ class ArgumentParser(argparse.ArgumentParser):
     def __init__(self, purpose: str, example: str) -> None:
         """Describes a script by its `purpose` and one `example` command."""
         super().__init__(
+            prog=_program(),
             description=purpose,
             epilog=f"example:\n  {example}",
             formatter_class=HelpFormatter,
@@ -36,6 +38,14 @@ class ArgumentParser(argparse.ArgumentParser):
             UserError: always.
         """
         raise UserError(self.prog, "the arguments that --help lists", message)
+
+
+def _program() -> str | None:
+    """What the user called: `python -m module` where it was that, else what argparse finds (None)."""
+    spec = sys.modules["__main__"].__spec__
+    if spec is None or not sys.argv[0].endswith(".py"):  # a script; or `t3d NAME`, which names itself
+        return None
+    return f"python -m {spec.name.removesuffix('.__main__')}"
 
 
 def count(text: str) -> int:

@@ -89,7 +89,6 @@ def main(arguments: list[str]) -> None:
         UserError: wrong arguments, or something that cannot be removed.
     """
     parser = ArgumentParser(__doc__ or "", EXAMPLE)
-    parser.prog = "python -m t3d.caches"
     parser.add_argument("action", choices=("list", "prune"), help="what to do")
     parser.add_argument("--days", type=float, default=30.0, help="prune: what was not used for so long")
     parser.add_argument("--yes", action="store_true", default=False, help="prune: remove it, do not only say so")

@@ -1,6 +1,11 @@
+import sys
+from importlib.machinery import ModuleSpec
+
 import pytest
 
 from t3d.arguments import ArgumentParser
+from t3d.commands.push import main as push
+from t3d.hub.__main__ import main as push_both
 
 
 def test_help_shows_the_defaults_that_say_something():
@@ -14,12 +19,26 @@ def test_help_shows_the_defaults_that_say_something():
     assert not any(silent in text for silent in ("default: None", "default: False", "default: []"))
 
 
-@pytest.mark.parametrize("run", ["t3d.hub.__main__", "t3d.commands.push"])
-def test_push_is_asked_for_once(run, capsys):
-    from importlib import import_module
+@pytest.mark.parametrize(
+    ("first", "module", "told"),
+    [
+        ("/x/t3d/hub/__main__.py", "t3d.hub.__main__", "python -m t3d.hub"),
+        ("/x/t3d/tables/compare.py", "t3d.tables.compare", "python -m t3d.tables.compare"),
+        ("t3d push", "t3d.__main__", "t3d push"),
+        ("/x/data/rename_key.py", None, "rename_key.py"),
+    ],
+)
+def test_a_parser_is_called_what_the_user_called(monkeypatch, first, module, told):
+    monkeypatch.setattr(sys, "argv", [first])
+    monkeypatch.setattr(sys.modules["__main__"], "__spec__", None if module is None else ModuleSpec(module, None))
+    assert ArgumentParser("purpose", "example").prog == told
 
+
+@pytest.mark.parametrize("main", [push_both, push])
+def test_push_is_asked_for_once(main, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["t3d push"])
     with pytest.raises(SystemExit):
-        import_module(run).main(["--help"])
+        main(["--help"])
     shown = capsys.readouterr().out
     assert "usage: t3d push [-h]" in shown
     assert "{push}" not in shown

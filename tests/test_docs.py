@@ -4,6 +4,7 @@ import os
 import re
 import shlex
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -88,7 +89,8 @@ def test_what_a_cpu_can_run_runs(page, tmp_path):
     """The blocks marked `bash run`, one after the other, as somebody in a checkout's root would give them."""
     for name in ("t3d", "configs", "sample", "train", "data", "eval.py", "bench"):
         (tmp_path / name).symlink_to(ROOT / name)
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "PATH": f"{ROOT}/.venv/bin:{os.environ['PATH']}"}
+    programs = Path(sys.executable).parent
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "PATH": f"{programs}:{os.environ['PATH']}"}
     for block in blocks(page, run=True):
         ended = subprocess.run(
             ["bash", "-euo", "pipefail", "-c", block],

@@ -62,13 +62,15 @@ def _measured(world: World, model: SDARForCausalLM, num: int, decoding: tuple[in
     block_size, steps = decoding
     context, new = (24, 16) if world.tiny else (CONTEXT, 64 if num > 16 else 128)
     prompts, config = draw_prompts(model.config, [context] * num), _config(model, block_size, steps, new)
-    decode(model, prompts[:2], _config(model, block_size, steps, block_size))  # the first calls compile and allocate
+    decode(
+        model, prompts[:2], _config(model, block_size, steps, block_size), graphs=False
+    )  # the first calls compile and allocate
     world.clear()
     blocks = new // block_size
     recorder = _Recorder(model.forward, keep_from=1)
     with mock.patch.object(model, "forward", recorder):
         started = time.perf_counter()
-        done = decode(model, prompts, config, max_active=num)
+        done = decode(model, prompts, config, max_active=num, graphs=False)
         seconds = time.perf_counter() - started
     peak, half = world.peak_gib(), blocks // 2 * steps
     step = fmean(b - a for a, b in zip(recorder.starts[-half:], recorder.starts[-half + 1 :], strict=False))
@@ -99,7 +101,7 @@ def _replay(calls: list[Callable[[], Any]]) -> None:
 
 
 def eager(world: World) -> Iterator[Finding]:
-    """Tokens per second as the scripts decode."""
+    """Tokens per second of forwards as they are (`recordings.speed` has those that are replayed)."""
     model, rate = world.network(world.shape("4B"), torch.bfloat16), world.copy_rate()
     for num in (1, 4) if world.tiny else SEQUENCES:
         for decoding in DECODINGS:
@@ -121,13 +123,13 @@ def _launches(world: World, model: SDARForCausalLM) -> dict[str, Any]:
     forwards = _Recorder(model.forward, keep_from=10**9)
     with mock.patch.object(model, "forward", forwards):
         started = time.perf_counter()
-        decode(model, prompts, config, max_active=16)
+        decode(model, prompts, config, max_active=16, graphs=False)
         wall = time.perf_counter() - started
     num = len(forwards.starts)
     if not world.is_cuda:
         return {"forwards": num, "wall_ms": 1e3 * wall / num, "launches": "none: no card"}
     with profile(activities=[ProfilerActivity.CPU, ProfilerActivity.CUDA]) as profiled:
-        decode(model, prompts, config, max_active=16)
+        decode(model, prompts, config, max_active=16, graphs=False)
     events = profiled.events() or []
     kernels = [event for event in events if event.device_type == DeviceType.CUDA]
     busy = sum(event.device_time_total for event in kernels) / 1e6

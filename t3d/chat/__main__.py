@@ -30,7 +30,6 @@ def main(arguments: list[str]) -> None:
         UserError: wrong arguments, no such model or device, or, without a terminal, a turn that cannot be answered.
     """
     parser = ArgumentParser(__doc__ or "", EXAMPLE)
-    parser.prog = "t3d chat"
     add = parser.add_argument
     add("--model", default=TOY_TEACHER, help="model folder or hub id; the built-in toy teacher")
     add("--block-size", type=int, default=4, help="positions per block")

@@ -105,6 +105,9 @@ class RolloutConfig:
         one_of=("auto", "float32", "bfloat16", "float16"),
     )
     compile: bool = key(False, "compile the layers (torch.compile), for GPUs; starts later, and rounding differs")
+    cuda_graphs: bool | None = key(
+        None, "replay forwards as CUDA graphs; null: where there are CUDA and flash-attn, and they compute the same"
+    )
     tensor_parallel_size: int = key(1, "processes that share one model: 1, or all of the launch", low=1)
 
     def __post_init__(self) -> None:
@@ -117,6 +120,8 @@ class RolloutConfig:
             )
         if self.compile and self.tensor_parallel_size > 1:
             raise ConfigError("rollout.compile", "false for a divided model (rollout.tensor_parallel_size)", True)
+        if self.cuda_graphs and self.tensor_parallel_size > 1:
+            raise ConfigError("rollout.cuda_graphs", "null or false for a divided model", True)
         if self.top_p == 0:
             raise ConfigError("rollout.top_p", "above 0, at most 1", self.top_p)
         if not set(self.record) <= {"logprob", "entropy"}:

@@ -57,6 +57,9 @@ class TrainingConfig:
     certainty_weight: float | None = key(
         None, "weight of the certainty term; null: the objective's (dparallel 2, else 0)", low=0
     )
+    router_aux_weight: float = key(
+        0.0, "mixtures of experts: weight of the loss that keeps experts evenly used, per sample", low=0
+    )
     multi_round: bool = key(
         True,
         "make the student the new reference every round_interval steps; false: the reference stays the initial model",

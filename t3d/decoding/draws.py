@@ -57,6 +57,12 @@ class Draws:
     logprobs: Float[Tensor, " rows"] | None = None
     entropies: Float[Tensor, " rows"] | None = None
 
+    def first(self, num_rows: int) -> "Draws":
+        """Those of the first rows."""
+        columns: list[Any] = [getattr(self, field.name) for field in fields(self)]
+        kept: list[Any] = [None if column is None else column[:num_rows] for column in columns]
+        return Draws(*kept)
+
     def to_host(self) -> "Draws":
         """The same on the CPU: one copy, and the moment at which the host waits for the device."""
         if self.tokens.device.type == "cpu":
@@ -84,6 +90,12 @@ class Draws:
                 word = next(rows)
                 found[field.name] = word.view(torch.float32) if column.is_floating_point() else word.to(column.dtype)
         return Draws(**found)
+
+    def at(self, rows: Bool[Tensor, " rows"] | Int[Tensor, " chosen"]) -> "Draws":
+        """Those of some rows."""
+        columns = (getattr(self, field.name) for field in fields(self))
+        chosen: list[Any] = [None if column is None else column[rows] for column in columns]
+        return Draws(*chosen)
 
 
 def judge(

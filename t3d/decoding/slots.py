@@ -35,7 +35,9 @@ class Slots:
         active: sequences in flight.
     """
 
-    def __init__(self, model: SDARForCausalLM, config: DecodingConfig, num_slots: int, longest_prompt: int) -> None:
+    def __init__(
+        self, model: SDARForCausalLM, config: DecodingConfig, num_slots: int, longest_prompt: int, num_spare: int = 0
+    ) -> None:
         """Allocates everything for `num_slots` sequences of the greatest length that can occur.
 
         Args:
@@ -43,11 +45,12 @@ class Slots:
             config: decoding settings.
             num_slots: sequences of this engine.
             longest_prompt: tokens of the longest prompt.
+            num_spare: further slots of the cache, which no sequence gets.
         """
         self.config, self.device, size = config, model.device, config.block_size
         longest = full_length(longest_prompt, config)
         self.length = padded_keys(longest)
-        self.cache = SlotCache(model.config, num_slots, self.length, model.dtype, self.device)
+        self.cache = SlotCache(model.config, num_slots + num_spare, self.length, model.dtype, self.device)
         counters = ["index", "prompt", "whole", "filled", "start", "step", "steps", "forwards"]
         columns = [(name, np.int64) for name in counters] + [("pending", np.bool_), ("masked", np.bool_, (size,))]
         self.table = np.zeros(num_slots, dtype=np.dtype(columns, align=True))

@@ -15,7 +15,6 @@ EXAMPLE = "python -m t3d.doctor config=configs/eval.yaml evaluation.checkpoint_p
 def main(arguments: list[str]) -> None:
     """Examines what the command line names."""
     parser = ArgumentParser(__doc__ or "", EXAMPLE)
-    parser.prog = "python -m t3d.doctor"
     parser.add_argument(
         "--for", dest="kind", choices=KINDS, default=None, help="kind of command (default: by the keys)"
     )

@@ -42,7 +42,6 @@ def push(arguments: list[str]) -> None:
         UserError: wrong arguments, or something that cannot be read or sent.
     """
     parser = ArgumentParser(__doc__ or "", EXAMPLE)
-    parser.prog = "t3d push"
     parser.add_argument("kind", choices=("checkpoint", "rollouts"), help="what PATH is")
     parser.add_argument("path", help="model folder, or rollout file")
     parser.add_argument("repository", metavar="REPO", help="owner/name on the hub; made if missing")

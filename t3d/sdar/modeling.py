@@ -23,7 +23,7 @@ class SDARForCausalLM(Qwen3ForCausalLM):
     Parameter names, and so checkpoints, are Qwen3's.
     """
 
-    config_class = SDARConfig
+    config_class: type[SDARConfig] = SDARConfig
     config: SDARConfig
 
     def __init__(self, config: SDARConfig) -> None:

@@ -107,12 +107,14 @@ def find_data(name: str) -> Path:
     Raises:
         DataError: no such file; both places are named.
     """
-    candidates = [existing_path(name), *(workspace() / "data" / f"{name}{suffix}" for suffix in (".json", ".jsonl"))]
+    endings = ("",) if Path(name).suffix in (".json", ".jsonl") else (".json", ".jsonl")
+    candidates = [existing_path(name), *(workspace() / "data" / f"{name}{ending}" for ending in endings)]
     for candidate in candidates:
         if candidate.is_file():
             return candidate
     where = start_of(name) if Path(name).parent != Path() else ""  # a bare one is a name rather than a path
-    raise DataError(name, f"a data file, {candidates[0]} or {candidates[1]} (or .jsonl)", f"none there{where}")
+    lines = " (or .jsonl)" if len(endings) > 1 else ""
+    raise DataError(name, f"a data file, {candidates[0]} or {candidates[1]}{lines}", f"none there{where}")
 
 
 def find_data_files(name: str) -> list[Path]:

@@ -4,12 +4,15 @@ The output head works on the rows that the loss reads, and never on more of them
 a vocabulary of 151,936 the logits of one sample would be larger than everything else that its step keeps.
 """
 
+from contextlib import nullcontext
+
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from t3d.objectives.rows import ReferenceRows, reference_rows, row_values
+from t3d.sdar.mixture import recorded_routing
 from t3d.training.loss import LossSettings, sample_losses
 from t3d.training.packing import Batch
 
@@ -38,7 +41,9 @@ def batch_losses(
     if reference is not None:
         with torch.no_grad():
             compared = reference.get_submodule("lm_head"), reference(**inputs, head=_hidden_rows)
-    return sample_losses(student(**inputs, head=RowHead(batch, settings, compared)), batch, settings)
+    with recorded_routing(student) if settings.router else nullcontext() as routing:
+        rows = student(**inputs, head=RowHead(batch, settings, compared))
+    return sample_losses(rows, batch, settings, routing)
 
 
 def _hidden_rows(_lm_head: nn.Module, rows: Float[Tensor, "rows hidden"]) -> Float[Tensor, "rows hidden"]:

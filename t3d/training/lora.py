@@ -6,9 +6,13 @@ with an adapter of its own: see `t3d.training.reference`.
 
 from torch import Tensor, nn
 
-from t3d.config.schema import ModelConfig
+from t3d.config.schema import LINEAR_LAYERS, ModelConfig
+from t3d.errors import ConfigError
 from t3d.sdar.adapter import ROOT, Adapter
+from t3d.sdar.configuration import SDARConfig
 from t3d.sdar.modeling import SDARForCausalLM
+from t3d.sdar.weights import empty_network
+from t3d.training.reference import trained
 
 NAME = "default"
 """peft's name of a network's adapter, where nobody chooses another; it stands in names of parameters."""
@@ -18,10 +22,17 @@ def add_adapter(network: SDARForCausalLM, model: ModelConfig) -> None:
     """Puts an adapter into `network` and freezes everything else.
 
     It starts at B = 0, so that nothing changes, with A drawn from torch's global random stream.
+
+    Raises:
+        ConfigError: a layer to adapt that the network has not.
     """
     from peft import LoraConfig, inject_adapter_in_model
     from peft.tuners.lora import LoraLayer
 
+    linear = {name.rpartition(".")[2] for name, module in network.named_modules() if isinstance(module, nn.Linear)}
+    if missing := [name for name in model.lora_targets if name not in linear]:
+        there = ", ".join(sorted(linear.intersection(LINEAR_LAYERS)))
+        raise ConfigError("model.lora_targets", f"linear layers of this network (of {there})", ", ".join(missing))
     config = LoraConfig(
         r=model.lora_rank,
         lora_alpha=model.adapter_alpha,  # type: ignore[arg-type]  # peft only divides it by the rank
@@ -48,3 +59,16 @@ def adapter_of(network: nn.Module, weights: dict[str, Tensor]) -> Adapter | None
         return None
     named = {f"{ROOT}{name.replace(f'.{NAME}.', '.')}": weight.contiguous() for name, weight in weights.items()}
     return Adapter(configs[NAME], named)
+
+
+def num_adapter_parameters(shape: SDARConfig, model: ModelConfig) -> int:
+    """Parameters of the adapter of a network of this shape; 0 if all weights are trained.
+
+    Raises:
+        ConfigError: see `add_adapter`.
+    """
+    if not model.lora_rank:
+        return 0
+    network = empty_network(shape)
+    add_adapter(network, model)
+    return sum(weight.numel() for weight in trained(network).values())

@@ -66,17 +66,17 @@ from transformers import AutoModelForCausalLM
 
 from t3d.config import TrainConfig, TrainingConfig, load_config
 from t3d.config.keys import key
-from t3d.config.schema import ModelConfig
 from t3d.devices import GIB
 from t3d.objectives.registry import OBJECTIVES
 from t3d.sdar.backend import AttentionPlan
 from t3d.sdar.checkpoint import load_config as load_model_config
 from t3d.sdar.checkpoint import resolve_checkpoint
 from t3d.sdar.configuration import SDARConfig
-from t3d.sdar.modeling import SDARForCausalLM
+from t3d.sdar.mixture import NETWORKS, SDARMoeConfig
+from t3d.sdar.weights import empty_network
 from t3d.training.forward import CHUNK_BYTES
-from t3d.training.lora import add_adapter
-from t3d.training.reference import trained
+from t3d.training.lora import num_adapter_parameters
+from t3d.training.routed import EvenExperts
 
 EXAMPLE = "python -m t3d.training.memory config=configs/t3d.yaml num_gpus=8"
 BUCKET_NUMBERS = 500_000_000
@@ -275,18 +275,7 @@ def batch_size(config: TrainConfig) -> tuple[int, int]:
 
 def num_parameters(shape: SDARConfig) -> int:
     """Parameters of a network; tied ones count once."""
-    with torch.device("meta"):
-        return sum(parameter.numel() for parameter in SDARForCausalLM(shape).parameters())
-
-
-def num_adapter_parameters(shape: SDARConfig, model: ModelConfig) -> int:
-    """Parameters of the adapter that is trained; 0 if all weights are."""
-    if not model.lora_rank:
-        return 0
-    with torch.device("meta"):
-        network = SDARForCausalLM(shape)
-        add_adapter(network, model)
-    return sum(weight.numel() for weight in trained(network).values())
+    return sum(parameter.numel() for parameter in empty_network(shape).parameters())
 
 
 def activations(shape: SDARConfig, tokens: int, computed: int, autocast: bool, recompute: bool) -> tuple[float, float]:
@@ -312,6 +301,8 @@ def activations(shape: SDARConfig, tokens: int, computed: int, autocast: bool, r
 def kept_bytes(fields: str, layers: int, tokens: int, computed: int, autocast: bool) -> float:
     """Bytes that autograd keeps of a forward through `layers` layers and the final norm.
 
+    Every layer of a mixture of experts is counted as a sparse one.
+
     Args:
         fields: `config.json` of the network.
         layers: in place of its own number.
@@ -319,11 +310,15 @@ def kept_bytes(fields: str, layers: int, tokens: int, computed: int, autocast: b
         computed: see `activations`.
         autocast: see `activations`.
     """
-    shape = SDARConfig(**{**json.loads(fields), "num_hidden_layers": layers, "layer_types": None})
+    known = json.loads(fields)
+    shape = NETWORKS[known["model_type"]][0](**{**known, "num_hidden_layers": layers, "layer_types": None})
     low = computed < 4
     with FakeTensorMode(), torch.autocast("cpu", torch.bfloat16, enabled=autocast and low):
         dtype = torch.bfloat16 if low and not autocast else torch.float32
         network = AutoModelForCausalLM.from_config(shape, dtype=dtype)
+        if isinstance(shape, SDARMoeConfig):
+            for layer in network.model.layers:
+                layer.mlp = EvenExperts(shape, dtype)
         ids = torch.zeros(1, tokens, dtype=torch.int64)
         kept = Kept({parameter.untyped_storage()._cdata for parameter in network.parameters()})
         with saved_tensors_hooks(kept, lambda tensor: tensor):

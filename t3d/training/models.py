@@ -13,12 +13,14 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 from torch.distributed.distributed_c10d import _set_pg_timeout
+from transformers import __version__ as version
 from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 
 from t3d.config import TrainConfig
-from t3d.errors import ConfigError
+from t3d.errors import CheckpointError, ConfigError
 from t3d.sdar.adapter import FOLDER, merge
 from t3d.sdar.checkpoint import load_model, save_model
+from t3d.sdar.mixture import STACKED, SDARMoeConfig
 from t3d.sdar.modeling import SDARForCausalLM
 from t3d.sdar.opening import Checkpoint
 from t3d.training.kernel import COMPUTED_IN
@@ -57,8 +59,9 @@ def prepare_models(
         peak_rate: learning rate that the optimizer begins with.
 
     Raises:
-        CheckpointError: see `load_model`.
-        ConfigError: a sharded reference without ZeRO-3, or a whole one of an adapter with it.
+        CheckpointError: see `load_model`; or several processes, and experts that no release but 5.x can train so.
+        ConfigError: a sharded reference without ZeRO-3, or a whole one of an adapter with it; a loss of routers, or
+            layers to adapt, that are not there.
     """
     torch.manual_seed(config.training.seed)
     # Under ZeRO-3 transformers would cut parameters up while loading, in an order of its own.
@@ -70,6 +73,7 @@ def prepare_models(
         raise ConfigError("training.shard_reference", "null or false without ZeRO-3", True)
     if sharded and not shard_reference and config.model.lora_rank:
         raise ConfigError("training.shard_reference", "null or true with model.lora_rank under ZeRO-3", False)
+    _check_experts(config, source, accelerator.num_processes)
     device: torch.device = accelerator.device
     student = load_model(source.folder, None, config.model.random_init, config=source.config)
     if config.model.lora_rank:
@@ -120,6 +124,18 @@ def save_student(
         student = merge(load_model(source.folder, config=source.config), adapter, target / FOLDER)
         weights = student.state_dict()
     save_model(student, weights, source.folder, target, card, adapter)
+
+
+def _check_experts(config: TrainConfig, source: Checkpoint, num_processes: int) -> None:
+    """Refuses what a network without experts, or with experts apart, cannot do."""
+    mixture = isinstance(source.config, SDARMoeConfig)
+    if config.training.router_aux_weight and not mixture:
+        expected = f"0, as {source.folder} is no mixture of experts"
+        raise ConfigError("training.router_aux_weight", expected, config.training.router_aux_weight)
+    if mixture and num_processes > 1 and not STACKED:
+        # An expert that no token of a process goes to would have no gradient there, and the others would wait for it.
+        expected = "one process, or a transformers release that stacks experts (5.x)"
+        raise CheckpointError(source.folder, expected, f"{num_processes} processes and transformers {version}")
 
 
 def _kept_dtype(plugin: Any) -> torch.dtype:

@@ -28,6 +28,7 @@ class Batch:
         coarse_step: pi_i of each row.
         sample: sample of each row, 0..num_samples-1.
         block: block of each row; no two samples share a number.
+        document: sample of each token of the row; `num_samples` for padding.
         uniforms: uniform number of each row, for drawing fakes.
         num_samples: samples in the batch.
         num_tokens: tokens of prompts and responses, both copies; neither what fills last blocks nor padding.
@@ -43,6 +44,7 @@ class Batch:
     coarse_step: Int[Tensor, " rows"]
     sample: Int[Tensor, " rows"]
     block: Int[Tensor, " rows"]
+    document: Int[Tensor, " tokens"]
     uniforms: Float[Tensor, " rows"]
     num_samples: int
     num_tokens: int
@@ -89,6 +91,7 @@ def collate(
         coarse_step=gather("coarse_step"),
         sample=tokens.document[logit_rows].to(device),
         block=tokens.block[logit_rows].to(device),
+        document=tokens.document.to(device),
         uniforms=gather("uniforms"),
         num_samples=len(states),
         num_tokens=sum(state.num_tokens for state in states),

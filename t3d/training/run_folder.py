@@ -164,7 +164,8 @@ def _check_same(config: TrainConfig, folder: Path) -> None:
         free = free or name in (*BATCH_KEYS, *PLACE_KEYS)
         if not free and then != now:
             longer = f"; {to_train_on(folder, config)}" if name in LENGTH_KEYS else ""
-            raise ConfigError(name, f"{then}, as in the run to resume ({folder}){longer}", now)
+            expected, found = ("null" if value is None else value for value in (then, now))
+            raise ConfigError(name, f"{expected}, as in the run to resume ({folder}){longer}", found)
 
 
 def to_train_on(folder: Path, config: TrainConfig) -> str:

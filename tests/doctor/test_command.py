@@ -151,9 +151,9 @@ def test_the_home_of_nobody_is_a_folder_that_is_missing(decoding):
     assert "no such folder" in errors("sample", decoding(model=Path("~nobody.at.all/x")))["checkpoint"]
 
 
-def test_a_mixture_of_experts_is_refused(decoding, copied):
-    change(copied / "config.json", model_type="sdar_moe")
-    assert "sdar_moe" in errors("sample", decoding(model=copied))["checkpoint"]
+def test_a_model_of_another_type_is_refused(decoding, copied):
+    change(copied / "config.json", model_type="qwen3_moe")
+    assert "qwen3_moe" in errors("sample", decoding(model=copied))["checkpoint"]
 
 
 def test_a_mask_that_the_tokenizer_contradicts_is_refused(decoding, copied):

@@ -97,6 +97,14 @@ class Handler(BaseHTTPRequestHandler):
 
     do_PUT = do_POST
 
+    def do_GET(self) -> None:
+        """What older releases ask of a repository: whether it is there, and its kind of storage."""
+        _, _, kinds, owner, name, *_ = urlsplit(self.path).path.split("/")
+        if (kinds.removesuffix("s"), f"{owner}/{name}") in self.server.repositories:
+            self._reply(200, {"id": f"{owner}/{name}", "xetEnabled": False}, {})
+        else:
+            self._reply(404, {"error": "none"}, {"X-Error-Code": "RepoNotFound"})
+
     def _reply(self, status: int, content: dict[str, Any], headers: dict[str, str]) -> None:
         body = json.dumps(content).encode()
         self.send_response(status)

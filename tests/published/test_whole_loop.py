@@ -15,7 +15,7 @@ from t3d.sdar import SDARForCausalLM
 from t3d.sdar.checkpoint import load_model
 from t3d.toy.problems import main as write_problems
 
-from .checkpoints import DENSE, PUBLISHED, publish
+from .checkpoints import DENSE, PUBLISHED, TOKENIZER, publish
 from .hub import local_hub
 
 ROOT = Path(__file__).parents[2]
@@ -109,6 +109,7 @@ def assert_loads_where_its_base_did(student: Path, base: Path, name: str) -> Non
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("tokenizer_folder", ["SDAR" if TOKENIZER.is_dir() else "TinyMath"], indirect=True)
 @pytest.mark.parametrize(("name", "from_hub"), [(DENSE[0], False), (DENSE[1], True)])
 def test_all_stages_take_a_published_checkpoint_and_its_student(tokenizer_folder, tmp_path, name, from_hub):
     """Sharded weights from a folder, then a single file from a hub."""

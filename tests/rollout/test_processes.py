@@ -189,25 +189,26 @@ def test_the_processes_of_a_launch_write_the_file_of_one(settings, arguments, wh
 
 
 def test_a_full_disk_is_one_line_and_the_next_run_goes_on(settings, arguments, whole):
-    expected = whole()
+    responses = "rollout.num_response_per_task=3"
+    expected = whole(responses)
     path = rollout_path(settings())
     shards = two_shards(path)
 
     def run_with_room_for(size: int, *overrides: str) -> list[str]:
-        ended = run("-c", LIMITED, str(size), str(ENTRY), *arguments(*overrides))
+        ended = run("-c", LIMITED, str(size), str(ENTRY), *arguments(responses, *overrides))
         assert ended.returncode == 2, ended.stderr
         assert "Traceback" not in ended.stderr
         return ended.stderr.splitlines()
 
     room = "expected room to write (the finished responses are kept), found File too large"
-    told = run_with_room_for(1500, "rollout.num_workers=2")
+    told = run_with_room_for(3000, "rollout.num_workers=2")  # torch 2.8 writes 2,355 bytes as it is loaded
     assert told[-1] == f"error: {shards[0]}: {room}"
     assert f"{shards[1]}: {room}" in told
-    assert all(1 < lines(shard) < 6 for shard in shards)
-    told = run_with_room_for(len(expected) - 1)
+    assert all(1 < lines(shard) < 16 for shard in shards)
+    told = run_with_room_for(len(expected) - 1, "rollout.num_workers=2")
     assert told[-1] == f"error: {path}: expected a place that can be written to, found File too large"
-    assert sum(map(lines, shards)) == 2 + 10
+    assert sum(map(lines, shards)) == 2 + 30
     assert not path.exists()
     assert not list(path.parent.glob(".*"))
-    assert rollout(settings()).read_bytes() == expected
+    assert rollout(settings(responses)).read_bytes() == expected
     assert_only_results(path)

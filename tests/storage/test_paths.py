@@ -67,6 +67,12 @@ def test_missing_data_name_both_places(tmp_path, monkeypatch):
     )
 
 
+def test_a_missing_file_is_not_given_a_second_ending(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(DataError, match=r"expected a data file, x.json or \S*/data/x.json, found none there$"):
+        find_data("x.json")
+
+
 @pytest.mark.parametrize(
     ("given", "name"),
     [

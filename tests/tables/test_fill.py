@@ -94,7 +94,7 @@ def test_a_table_killed_twice_ends_as_if_it_had_not_been(settings, checkpoint, t
             *(f"table.checkpoints={{m: {checkpoint}}}", "table.decodings=[[4, 4], [4, 2], [8, 8]]"),
             *(f"evaluation.eval_dataset={settings().evaluation.eval_dataset}", "rollout.device=cpu"),
             *("rollout.max_token=80", "rollout.temperature=0.7", "rollout.max_active=1", "evaluation.limit=6"),
-            "rollout.num_response_per_task=8",  # so that a cell takes a while
+            "rollout.num_response_per_task=3",  # so that a cell takes a while
         ]
 
     environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}

@@ -1,7 +1,6 @@
 """What survives kills, full disks and damaged files: every checkpoint but the one being written."""
 
 import json
-import multiprocessing
 import os
 import random
 import resource
@@ -18,6 +17,7 @@ from t3d.config import TrainConfig, load_config
 from t3d.errors import CheckpointError
 from t3d.training.checkpoint import META, damage, saved_steps
 from t3d.training.loop import train
+from tests.launching import server
 
 ROOT = Path(__file__).parents[2]
 SETTINGS = [
@@ -64,12 +64,9 @@ def test_ten_kills_at_random_moments_change_no_bit(checkpoint, trajectories, tmp
     whole = train(configure(*settings(checkpoint, trajectories, tmp_path / "whole", *steps)))
     run = tmp_path / "killed"
     config = configure(*settings(checkpoint, trajectories, run, *steps, "experiment.resume_from=latest"))
-    # Forked from a server that has imported everything: a start costs a fraction of a second, not six.
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["t3d.training.loop"])
     moments, reached = random.Random(0), []
     for _ in range(10):
-        process = context.Process(target=train, args=(config,))
+        process = server.Process(target=train, args=(config,))
         process.start()
         # Some die while they load, the others a moment after a few more steps.
         target = max([0, *reached]) + moments.randint(0, 3)
@@ -82,7 +79,7 @@ def test_ten_kills_at_random_moments_change_no_bit(checkpoint, trajectories, tmp
         reached.append(max(saved_steps(run / "state"), default=0))
         for state in saved_steps(run / "state").values():
             assert damage(state) is None
-    last = context.Process(target=train, args=(config,))
+    last = server.Process(target=train, args=(config,))
     last.start()
     last.join()
     assert last.exitcode == 0

@@ -2,10 +2,7 @@
 
 import json
 import math
-import os
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +19,7 @@ from t3d.storage.experiments import newest_checkpoint
 from t3d.training.forward import batch_losses
 from t3d.training.launch import make_accelerator
 from t3d.training.loop import Trainer, train
+from tests import launching
 
 ROOT = Path(__file__).parents[2]
 SCRIPT = ROOT / "train/self_ddo_sdar_full.py"
@@ -197,7 +195,7 @@ def test_a_finished_run_says_so_and_how_to_train_longer(checkpoint, trajectories
     caplog.set_level("INFO", logger="t3d")
     run(checkpoint, trajectories, folder, *again)
     assert f"{folder} is finished (step 3 of 3); {how}" in caplog.messages
-    for key, found in (("training.max_steps=9", 9), ("training.max_steps=null", None)):
+    for key, found in (("training.max_steps=9", 9), ("training.max_steps=null", "null")):
         with pytest.raises(ConfigError) as caught:
             run(checkpoint, trajectories, folder, *again, key)
         expected = f"training.max_steps: expected 3, as in the run to resume ({folder}); {how}, found {found}"
@@ -448,19 +446,15 @@ train(load_config(TrainConfig, [*lora, "experiment.resume_from=latest"], "", "")
 
 
 def launch_two(arguments: list[str], script: Path = SCRIPT, **environment: str) -> str:
-    """Runs a training script in two CPU processes, through torchrun and gloo; returns what went wrong."""
+    """Runs a training script in two CPU processes, through gloo; returns what went wrong."""
     return launch(2, arguments, script, **environment)
 
 
 def launch(processes: int, arguments: list[str], script: Path = SCRIPT, **environment: str) -> str:
-    """Runs a training script in CPU processes, through torchrun and gloo; returns what went wrong."""
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)]
-    command += [str(script), *arguments, f"experiment.num_processes={processes}"]
-    paths = {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    ended = subprocess.run(
-        command, env={**os.environ, **paths, **environment}, capture_output=True, text=True, check=False
-    )
-    return "" if ended.returncode == 0 else ended.stderr
+    """Runs a training script in CPU processes, through gloo; returns what went wrong."""
+    command = [str(script), *arguments, f"experiment.num_processes={processes}"]
+    ended = launching.launch(processes, command, **environment)
+    return "".join(rank.stderr for rank in ended) if any(rank.returncode for rank in ended) else ""
 
 
 @pytest.fixture(scope="module")

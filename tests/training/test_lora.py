@@ -12,11 +12,15 @@ from peft import PeftModel
 from safetensors.torch import load_file, save_file
 
 from t3d.config import TrainConfig, load_config
+from t3d.config.schema import ModelConfig
 from t3d.errors import ConfigError
 from t3d.objectives.registry import OBJECTIVES
 from t3d.sdar.checkpoint import load_model
+from t3d.sdar.mixture import STACKED
 from t3d.training.launch import make_accelerator
 from t3d.training.loop import Trainer, train
+from t3d.training.lora import add_adapter
+from t3d.training.reference import trained
 
 SETTINGS = (
     *("model.lora_rank=8", "training.max_steps=3", "training.batch_size_lm=4", "training.round_interval=2"),
@@ -212,3 +216,15 @@ def test_impossible_adapters_are_refused_by_key(configure, overrides, key):
     with pytest.raises(ConfigError, match=rf"^{key}: expected .*, found ") as caught:
         configure("run", *overrides)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.skipif(not STACKED, reason="transformers 4 has a linear layer per expert")
+def test_layers_that_a_network_has_not_are_named(build_tiny_mixture):
+    """A mixture's experts are no linear layers; its attention can be adapted."""
+    model = ModelConfig(pretrained_model="base", lora_rank=2)
+    with pytest.raises(ConfigError, match=r"of k_proj, o_proj, q_proj, v_proj\), found gate_proj, up_proj, down_proj"):
+        add_adapter(build_tiny_mixture(), model)
+    model.lora_targets = ["q_proj", "o_proj"]
+    network = build_tiny_mixture()
+    add_adapter(network, model)
+    assert {name.split(".")[4] for name in trained(network)} == {"q_proj", "o_proj"}
