@@ -51,7 +51,8 @@ def _config(model: SDARForCausalLM, block_size: int, steps: int, new: int) -> De
 
 def _floor_bytes(model: SDARForCausalLM, num_sequences: int, context: int) -> float:
     """What a denoising step must read: the layers, the head, and the keys and values of every sequence."""
-    layers = sum(weight.numel() for weight in model.model.layers.parameters())
+    stack = model.model.layers
+    layers = sum(weight.numel() for weight in (*stack.parameters(), *stack.buffers()))  # joined ones are buffers
     head = model.config.vocab_size * model.config.hidden_size
     cached = num_sequences * SlotCache.slot_bytes(model.config, context, model.dtype)
     return (layers + head) * model.dtype.itemsize + cached
@@ -102,7 +103,7 @@ def _replay(calls: list[Callable[[], Any]]) -> None:
 
 def eager(world: World) -> Iterator[Finding]:
     """Tokens per second of forwards as they are (`recordings.speed` has those that are replayed)."""
-    model, rate = world.network(world.shape("4B"), torch.bfloat16), world.copy_rate()
+    model, rate = world.decoder(world.shape("4B")), world.copy_rate()
     for num in (1, 4) if world.tiny else SEQUENCES:
         for decoding in DECODINGS:
             name = "4B, {} sequences, {}/{}".format(num, *decoding)
@@ -112,7 +113,7 @@ def eager(world: World) -> Iterator[Finding]:
 
 def small_network(world: World) -> Iterator[Finding]:
     """The same of the 1.7B network, at two batch sizes."""
-    model, rate = world.network(world.shape("1.7B"), torch.bfloat16), world.copy_rate()
+    model, rate = world.decoder(world.shape("1.7B")), world.copy_rate()
     for num in (2,) if world.tiny else (1, 128):
         yield Finding(f"1.7B, {num} sequences, 4/4", _measured(world, model, num, (4, 4), rate))
 
@@ -144,7 +145,7 @@ def _launches(world: World, model: SDARForCausalLM) -> dict[str, Any]:
 
 def compiled(world: World) -> Iterator[Finding]:
     """Tokens per second with layers that torch.compile has fused."""
-    model, rate = world.network(world.shape("4B"), torch.bfloat16), world.copy_rate()
+    model, rate = world.decoder(world.shape("4B")), world.copy_rate()
     compile_layers(model)
     # What is only tried is not worth half a minute of compiling.
     with torch.compiler.set_stance("force_eager" if world.tiny else "default"):

@@ -68,7 +68,7 @@ def _compared(world: World, model: SDARForCausalLM, prompts: Sequence[list[int]]
 
 def speed(world: World) -> Iterator[Finding]:
     """Tokens per second of the 4B network, prefill included, with recorded forwards and without."""
-    model = world.network(world.shape("4B"), torch.bfloat16)
+    model = world.decoder(world.shape("4B"))
     kernel = choose_kernel(model)
     for num, new in ((2, 16),) if world.tiny else SPEED:
         prompts = draw_prompts(model.config, [24 if world.tiny else 64] * num)

@@ -9,6 +9,7 @@ from omegaconf import MISSING
 from t3d.config.keys import MAX_SEED, group, key
 from t3d.config.table import TableConfig
 from t3d.config.training import TrainingConfig
+from t3d.config.validation import BEST, ValidationConfig
 from t3d.errors import ConfigError
 from t3d.prompts import DATA_TYPES, PROMPT_STYLES, check_prompts
 from t3d.remasking import STRATEGIES
@@ -254,6 +255,7 @@ class OptimizerParams:
     beta1: float = key(0.9, "AdamW's first moment", low=0, high=1)
     beta2: float = key(0.999, "AdamW's second moment", low=0, high=1)
     weight_decay: float = key(0.01, "AdamW's decoupled weight decay", low=0)
+    decay_norms: bool = key(True, "decay the weights of norms, and biases, too; false: matrices alone")
     epsilon: float = key(1e-8, "AdamW's epsilon", low=0)
 
     def __post_init__(self) -> None:
@@ -334,6 +336,7 @@ class TrainConfig:
     training: TrainingConfig = group(TrainingConfig)
     optimizer: OptimizerConfig = group(OptimizerConfig)
     lr_scheduler: SchedulerConfig = group(SchedulerConfig)
+    validation: ValidationConfig = group(ValidationConfig)
     wandb: WandbConfig = group(WandbConfig)
 
     @property
@@ -356,3 +359,5 @@ class TrainConfig:
         for tracker in self.experiment.trackers:
             if tracker not in ("wandb", "tensorboard"):
                 raise ConfigError("experiment.trackers", "wandb, tensorboard", tracker)
+        if self.validation.every and self.model.optimized_name == BEST:
+            raise ConfigError("model.optimized_name", f"another name, as validation keeps ckpt/{BEST}", BEST)

@@ -4,6 +4,9 @@ The network's own weights are frozen, and the student and DDO's reference are tw
 with an adapter of its own: see `t3d.training.reference`.
 """
 
+from contextlib import ExitStack
+
+import torch
 from torch import Tensor, nn
 
 from t3d.config.schema import LINEAR_LAYERS, ModelConfig
@@ -12,7 +15,7 @@ from t3d.sdar.adapter import ROOT, Adapter
 from t3d.sdar.configuration import SDARConfig
 from t3d.sdar.modeling import SDARForCausalLM
 from t3d.sdar.weights import empty_network
-from t3d.training.reference import trained
+from t3d.training.reference import gathered, refresh, trained
 
 NAME = "default"
 """peft's name of a network's adapter, where nobody chooses another; it stands in names of parameters."""
@@ -72,3 +75,27 @@ def num_adapter_parameters(shape: SDARConfig, model: ModelConfig) -> int:
     network = empty_network(shape)
     add_adapter(network, model)
     return sum(weight.numel() for weight in trained(network).values())
+
+
+@torch.no_grad()
+def copy_weights(network: SDARForCausalLM, student: nn.Module) -> None:
+    """Sets `network` to the student's weights, where it has an adapter with that merged, as `save_student` would.
+
+    Args:
+        network: of the same shape, without an adapter.
+        student: what is trained; where ZeRO-3 divides it, all processes must call this together.
+    """
+    if "peft_config" not in vars(student):
+        refresh(network, student)
+        return
+    for name, ours in network.named_parameters():
+        layer = student.get_submodule(name.rpartition(".")[0])
+        weights, scaling = dict(layer.named_parameters()), vars(layer).get("scaling")
+        with ExitStack() as whole:
+            for weight in weights.values():
+                whole.enter_context(gathered(weight))
+            if scaling is None:
+                ours.copy_(weights["weight"])
+                continue
+            down, up = weights[f"lora_A.{NAME}.weight"].float(), weights[f"lora_B.{NAME}.weight"].float()
+            ours.copy_(weights["base_layer.weight"].float() + up @ down * scaling[NAME])

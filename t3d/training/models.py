@@ -16,7 +16,7 @@ from torch.distributed.distributed_c10d import _set_pg_timeout
 from transformers import __version__ as version
 from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 
-from t3d.config import TrainConfig
+from t3d.config import TrainConfig, TrainingConfig
 from t3d.errors import CheckpointError, ConfigError
 from t3d.sdar.adapter import FOLDER, merge
 from t3d.sdar.checkpoint import load_model, save_model
@@ -26,7 +26,8 @@ from t3d.sdar.opening import Checkpoint
 from t3d.training.kernel import COMPUTED_IN
 from t3d.training.launch import TIMEOUT
 from t3d.training.lora import adapter_of, add_adapter
-from t3d.training.reference import frozen_copy, frozen_view, gather, has_adapter, trained
+from t3d.training.optimizer import make_optimizer
+from t3d.training.reference import frozen_copy, frozen_view, gather, has_adapter
 
 
 @dataclass(frozen=True)
@@ -61,7 +62,7 @@ def prepare_models(
     Raises:
         CheckpointError: see `load_model`; or several processes, and experts that no release but 5.x can train so.
         ConfigError: a sharded reference without ZeRO-3, or a whole one of an adapter with it; a loss of routers, or
-            layers to adapt, that are not there.
+            layers to adapt, that are not there; or more layers to recompute than there are.
     """
     torch.manual_seed(config.training.seed)
     # Under ZeRO-3 transformers would cut parameters up while loading, in an order of its own.
@@ -87,9 +88,10 @@ def prepare_models(
         _shard(reference, plugin, device)
     if sharded:
         _shard(student, plugin, device)
-    if config.training.gradient_checkpointing_enable:
-        student.recompute_activations()
-    prepared, optimizer = accelerator.prepare(student.train(), _optimizer(config, student, peak_rate))
+    _recompute(student, config.training)
+    scaled = accelerator.scaler is not None
+    optimizer = make_optimizer(student, config.optimizer.params, peak_rate, device, scaled)
+    prepared, optimizer = accelerator.prepare(student.train(), optimizer)
     if plugin is not None:
         _finish_deepspeed(prepared, exact)
     if shard_reference and reference is not None:
@@ -160,15 +162,13 @@ def _move(network: nn.Module, device: torch.device, dtype: torch.dtype, computed
     return exact
 
 
-def _optimizer(config: TrainConfig, student: SDARForCausalLM, peak_rate: float) -> torch.optim.AdamW:
-    params = config.optimizer.params
-    return torch.optim.AdamW(
-        trained(student).values(),
-        lr=peak_rate,
-        betas=(params.beta1, params.beta2),
-        eps=params.epsilon,
-        weight_decay=params.weight_decay,
-    )
+def _recompute(student: SDARForCausalLM, training: TrainingConfig) -> None:
+    """Has activations recomputed as the configuration says."""
+    asked, present = training.checkpoint_layers, student.config.num_hidden_layers
+    if asked is not None and asked > present:
+        raise ConfigError("training.checkpoint_layers", f"null, or at most {present}, the layers of the model", asked)
+    if training.gradient_checkpointing_enable:
+        student.recompute_activations(asked)
 
 
 def _shard(network: nn.Module, plugin: Any, device: torch.device) -> None:

@@ -56,6 +56,7 @@ def collate(
     device: torch.device,
     visible_rows: bool = False,
     plan: type[PackedPlan] | None = None,
+    longest: int = 0,
 ) -> Batch:
     """Lays out `states` one after the other.
 
@@ -65,6 +66,7 @@ def collate(
         device: where the batch goes.
         visible_rows: also ask for logits at the response's visible positions.
         plan: kind of attention; None takes the device's, untried (see `t3d.training.kernel`).
+        longest: tokens of the longest row to come; 0 if unknown (see `PackedPlan`).
     """
     kind = plan or plan_of(device)
     lengths = [len(state.clean_ids) + len(state.targets) for state in states]
@@ -83,7 +85,7 @@ def collate(
     return Batch(
         input_ids=torch.from_numpy(np.concatenate([*ids, np.full(num_pads, pad_id)]))[None].to(device),
         position_ids=positions[None].to(device),
-        plan=kind(tokens, lengths, device),
+        plan=kind(tokens, lengths, device, longest),
         logit_rows=logit_rows.to(device),
         targets=gather("targets"),
         masked=gather("masked"),

@@ -58,7 +58,7 @@ def refresh(reference: nn.Module, student: nn.Module) -> None:
     """
     pairs = zip(trained(reference).values(), trained(student).values(), strict=True)
     for ours, theirs in pairs:
-        with _gathered(theirs), _gathered(ours, written=True):
+        with gathered(theirs), gathered(ours, written=True):
             ours.copy_(theirs)
 
 
@@ -71,7 +71,7 @@ def gather(network: nn.Module, main: bool) -> dict[str, Tensor]:
     """
     weights = {}
     for name, weight in trained(network).items():
-        with _gathered(weight):
+        with gathered(weight):
             if main:
                 # What is gathered is gone afterwards, and a device has no room for all of it.
                 weights[name] = weight.detach().to("cpu", copy=_sharded(weight))
@@ -100,7 +100,7 @@ def load_reference(reference: nn.Module, path: Path) -> None:
     """
     with safe_open(path, "pt") as file:
         for name, weight in trained(reference).items():
-            with _gathered(weight, written=True):
+            with gathered(weight, written=True):
                 weight.copy_(file.get_tensor(name))
 
 
@@ -108,7 +108,8 @@ def _sharded(parameter: Parameter) -> bool:
     return "ds_id" in vars(parameter)
 
 
-def _gathered(parameter: Parameter, written: bool = False) -> AbstractContextManager:
+def gathered(parameter: Parameter, written: bool = False) -> AbstractContextManager:
+    """Within it a parameter is whole where ZeRO-3 divides it, and may be written; all processes must enter it."""
     if not _sharded(parameter):
         return nullcontext()
     import deepspeed

@@ -125,6 +125,19 @@ def test_a_good_training_run_is_all_ok_and_writes_nothing(training, tmp_path):
     assert list(tmp_path.rglob("*")) == before
 
 
+def test_the_problems_that_validate_are_looked_at_before_training_starts(training, dataset, tmp_path):
+    keys = ["validation.every=5", f"validation.dataset={dataset}"]
+    first, second = findings("train", training(*keys))["validation"]
+    assert (first.level, second.level) == ("ok", "ok")
+    assert first.text.startswith(f"at 4/2, {dataset}: 10, longest prompt")
+    assert second.text.startswith("at 4/1, ")
+    bad = tmp_path / "bad.json"
+    bad.write_text('[{"question": "1 + 1"}]')
+    assert "bad.json, record 0" in errors("train", training(*keys, f"validation.dataset={bad}"))["validation"]
+    too_long = errors("train", training(*keys, "validation.max_token=5000"))
+    assert "too long" in too_long["validation"]
+
+
 @pytest.mark.parametrize("objective", ["t3d", "ddo", "dparallel"])
 def test_every_kind_of_loss_is_rehearsed(training, objective):
     (rehearsed,) = findings("train", training(f"training.objective={objective}"))["rehearsal"]

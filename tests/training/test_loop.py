@@ -15,10 +15,13 @@ from t3d.config import TrainConfig, load_config
 from t3d.errors import CheckpointError, ConfigError, DataError, DeviceFullError, UserError
 from t3d.objectives.registry import OBJECTIVES
 from t3d.sdar import SDARForCausalLM
+from t3d.sdar.checkpoint import load_model
+from t3d.sdar.opening import open_checkpoint
 from t3d.storage.experiments import newest_checkpoint
 from t3d.training.forward import batch_losses
 from t3d.training.launch import make_accelerator
 from t3d.training.loop import Trainer, train
+from t3d.training.validation import Validation
 from tests import launching
 
 ROOT = Path(__file__).parents[2]
@@ -78,12 +81,30 @@ def test_every_objective_trains_and_its_checkpoint_loads(checkpoint, trajectorie
 def test_metrics_hold_what_the_contract_names(checkpoint, trajectories, tmp_path):
     run(checkpoint, trajectories, tmp_path / "run")
     names = {"step", "epoch", "round", "lr", "grad_norm", "tokens_per_second", "ratio/real", "ratio/fake"}
+    names |= {"mfu", "peak_memory_gib"}
+    names |= {f"seconds/{part}" for part in ("step", "data", "student", "reference", "backward", "update")}
     names |= {"real_token_share"} | {f"loss/{term}" for term in ("total", "ddo", "ddo_real", "ddo_fake", "path")}
     lines = metrics(tmp_path / "run")
     assert all(line.keys() == names for line in lines)
     assert [line["round"] for line in lines] == [0, 0, 1]
     assert lines[0]["lr"] == pytest.approx(0.5e-3)
     assert lines[1]["lr"] == pytest.approx(1e-3)
+    for line in lines:
+        parts = sum(seconds for name, seconds in line.items() if name.startswith("seconds/"))
+        assert line["seconds/step"] < parts <= 2 * line["seconds/step"]
+        assert 0.05 < line["peak_memory_gib"] < 100
+        assert line["mfu"] is None, "nobody knows what this processor can do"
+
+
+def test_what_the_device_can_do_may_be_said_when_a_run_goes_on(checkpoint, trajectories, tmp_path):
+    whole = run(checkpoint, trajectories, tmp_path / "run")
+    for step in ("ckpt/step-000002", "ckpt/optimized", "state/step-000003"):
+        shutil.rmtree(tmp_path / "run" / step)
+    again = ("experiment.resume_from=latest", "training.device_peak_tflops=1.0")
+    assert_equal(run(checkpoint, trajectories, tmp_path / "run", *again), whole)
+    found = [line["mfu"] for line in metrics(tmp_path / "run")]
+    assert found[:2] == [None, None]
+    assert 0 < found[2] < 1
 
 
 def test_log_ratios_are_exactly_zero_at_the_start_and_after_a_refresh(checkpoint, trajectories, tmp_path):
@@ -473,9 +494,24 @@ def single_adapter(checkpoint, trajectories, tmp_path_factory) -> dict[str, torc
     return load_file(train(load_config(TrainConfig, settings, "", "")) / "model.safetensors")
 
 
+def assert_validated_as_by_one_process(given: list[str]) -> None:
+    """A finished run's last validation, by however many processes, against this one's of its last checkpoint."""
+    config = load_config(TrainConfig, given, "", "")
+    folder, source = Path(str(config.experiment.output_dir)), open_checkpoint(config.model.pretrained_model, 8)
+    network = load_model(folder / "ckpt/optimized")
+    found = Validation(config, source).run(network, torch.device("cpu"), folder).metrics
+    last = metrics(folder)[-1]
+    assert {name for name in last if name.startswith("validation/")} == found.keys()
+    assert all(last[name] == value for name, value in found.items() if name != "validation/seconds")
+
+
 @pytest.mark.slow
-def test_two_processes_equal_one(checkpoint, trajectories, tmp_path, single):
-    assert not launch_two(eight_samples(checkpoint, trajectories, tmp_path / "run"), ACCELERATE_USE_CPU="true")
+def test_two_processes_equal_one(checkpoint, trajectories, dataset, tmp_path, single):
+    """And what each validates of the problems is together what one process validates."""
+    keys = ["validation.every=2", f"validation.dataset={dataset}", "validation.max_token=14"]
+    settings = eight_samples(checkpoint, trajectories, tmp_path / "run", *keys)
+    assert not launch_two(settings, ACCELERATE_USE_CPU="true")
+    assert_validated_as_by_one_process(settings)
     assert_close(single, load_file(tmp_path / "run/ckpt/optimized/model.safetensors"), tolerance=1e-6)
 
 

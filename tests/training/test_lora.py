@@ -19,8 +19,9 @@ from t3d.sdar.checkpoint import load_model
 from t3d.sdar.mixture import STACKED
 from t3d.training.launch import make_accelerator
 from t3d.training.loop import Trainer, train
-from t3d.training.lora import add_adapter
+from t3d.training.lora import add_adapter, copy_weights
 from t3d.training.reference import trained
+from t3d.training.validation import decoding_copy
 
 SETTINGS = (
     *("model.lora_rank=8", "training.max_steps=3", "training.batch_size_lm=4", "training.round_interval=2"),
@@ -84,14 +85,17 @@ def test_every_objective_trains_an_adapter_that_is_merged_into_the_checkpoint(ch
     assert "| LoRA rank | 8 |\n| LoRA alpha | 16.0 |" in (made / "README.md").read_text()
 
 
-def test_a_reference_that_shares_all_but_the_adapter_equals_a_whole_copy(configure, monkeypatch):
-    """Bit for bit, with dropout in the student alone, through a refresh."""
+@pytest.mark.parametrize("fakes", ["argmax", "exact"])
+def test_a_reference_that_shares_all_but_the_adapter_equals_a_whole_copy(configure, monkeypatch, fakes):
+    """Bit for bit, with dropout in the student alone, through a refresh; the head in chunks."""
+    monkeypatch.setattr("t3d.training.forward.CHUNK_BYTES", 4 * 20 * 1080)
     found = []
     for name in ("shared", "copied"):
         if name == "copied":
             whole = lambda student, device: copy.deepcopy(student).requires_grad_(False).eval()  # noqa: E731
             monkeypatch.setattr("t3d.training.models.frozen_copy", whole)
-        config = configure(name, "model.lora_dropout=0.3")
+        expectation = [f"training.fake_expectation={fakes}", f"training.reference_temp={int(fakes == 'exact')}"]
+        config = configure(name, "model.lora_dropout=0.3", *expectation)
         trainer = Trainer(config, make_accelerator(config))
         pairs = zip(trainer.student.parameters(), trainer.reference.parameters(), strict=True)
         shared = {ours.data_ptr() == theirs.data_ptr() for ours, theirs in pairs if not ours.requires_grad}
@@ -160,6 +164,11 @@ def test_peft_loads_the_adapter_and_computes_what_was_trained(checkpoint, config
     merged = logits(load_model(folder))
     torch.testing.assert_close(merged, logits(tuned), atol=1e-4, rtol=0)
     assert (merged - logits(load_model(checkpoint))).abs().max() > 0.1
+    network = load_model(checkpoint)
+    copy_weights(network, trainer.student)
+    assert_equal(dict(load_model(folder).named_parameters()), dict(network.named_parameters()))
+    validated = decoding_copy(trainer.student, trainer.checkpoint.config, torch.device("cpu"))
+    torch.testing.assert_close(logits(validated), merged, atol=1e-5, rtol=0)
     described = json.loads((folder / "adapter/adapter_config.json").read_text())
     assert (described["r"], described["lora_alpha"]) == (8, 3.5)
     assert described["base_model_name_or_path"] == str(checkpoint)

@@ -76,10 +76,12 @@ def tiny(**changes: Any) -> SDARConfig:
     return kind(**(SHAPE | HEADS | special | {"tie_word_embeddings": False} | changes))
 
 
-def config(objective: str = "t3d", precision: str = "no", recompute: bool = False) -> TrainConfig:
+def config(objective: str = "t3d", precision: str = "no", recompute: int = False) -> TrainConfig:
+    """`recompute` is whether activations are recomputed, or if it is above 1 in how many layers."""
     made = TrainConfig()
     made.training.objective, made.training.mixed_precision = objective, precision
-    made.training.gradient_checkpointing_enable = recompute
+    made.training.gradient_checkpointing_enable = bool(recompute)
+    made.training.checkpoint_layers = recompute if recompute > 1 else None
     made.training.max_prompt_len, made.training.max_gen_length = PROMPT, RESPONSE
     return made
 
@@ -95,7 +97,7 @@ def make_batch() -> Any:
 class FusedPlan(PackedPlan):
     """One call of a kernel that keeps its inputs, its output and a number per query, as on a GPU."""
 
-    def __init__(self, tokens: TrainingTokens, lengths: Any, device: torch.device) -> None:
+    def __init__(self, tokens: TrainingTokens, lengths: Any, device: torch.device, longest: int = 0) -> None:
         self.mask = training_mask(tokens, tokens)[None, None]
 
     def attend(self, layer: int, query: Any, key: Any, value: Any, scale: float) -> torch.Tensor:
@@ -134,7 +136,7 @@ def test_states_are_exact_and_a_steps_peak_is_within_a_quarter(
     reference = frozen_copy(student) if objective != "td" else None
     if recompute:
         student.recompute_activations()
-    optimizer = torch.optim.AdamW(student.parameters(), foreach=True)  # as on CUDA
+    optimizer = torch.optim.AdamW(student.parameters(), fused=True)  # as on CUDA
     settings, batch = loss_settings(made.training), make_batch()
     models = [parameter for model in (student, reference) if model for parameter in model.parameters()]
     if changes.get("vocab_size"):
@@ -157,6 +159,26 @@ def test_states_are_exact_and_a_steps_peak_is_within_a_quarter(
     assert sum(tensor.nbytes for tensor in student.parameters()) == expected.gradients
     assert before_update - expected.state == pytest.approx(expected.activations + expected.backward, rel=0.25)
     assert updating == pytest.approx(expected.state + expected.update, rel=0.1)
+
+
+@pytest.mark.parametrize("recompute", [2, 4, 5])
+def test_a_step_that_recomputes_some_layers_is_within_15_percent(build_tiny_model, recompute):
+    changes = {"num_hidden_layers": 5, "vocab_size": 512}
+    made = config("td", recompute=recompute)
+    expected = estimate(made, tiny(**changes), stage=0, num_gpus=1)
+    student = build_tiny_model(**(SHAPE | HEADS | {"mask_token_id": 1} | changes)).train()
+    student.recompute_activations(recompute)
+    settings, batch = loss_settings(made.training), make_batch()
+    batch.input_ids.remainder_(512)
+    batch.targets.remainder_(512)
+    with Live() as live:
+        for parameter in student.parameters():
+            live.count(parameter)
+        for _ in range(2):
+            live.peak = 0
+            batch_losses(student, None, batch, settings)["loss/total"].sum().backward()
+    state = expected.weights + expected.gradients
+    assert live.peak - state == pytest.approx(expected.activations + expected.backward, rel=0.15)
 
 
 @pytest.mark.parametrize("objective", ["t3d", "td"])
@@ -236,6 +258,14 @@ def test_a_steps_peak_with_a_large_head_is_within_15_percent(
     assert live.peak - state == pytest.approx(expected.activations + expected.backward, rel=0.15)
 
 
+def test_scaled_updates_need_memory_of_their_own():
+    """There AdamW is not one kernel: see `t3d.training.optimizer`."""
+    count = num_parameters(tiny())
+    assert estimate(config(precision="fp16"), tiny(), 0, 1).update == 4 * count
+    assert estimate(config(precision="bf16"), tiny(), 0, 1).update == 0
+    assert estimate(config(precision="fp16"), tiny(), 2, 4).update == count
+
+
 def test_the_masks_of_a_row_are_counted():
     """A measured 10 bytes per pair of tokens, which only a long pack makes the largest thing."""
     long, short = config(), config()
@@ -243,6 +273,21 @@ def test_the_masks_of_a_row_are_counted():
     assert estimate(long, tiny(), 2, 8).masks == 10 * 60_000**2
     assert estimate(long, tiny(), 2, 8).total == estimate(long, tiny(), 2, 8).state + 10 * 60_000**2
     assert estimate(short, tiny(), 2, 8).masks == 10 * (96 + 2 * 256 + 16) ** 2
+
+
+def test_the_copy_that_validates_is_counted_where_it_is_the_largest_thing():
+    """Between steps there is no other; without validation there is none."""
+    made, shape = config(), tiny(vocab_size=200_000, hidden_size=1024)
+    before = estimate(made, shape, 3, 64)
+    assert before.validation == 0
+    made.validation.every, made.training.max_gen_length = 10, 1
+    short = estimate(made, shape, 3, 64)
+    made.training.max_gen_length = 100_000
+    long = estimate(made, shape, 3, 64)
+    assert 4 * num_parameters(shape) < short.validation < long.validation
+    assert long.total >= long.state + long.validation
+    shape.dtype = torch.bfloat16
+    assert long.validation - estimate(made, shape, 3, 64).validation > 2 * num_parameters(shape)
 
 
 def test_a_sharded_reference_is_a_gpus_share_under_zero_3():
@@ -257,10 +302,11 @@ def test_the_table_recommends_the_lowest_stage_that_leaves_a_tenth():
     made = load_config(MemoryConfig, [f"config={path}"], "", "")
     shape = SDARConfig(**SHAPES["SDAR-4B-Chat"])
     small, large = recommended(made, shape)
-    assert small.endswith("1: none, 2: none, 4: ZeRO-3, 8: ZeRO-2")
+    assert small.endswith("1: none, 2: none, 4: ZeRO-3, 8: ZeRO-1")
     assert large.endswith("1: none, 2: ZeRO-1, 4: ZeRO-1, 8: ZeRO-1")
-    lower, chosen = (estimate(made, shape, stage, 8).total / GIB + 1.5 for stage in (1, 2))
+    lower, chosen = (estimate(made, shape, stage, 4).total / GIB + 1.5 for stage in (2, 3))
     assert chosen <= 36 < lower < 40
+    assert estimate(made, shape, 1, 8).total / GIB + 1.5 <= 36
 
 
 SUMS = [(1, "bfloat16"), (1, "float32"), (2, "bfloat16"), (2, "float32"), (3, "bfloat16"), (3, "float32")]
