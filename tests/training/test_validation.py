@@ -169,7 +169,7 @@ def test_a_resumed_run_keeps_the_same_best_as_an_uninterrupted_one(keys, scored,
 def test_problems_may_not_change_on_resuming_and_how_often_may(keys, tmp_path):
     run(keys("run"))
     again = "experiment.resume_from=latest"
-    with pytest.raises(ConfigError, match=r"validation\.limit: expected None, as in the run to resume"):
+    with pytest.raises(ConfigError, match=r"validation\.limit: expected null, as in the run to resume"):
         run(keys("run", again, "validation.limit=3"))
     run(keys("run", again, "validation.every=2"))
 
