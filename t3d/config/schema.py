@@ -1,5 +1,6 @@
 """Every config key, declared once: its default, its meaning and its range; `--help` prints these declarations."""
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,6 +20,8 @@ PROMPTS = (
     "wording of prompts, by kind: math, option, function or stdio (the two kinds of code); a text with {problem} once;"
     " a kind left out has the built-in wording; the same in rollouts, training and evaluation"
 )
+LINEAR_LAYERS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+"""The linear layers of a block, by their names in the network."""
 
 
 @dataclass
@@ -198,6 +201,35 @@ class ModelConfig:
         high=1,
     )
     random_init: bool = key(False, "start from random weights, not the checkpoint's (how the toy teacher was made)")
+    lora_rank: int = key(
+        0, "rank of the LoRA adapter that is trained in place of the weights; 0: train them all", low=0
+    )
+    lora_alpha: float | None = key(
+        None, "the adapter's product is multiplied by lora_alpha / lora_rank; null: twice the rank"
+    )
+    lora_dropout: float = key(0.0, "share of an adapter's inputs that training drops; below 1", low=0, high=1)
+    lora_targets: list[str] = key(list(LINEAR_LAYERS), "linear layers of each block that have an adapter")
+
+    @property
+    def adapter_alpha(self) -> float:
+        """`lora_alpha`, or what stands for it."""
+        return 2.0 * self.lora_rank if self.lora_alpha is None else self.lora_alpha
+
+    def __post_init__(self) -> None:
+        """Checks values against each other."""
+        if self.lora_rank and self.random_init:
+            raise ConfigError(
+                "model.lora_rank", "0 with model.random_init, which leaves nothing to adapt", self.lora_rank
+            )
+        if self.lora_alpha is not None and not 0 < self.lora_alpha < math.inf:
+            raise ConfigError("model.lora_alpha", "null, or a number above 0", self.lora_alpha)
+        if self.lora_dropout == 1:
+            raise ConfigError("model.lora_dropout", "at least 0, below 1", self.lora_dropout)
+        targets = set(self.lora_targets)
+        if not targets or not targets <= set(LINEAR_LAYERS) or len(targets) < len(self.lora_targets):
+            raise ConfigError(
+                "model.lora_targets", f"each at most once, of {', '.join(LINEAR_LAYERS)}", self.lora_targets
+            )
 
 
 @dataclass

@@ -24,6 +24,8 @@ from transformers.distributed import DistributedConfig
 from transformers.utils import logging as transformers_logging
 
 from t3d.errors import CheckpointError
+from t3d.sdar.adapter import FOLDER as ADAPTER_FOLDER
+from t3d.sdar.adapter import Adapter
 from t3d.sdar.configuration import SDARConfig
 from t3d.sdar.decoding_layers import compile_layers, pack_layers
 from t3d.sdar.mixture import COUNTS, NETWORKS, SDARMoeConfig, build_network
@@ -265,7 +267,12 @@ def default_stop_ids(folder: Path, tokenizer: PreTrainedTokenizerBase) -> tuple[
 
 
 def save_model(
-    model: SDARForCausalLM, state: Mapping[str, Tensor], source: Path, target: Path, card: str | None = None
+    model: SDARForCausalLM,
+    state: Mapping[str, Tensor],
+    source: Path,
+    target: Path,
+    card: str | None = None,
+    adapter: Adapter | None = None,
 ) -> None:
     """Writes a model folder that every engine that reads `source` can read; a half-written one is never seen.
 
@@ -279,6 +286,7 @@ def save_model(
         source: the model folder it was trained from.
         target: the folder to write, replaced if it exists.
         card: text of its model card, which takes the place of the one in `source`.
+        adapter: what was merged into the weights, to lie in a folder inside.
     """
     dtype: Any = load_config(source).dtype or torch.float32
     with atomic_folder(target) as folder:
@@ -294,3 +302,5 @@ def save_model(
                 shutil.copyfile(path, folder / path.name)
         if card is not None:
             (folder / CARD).write_text(card, encoding="utf-8")
+        if adapter is not None:
+            adapter.write(folder / ADAPTER_FOLDER)

@@ -9,6 +9,7 @@ from contextlib import nullcontext
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
+from torch.nn.functional import linear
 
 from t3d.objectives.rows import ReferenceRows, reference_rows, row_values
 from t3d.sdar.mixture import recorded_routing
@@ -91,7 +92,7 @@ class RowHead:
         drawn = None if self.settings.fake_expectation == "exact" else [self._reference_rows(chunk) for chunk in chunks]
 
         def look(logits: Float[Tensor, "chunk vocab"], index: int) -> dict[str, Tensor]:
-            compared = self._reference_rows(chunks[index]) if drawn is None else drawn[index]
+            compared = self._reference_rows(chunks[index], lm_head) if drawn is None else drawn[index]
             return self._values(logits, chunks[index], compared)
 
         return chunked(lm_head, rows, chunks, look)
@@ -103,13 +104,16 @@ class RowHead:
         return row_values(logits, self.batch.targets[chunk], reference, settings.reference_temp, settings.certainty > 0)
 
     @torch.no_grad()
-    def _reference_rows(self, chunk: slice) -> ReferenceRows | None:
+    def _reference_rows(self, chunk: slice, running: nn.Module | None = None) -> ReferenceRows | None:
+        """What the reference says of a chunk; `running` is the head that this is called within."""
         if self.reference is None:
             return None
         head, rows = self.reference
         with self.part("reference"):
+            # A head that both networks share is not called within itself: ZeRO-3 takes its weight away behind a call.
+            shared = head is running
             return reference_rows(
-                head(rows[chunk]),
+                linear(rows[chunk], head.get_parameter("weight")) if shared else head(rows[chunk]),
                 self.batch.targets[chunk],
                 self.batch.uniforms[chunk],
                 self.settings.fake_expectation,

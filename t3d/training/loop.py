@@ -23,7 +23,6 @@ from t3d.data.benchmarks import leakage_warning
 from t3d.devices import GIB, forget_peak, peak_memory
 from t3d.errors import UserError
 from t3d.sdar.backend import Heads
-from t3d.sdar.checkpoint import save_model
 from t3d.sdar.opening import open_checkpoint
 from t3d.storage.paths import find_data_files
 from t3d.training.checkpoint import load_state, prune, save_state, saved_steps, saving, step_folder
@@ -34,7 +33,7 @@ from t3d.training.kernel import COMPUTED_IN, choose_plan
 from t3d.training.launch import make_accelerator
 from t3d.training.limits import room_to_train
 from t3d.training.metrics import MetricsLog
-from t3d.training.models import prepare_models
+from t3d.training.models import prepare_models, save_student, whole_weights
 from t3d.training.operations import Work, peak_operations
 from t3d.training.packing import Batch, collate
 from t3d.training.reference import refresh
@@ -115,7 +114,8 @@ class Trainer:
         inputs = partial(run_inputs, self.checkpoint.folder, self.samples.digest)
         self.folder, resume_state = open_run_folder(config, accelerator, inputs)
         self.resumed = resume_state
-        self.step = 0 if resume_state is None else load_state(accelerator, resume_state, self.reference)
+        whole = not config.model.lora_rank
+        self.step = 0 if resume_state is None else load_state(accelerator, resume_state, self.reference, whole)
 
     def run(self) -> Path:
         """Trains to the last step; returns the folder of the final checkpoint."""
@@ -232,11 +232,11 @@ class Trainer:
 
     def _save_student(self, target: Path) -> None:
         """Saves the student's folder `target`."""
-        weights = self.accelerator.get_state_dict(self.student)
+        weights = whole_weights(self.accelerator, self.student)
         if self.accelerator.is_main_process:
             with saving(target):
                 student = self.accelerator.unwrap_model(self.student)
-                save_model(student, weights, self.checkpoint.folder, target, self._card())
+                save_student(student, weights, self.checkpoint, target, self._card())
 
     def save(self, target: Path) -> None:
         """Saves the student's folder `target`, and the state from which the run continues."""

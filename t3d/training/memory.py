@@ -21,6 +21,11 @@ and without DeepSpeed (s = 0; one process or DDP), where the network's own weigh
     buffers     4 P         N > 1: DDP's gradient buckets
     update      0           AdamW is one kernel; 4 P with fp16, for its denominators
 
+Where an adapter of A parameters is trained (`model.lora_rank`), A takes the place of P in every line, and the frozen
+weights are c P beside them (at s = 0 too: published checkpoints are stored in bf16, and stay so).  The backward pass
+holds no gradient of head or embeddings.  Activations are counted as the network's without the adapter: its layers keep
+the inputs that the network's would; what dropout keeps (`model.lora_dropout`) is left out.
+
 The states are those of Rajbhandari et al., "ZeRO" (arXiv:1910.02054, section 3.1: 2 P + 2 P + 12 P); the buffers are
 DeepSpeed's defaults for `zero_optimization`.
 
@@ -48,19 +53,13 @@ real steps of small networks on a CPU; no figure was measured on a GPU.
 
 from t3d.entry import run_entry
 
-import json
 import sys
 from collections.abc import Iterator
-from dataclasses import dataclass, field
-from functools import cache
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
-from torch._subclasses.fake_tensor import FakeTensorMode
-from torch.autograd.graph import saved_tensors_hooks
-from transformers import AutoModelForCausalLM
 
 from t3d.config import TrainConfig, TrainingConfig, load_config
 from t3d.config.keys import key
@@ -68,15 +67,14 @@ from t3d.decoding import DecodingConfig
 from t3d.decoding.memory import decoding_memory
 from t3d.devices import GIB
 from t3d.objectives.registry import OBJECTIVES
-from t3d.sdar.backend import AttentionPlan
 from t3d.sdar.checkpoint import load_config as load_model_config
 from t3d.sdar.checkpoint import resolve_checkpoint
 from t3d.sdar.configuration import SDARConfig
-from t3d.sdar.mixture import NETWORKS, SDARMoeConfig
 from t3d.sdar.weights import empty_network
+from t3d.training.activations import activations
 from t3d.training.forward import CHUNK_BYTES
+from t3d.training.lora import num_adapter_parameters
 from t3d.training.optimizer import is_fused
-from t3d.training.routed import EvenExperts
 
 EXAMPLE = "python -m t3d.training.memory config=configs/t3d.yaml num_gpus=8"
 BUCKET_NUMBERS = 500_000_000
@@ -144,37 +142,6 @@ class Estimate:
         )
 
 
-@dataclass
-class Kept:
-    """Counts what autograd keeps for the backward pass, a storage once, parameters never."""
-
-    parameters: set[int]
-    storages: dict[int, int] = field(default_factory=dict)
-
-    def __call__(self, tensor: Tensor) -> Tensor:
-        """As a hook on saved tensors."""
-        storage = tensor.untyped_storage()
-        if storage._cdata not in self.parameters:
-            self.storages[storage._cdata] = storage.nbytes()
-        return tensor
-
-
-class _FusedAttention(torch.autograd.Function):
-    """Attention as a fused kernel keeps it: its inputs, its output and one number per query and head."""
-
-    @staticmethod
-    def forward(context: Any, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-        seen = torch.empty_like(query)
-        context.save_for_backward(query, key, value, seen, query.new_empty(query.shape[:-1], dtype=torch.float32))
-        return seen
-
-
-class _FusedPlan(AttentionPlan):
-    def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
-        """Attention of one layer."""
-        return _FusedAttention.apply(query, key, value).transpose(1, 2)
-
-
 def estimate(config: TrainConfig, shape: SDARConfig, stage: int, num_gpus: int) -> Estimate:
     """Memory of one training step on each of `num_gpus` GPUs.
 
@@ -184,7 +151,9 @@ def estimate(config: TrainConfig, shape: SDARConfig, stage: int, num_gpus: int) 
         stage: 1 to 3 of ZeRO; 0 for training without DeepSpeed.
         num_gpus: GPUs that share the states.
     """
-    training, count = config.training, num_parameters(shape)
+    training, adapter = config.training, num_adapter_parameters(shape, config.model)
+    frozen = num_parameters(shape) if adapter else 0
+    count = adapter or num_parameters(shape)
     computed = 4 if training.mixed_precision == "no" else 2
     stored = 4 if stage == 0 else computed
     weights, gradients = float(stored * count), float(stored * count)
@@ -197,15 +166,18 @@ def estimate(config: TrainConfig, shape: SDARConfig, stage: int, num_gpus: int) 
         optimizer, update = 12.0 * count / num_gpus, 4.0 * count / num_gpus
         buffers = float(BUCKET_NUMBERS * computed)
         gradients = _gradients(training, stage, num_gpus, computed) * count
+    weights += computed * frozen
     if stage == 3:
         weights /= num_gpus
-        buffers += computed * min(count - count / num_gpus, LIVE_PARAMETERS)
+        buffers += computed * min((count + frozen) * (1 - 1 / num_gpus), LIVE_PARAMETERS)
     reference = float(stored * count) if OBJECTIVES[training.objective].ddo > 0 else 0.0
     if stage == 3 and training.shard_reference is not False and reference:
         reference /= num_gpus
-        buffers += computed * shape.vocab_size * shape.hidden_size  # its head, gathered beside the student's
+        if not adapter:
+            buffers += computed * shape.vocab_size * shape.hidden_size  # its head, gathered beside the student's
     tokens, rows = batch_size(config)
-    kept, working = activations(shape, tokens, computed, stage == 0, training.recomputed_layers)
+    autocast = stage == 0 and not adapter
+    kept, working = activations(shape, tokens, computed, autocast, training.recomputed_layers)
     return Estimate(
         weights=weights,
         gradients=gradients,
@@ -213,7 +185,7 @@ def estimate(config: TrainConfig, shape: SDARConfig, stage: int, num_gpus: int) 
         reference=reference,
         buffers=buffers,
         activations=kept,
-        backward=_backward(shape, training, rows, (computed, stored), kept, working),
+        backward=_backward(shape, training, rows, (computed, stored), kept, working, bool(adapter)),
         update=update,
         masks=float(MASK_BYTES * tokens**2),
         validation=_validation(config, shape, computed) if config.validation.every else 0.0,
@@ -242,7 +214,13 @@ def _gradients(training: TrainingConfig, stage: int, num_gpus: int, computed: in
 
 
 def _backward(
-    shape: SDARConfig, training: TrainingConfig, rows: int, sizes: tuple[int, int], kept: float, working: float
+    shape: SDARConfig,
+    training: TrainingConfig,
+    rows: int,
+    sizes: tuple[int, int],
+    kept: float,
+    working: float,
+    frozen: bool,
 ) -> float:
     """The most that the backward pass works with beside the kept activations: see the module's docstring.
 
@@ -253,9 +231,10 @@ def _backward(
         sizes: bytes per number of a product, and of a weight.
         kept: bytes of activations.
         working: bytes of a layer.
+        frozen: head and embeddings get no gradient.
     """
     computed, stored = sizes
-    matrix = shape.vocab_size * shape.hidden_size
+    matrix = 0 if frozen else shape.vocab_size * shape.hidden_size
     logits = 4 * rows * shape.vocab_size
     chunk, tensors = min(logits, CHUNK_BYTES), HEAD_TENSORS[training.fake_expectation]
     product = computed * matrix
@@ -281,58 +260,6 @@ def batch_size(config: TrainConfig) -> tuple[int, int]:
 def num_parameters(shape: SDARConfig) -> int:
     """Parameters of a network; tied ones count once."""
     return sum(parameter.numel() for parameter in empty_network(shape).parameters())
-
-
-def activations(
-    shape: SDARConfig, tokens: int, computed: int, autocast: bool, recomputed: int | None
-) -> tuple[float, float]:
-    """Bytes that the layers keep for the backward pass, and bytes that it works with in one layer.
-
-    Args:
-        shape: of the network.
-        tokens: in one micro-batch.
-        computed: bytes per number of the network's products.
-        autocast: the weights are fp32, and only products are computed in fewer bytes.
-        recomputed: layers whose activations are recomputed; None: all.
-    """
-    fields = shape.to_json_string(use_diff=False)
-    one, two = (kept_bytes(fields, layers, tokens, computed, autocast) for layers in (1, 2))
-    layer, rest = two - one, 2 * one - two
-    layer_input = tokens * shape.hidden_size * (4 if autocast else computed)
-    few = shape.num_hidden_layers if recomputed is None else min(recomputed, shape.num_hidden_layers)
-    others = shape.num_hidden_layers - few
-    # The first ones are recomputed when the others' activations are gone.
-    again = 1.25 - others if few else 0.0
-    return rest + few * layer_input + others * layer, max(0.5 if others else 0.0, again) * layer
-
-
-@cache
-def kept_bytes(fields: str, layers: int, tokens: int, computed: int, autocast: bool) -> float:
-    """Bytes that autograd keeps of a forward through `layers` layers and the final norm.
-
-    Every layer of a mixture of experts is counted as a sparse one.
-
-    Args:
-        fields: `config.json` of the network.
-        layers: in place of its own number.
-        tokens: of the forward, one row.
-        computed: see `activations`.
-        autocast: see `activations`.
-    """
-    known = json.loads(fields)
-    shape = NETWORKS[known["model_type"]][0](**{**known, "num_hidden_layers": layers, "layer_types": None})
-    low = computed < 4
-    with FakeTensorMode(), torch.autocast("cpu", torch.bfloat16, enabled=autocast and low):
-        dtype = torch.bfloat16 if low and not autocast else torch.float32
-        network = AutoModelForCausalLM.from_config(shape, dtype=dtype)
-        if isinstance(shape, SDARMoeConfig):
-            for layer in network.model.layers:
-                layer.mlp = EvenExperts(shape, dtype)
-        ids = torch.zeros(1, tokens, dtype=torch.int64)
-        kept = Kept({parameter.untyped_storage()._cdata for parameter in network.parameters()})
-        with saved_tensors_hooks(kept, lambda tensor: tensor):
-            network(ids, _FusedPlan(), torch.zeros_like(ids), head=lambda _head, rows: rows)
-    return float(sum(kept.storages.values()))
 
 
 def table(config: MemoryConfig, shapes: dict[str, SDARConfig]) -> Iterator[str]:

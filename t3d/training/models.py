@@ -6,6 +6,7 @@ that it is kept in, one after the other, and under ZeRO-3 straight into shards.
 
 import copy
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -17,13 +18,16 @@ from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 
 from t3d.config import TrainConfig, TrainingConfig
 from t3d.errors import CheckpointError, ConfigError
-from t3d.sdar.checkpoint import load_model
+from t3d.sdar.adapter import FOLDER, merge
+from t3d.sdar.checkpoint import load_model, save_model
 from t3d.sdar.mixture import STACKED, SDARMoeConfig
 from t3d.sdar.modeling import SDARForCausalLM
 from t3d.sdar.opening import Checkpoint
+from t3d.training.kernel import COMPUTED_IN
 from t3d.training.launch import TIMEOUT
+from t3d.training.lora import adapter_of, add_adapter
 from t3d.training.optimizer import make_optimizer
-from t3d.training.reference import frozen_copy, frozen_view
+from t3d.training.reference import frozen_copy, frozen_view, gather, has_adapter
 
 
 @dataclass(frozen=True)
@@ -57,8 +61,8 @@ def prepare_models(
 
     Raises:
         CheckpointError: see `load_model`; or several processes, and experts that no release but 5.x can train so.
-        ConfigError: a sharded reference without ZeRO-3, a loss of routers that are not there, or more layers to
-            recompute than there are.
+        ConfigError: a sharded reference without ZeRO-3, or a whole one of an adapter with it; a loss of routers, or
+            layers to adapt, that are not there; or more layers to recompute than there are.
     """
     torch.manual_seed(config.training.seed)
     # Under ZeRO-3 transformers would cut parameters up while loading, in an order of its own.
@@ -68,10 +72,15 @@ def prepare_models(
     shard_reference = sharded if config.training.shard_reference is None else config.training.shard_reference
     if shard_reference and not sharded:
         raise ConfigError("training.shard_reference", "null or false without ZeRO-3", True)
+    if sharded and not shard_reference and config.model.lora_rank:
+        raise ConfigError("training.shard_reference", "null or true with model.lora_rank under ZeRO-3", False)
     _check_experts(config, source, accelerator.num_processes)
     device: torch.device = accelerator.device
     student = load_model(source.folder, None, config.model.random_init, config=source.config)
-    exact = _move(student, torch.device("cpu") if sharded else device, _kept_dtype(plugin))
+    if config.model.lora_rank:
+        add_adapter(student, config.model)
+    computed = COMPUTED_IN[accelerator.mixed_precision]
+    exact = _move(student, torch.device("cpu") if sharded else device, _kept_dtype(plugin), computed)
     reference: Any = None
     if needs_reference:
         reference = frozen_view(student) if shard_reference else frozen_copy(student, device)
@@ -88,6 +97,35 @@ def prepare_models(
     if shard_reference and reference is not None:
         reference = _inference_engine(reference, plugin)
     return Models(prepared, optimizer, reference)
+
+
+def whole_weights(accelerator: Accelerator, student: Any) -> dict[str, Tensor]:
+    """The student's weights, or its adapter's if it has one, whole; all processes must call this together."""
+    network = accelerator.unwrap_model(student)
+    if has_adapter(network):
+        return gather(network, accelerator.is_main_process)
+    return accelerator.get_state_dict(student)
+
+
+def save_student(
+    student: SDARForCausalLM, weights: dict[str, Tensor], source: Checkpoint, target: Path, card: str
+) -> None:
+    """Writes a model folder of the student's weights; an adapter is merged, and lies beside them too.
+
+    It is merged into the weights as they are stored, which may be more precise than those that the student has.
+
+    Args:
+        student: without what wraps it.
+        weights: its `whole_weights`.
+        source: the model that it started from.
+        target: the folder to write, replaced if it exists.
+        card: text of its model card.
+    """
+    adapter = adapter_of(student, weights)
+    if adapter is not None:
+        student = merge(load_model(source.folder, config=source.config), adapter, target / FOLDER)
+        weights = student.state_dict()
+    save_model(student, weights, source.folder, target, card, adapter)
 
 
 def _check_experts(config: TrainConfig, source: Checkpoint, num_processes: int) -> None:
@@ -109,13 +147,17 @@ def _kept_dtype(plugin: Any) -> torch.dtype:
     return asked[0] if asked else torch.float32
 
 
-def _move(network: nn.Module, device: torch.device, dtype: torch.dtype) -> dict[str, Tensor]:
-    """Moves weight by weight; returns those that `dtype` cannot hold exactly, as they were."""
+def _move(network: nn.Module, device: torch.device, dtype: torch.dtype, computed: torch.dtype) -> dict[str, Tensor]:
+    """Moves weight by weight; returns those to train that `dtype` cannot hold exactly, as they were.
+
+    Frozen weights that are stored in the precision that is `computed` in stay in it: no small update is lost on them.
+    """
     exact = {}
     for name, weight in network.named_parameters():
-        if torch.promote_types(weight.dtype, dtype) != dtype:
+        if weight.requires_grad and torch.promote_types(weight.dtype, dtype) != dtype:
             exact[name] = weight.data
-        weight.data = weight.data.to(device, dtype)
+        stays = not weight.requires_grad and weight.dtype == computed
+        weight.data = weight.data.to(device, computed if stays else dtype)
     network.to(device)  # buffers, which keep their own precision
     return exact
 
@@ -171,6 +213,8 @@ def _inference_engine(reference: nn.Module, plugin: Any) -> Any:
     """DeepSpeed's engine around a sharded network without an optimizer: it gathers each layer while it computes."""
     import deepspeed
 
-    engine, *_ = deepspeed.initialize(model=reference, config=copy.deepcopy(plugin.deepspeed_config))
+    shares_head = has_adapter(reference)
+    inner = reference.get_submodule("model") if shares_head else reference
+    engine, *_ = deepspeed.initialize(model=inner, config=copy.deepcopy(plugin.deepspeed_config))
     engine.eval()
-    return engine
+    return reference if shares_head else engine

@@ -4,6 +4,7 @@ import torch
 from torch import Tensor, nn
 
 from t3d.config.schema import OptimizerParams
+from t3d.training.reference import trained
 
 
 def make_optimizer(
@@ -19,7 +20,7 @@ def make_optimizer(
         scaled: torch's scaler decides whether an update is made.
     """
     return torch.optim.AdamW(
-        _groups(list(student.parameters()), params),
+        _groups(list(trained(student).values()), params),
         lr=peak_rate,
         betas=(params.beta1, params.beta2),
         eps=params.epsilon,

@@ -160,7 +160,8 @@ def _check_batch(config: TrainConfig, state: Path, folder: Path, num_processes: 
 
 
 def _check_same(config: TrainConfig, folder: Path) -> None:
-    before, given = _recorded(folder), _flat(asdict(config))
+    # A key that is younger than the run had its default's effect.
+    before, given = _flat(asdict(TrainConfig())) | _recorded(folder), _flat(asdict(config))
     for name in {**given, **{name: None for name in before if name.startswith("dataset.prompts.")}}:
         then, now = before.get(name), given.get(name)
         group, _, key = name.partition(".")

@@ -39,8 +39,8 @@ from t3d.sdar.decoding_layers import pack_layers
 from t3d.sdar.modeling import SDARForCausalLM
 from t3d.sdar.opening import Checkpoint
 from t3d.sdar.weights import empty_network
+from t3d.training.lora import copy_weights
 from t3d.training.metrics import METRICS, SCORE, read_metrics
-from t3d.training.reference import refresh
 from t3d.trajectory import Trajectory
 
 log = logging.getLogger(__name__)
@@ -161,7 +161,7 @@ def sample_configs(config: TrainConfig) -> list[SampleConfig]:
 
 @torch.no_grad()
 def decoding_copy(student: nn.Module, shape: SDARConfig, device: torch.device) -> SDARForCausalLM:
-    """The student's weights as a checkpoint would hold them, in a network that only decodes.
+    """The student's weights as a checkpoint would hold them, an adapter merged, in a network that only decodes.
 
     All processes call it together: weights that ZeRO-3 divides are gathered one at a time.
 
@@ -174,7 +174,7 @@ def decoding_copy(student: nn.Module, shape: SDARConfig, device: torch.device) -
     network.to_empty(device=device).tie_weights()
     for ours, theirs in zip(network.buffers(), student.buffers(), strict=True):
         ours.copy_(theirs)
-    refresh(network, student)
+    copy_weights(network, student)
     pack_layers(network)
     return network.requires_grad_(False).eval()
 

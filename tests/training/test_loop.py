@@ -300,6 +300,14 @@ def test_what_changes_no_weight_may_change(stopped, tmp_path):
     assert [line["step"] for line in metrics(tmp_path / "run")] == [1, 2, 3, 4]
 
 
+def test_a_run_from_before_a_key_was_there_resumes_with_its_default_alone(stopped, tmp_path):
+    path = tmp_path / "run/config.yaml"
+    path.write_text("".join(line for line in path.read_text().splitlines(True) if "lora_rank" not in line))
+    with pytest.raises(ConfigError, match=r"model\.lora_rank: expected 0, as in the run to resume .*, found 4"):
+        stopped("model.lora_rank=4")
+    stopped()
+
+
 def test_a_run_from_before_inputs_were_recorded_resumes_with_a_warning(stopped, tmp_path, caplog):
     recorded = tmp_path / "run/inputs.json"
     content = recorded.read_text()
@@ -427,14 +435,34 @@ def eight_samples(checkpoint: Path, trajectories: Path, folder: Path, *overrides
     return arguments(checkpoint, trajectories, folder, *steps, *overrides)
 
 
+ADAPTER = ["model.lora_rank=4", "training.gradient_checkpointing_enable=true", "optimizer.params.learning_rate=1e-2"]
+
 SMALL_CHUNKS = """
-import sys
+import os, shutil, sys
+import accelerate
+import torch
+from deepspeed.runtime.zero.config import DeepSpeedZeroConfig
 import t3d.training.forward
 from t3d.config import TrainConfig, load_config
 from t3d.training.loop import train
 
+accelerate.Accelerator.end_training = lambda self: self.wait_for_everyone()  # the group is wanted again
 t3d.training.forward.CHUNK_BYTES = 4 * 20 * 1080  # 20 rows of TinyMath's vocabulary
+# Else ZeRO-3 would keep all weights of so small a network whole.
+DeepSpeedZeroConfig.model_fields["param_persistence_threshold"].default = 0
+DeepSpeedZeroConfig.model_rebuild(force=True)
 train(load_config(TrainConfig, sys.argv[1:], "", ""))
+
+# In the same processes: an adapter's run, which is then cut after the second of three steps, and resumed.
+[place] = [given.partition("=")[2] + "-lora" for given in sys.argv if given.startswith("experiment.output_dir=")]
+lora = [*sys.argv[1:], *ADAPTER, f"experiment.output_dir={place}"]
+final = train(load_config(TrainConfig, lora, "", ""))
+if os.environ["RANK"] == "0":
+    shutil.move(final, f"{place}/uncut")
+    shutil.rmtree(f"{place}/state/step-000003")
+    os.truncate(f"{place}/metrics.jsonl", 0)
+torch.distributed.barrier()
+train(load_config(TrainConfig, [*lora, "experiment.resume_from=latest"], "", ""))
 """
 
 
@@ -455,6 +483,14 @@ def single(checkpoint, trajectories, tmp_path_factory) -> dict[str, torch.Tensor
     """Weights that one process ends with."""
     folder = tmp_path_factory.mktemp("single") / "run"
     settings = eight_samples(checkpoint, trajectories, folder, "training.batch_size_lm=8")
+    return load_file(train(load_config(TrainConfig, settings, "", "")) / "model.safetensors")
+
+
+@pytest.fixture(scope="module")
+def single_adapter(checkpoint, trajectories, tmp_path_factory) -> dict[str, torch.Tensor]:
+    """Weights, an adapter's merged into them, that one process ends with."""
+    folder = tmp_path_factory.mktemp("single_adapter") / "run"
+    settings = eight_samples(checkpoint, trajectories, folder, "training.batch_size_lm=8", *ADAPTER)
     return load_file(train(load_config(TrainConfig, settings, "", "")) / "model.safetensors")
 
 
@@ -520,10 +556,15 @@ except UserError as error:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("stage", [0, 1, 2, 3])
-def test_two_processes_with_several_chunks_and_forwards_equal_one(checkpoint, trajectories, tmp_path, single, stage):
-    """Packed to a token budget, the head in chunks that are computed again: DDP, then DeepSpeed's stages."""
+def test_two_processes_with_several_chunks_and_forwards_equal_one(
+    checkpoint, trajectories, tmp_path, single, single_adapter, stage
+):
+    """Packed to a token budget, the head in chunks that are computed again: DDP, then DeepSpeed's stages.
+
+    And so with an adapter, whose frozen weights student and reference share: its run resumes exactly, too.
+    """
     folder, script = tmp_path / "run", tmp_path / "chunks.py"
-    script.write_text(SMALL_CHUNKS)
+    script.write_text(SMALL_CHUNKS.replace("ADAPTER", str(ADAPTER)))
     environment = {"ACCELERATE_USE_CPU": "true"}
     if stage:
         environment = {
@@ -537,6 +578,11 @@ def test_two_processes_with_several_chunks_and_forwards_equal_one(checkpoint, tr
     assert_close(single, load_file(folder / "ckpt/optimized/model.safetensors"), tolerance=1e-5)
     ratios = [line["ratio/real"] for line in metrics(folder)]
     assert ratios[0] == ratios[2] == 0
+    lora = tmp_path / "run-lora"
+    resumed = load_file(lora / "ckpt/optimized/model.safetensors")
+    assert_equal(load_file(lora / "uncut/model.safetensors"), resumed)
+    assert_close(single_adapter, resumed, tolerance=1e-5)
+    assert metrics(lora)[-1]["ratio/real"] == 0, "a round began with the last step"
 
 
 @pytest.mark.slow

@@ -21,9 +21,11 @@ from t3d.sdar.attention import TrainingTokens, training_mask
 from t3d.sdar.backend import masked_attention
 from t3d.training.attention import PackedPlan
 from t3d.training.forward import batch_losses
+from t3d.training.lora import add_adapter
 from t3d.training.loss import LossSettings
 from t3d.training.memory import (
     GIB,
+    RESERVE,
     SHAPES,
     MemoryConfig,
     batch_size,
@@ -34,7 +36,7 @@ from t3d.training.memory import (
     table,
 )
 from t3d.training.packing import collate
-from t3d.training.reference import frozen_copy
+from t3d.training.reference import frozen_copy, trained
 from t3d.training.settings import loss_settings
 from t3d.training.states import StateSettings, TrainingSample, draw_state, sample_stream
 from tests import launching
@@ -393,3 +395,49 @@ def test_a_configured_model_is_read_from_its_folder_and_an_unknown_one_is_an_err
     assert list(shapes_asked(str(checkpoint))) == [str(checkpoint), *SHAPES]
     with pytest.raises(CheckpointError, match=r"a model folder .*or a hub id"):
         shapes_asked("nowhere")
+
+
+@pytest.mark.parametrize("precision", ["no", "bf16"])
+@pytest.mark.parametrize("recompute", [False, True])
+def test_an_adapters_states_are_exact_and_a_steps_peak_is_within_a_quarter(build_tiny_model, recompute, precision):
+    """Frozen weights in what is computed in, the adapter in single precision, two of them and one set of the rest."""
+    made = config("t3d", precision, recompute)
+    made.model.pretrained_model, made.model.lora_rank = "base", 8
+    expected = estimate(made, tiny(), stage=0, num_gpus=1)
+    student = build_tiny_model(**(SHAPE | HEADS | {"mask_token_id": 1})).train()
+    add_adapter(student, made.model)
+    if precision == "bf16":
+        for weight in student.parameters():
+            weight.data = weight.data if weight.requires_grad else weight.data.bfloat16()
+    reference = frozen_copy(student)
+    if recompute:
+        student.recompute_activations()
+    optimizer = torch.optim.AdamW(trained(student).values(), foreach=True)
+    weights = {id(weight): weight for network in (student, reference) for weight in network.parameters()}
+    settings, batch = loss_settings(made.training), make_batch()
+    with Live() as live:
+        for weight in weights.values():
+            live.count(weight)
+        for _ in range(2):
+            live.peak = 0
+            with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16"):
+                losses = batch_losses(student, reference, batch, settings)["loss/total"].sum()
+            losses.backward()
+        peak = live.peak
+        optimizer.step()
+    own = sum(weight.nbytes for weight in weights.values())
+    casts = 2 * sum(weight.numel() for weight in trained(student).values()) if precision == "bf16" else 0
+    assert own == expected.weights + expected.reference - casts
+    moments = [value for state in optimizer.state.values() for name, value in state.items() if name != "step"]
+    assert sum(tensor.nbytes for tensor in moments) == expected.optimizer
+    state = expected.state - expected.optimizer
+    assert peak - state == pytest.approx(expected.activations + expected.backward, rel=0.25)
+
+
+@pytest.mark.parametrize("name", SHAPES)
+def test_an_adapter_of_the_papers_models_trains_on_a_card_of_24_gb(name):
+    made = load_config(MemoryConfig, [f"config={ROOT / 'configs/t3d_lora.yaml'}"], "", "")
+    shape = SDARConfig(**SHAPES[name])
+    assert estimate(made, shape, stage=0, num_gpus=1).total + RESERVE < 0.9 * 24e9
+    made.model.lora_rank = 0
+    assert estimate(made, shape, stage=0, num_gpus=1).total > 24e9
