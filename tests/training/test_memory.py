@@ -53,6 +53,8 @@ class Live(TorchDispatchMode):
     def __init__(self) -> None:
         super().__init__()
         self.peak = 0
+        self.most = 0
+        """Bytes of all that was seen and not yet looked at again: at least those of what lives."""
         self.seen: dict[int, tuple[StorageWeakRef, int]] = {}
 
     def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -60,16 +62,19 @@ class Live(TorchDispatchMode):
         for tensor in result if isinstance(result, tuple | list) else [result]:
             if isinstance(tensor, torch.Tensor):
                 self.count(tensor)
-        self.peak = max(self.peak, self.now())
+        if self.most > self.peak:
+            self.peak = max(self.peak, self.now())
         return result
 
     def count(self, tensor: torch.Tensor) -> None:
-        reference = StorageWeakRef(tensor.untyped_storage())
-        self.seen[reference.cdata] = reference, tensor.untyped_storage().nbytes()
+        reference, size = StorageWeakRef(tensor.untyped_storage()), tensor.untyped_storage().nbytes()
+        self.most += size - self.seen.get(reference.cdata, (reference, 0))[1]
+        self.seen[reference.cdata] = reference, size
 
     def now(self) -> int:
         self.seen = {place: entry for place, entry in self.seen.items() if not entry[0].expired()}
-        return sum(size for _, size in self.seen.values())
+        self.most = sum(size for _, size in self.seen.values())
+        return self.most
 
 
 def second_micro_batch(
