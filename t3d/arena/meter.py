@@ -8,12 +8,13 @@ from t3d.entry import run_entry
 
 import logging
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
 
+from t3d.arena.markdown import table
 from t3d.arena.plan import Job, jobs, prepare
 from t3d.arena.settings import ArenaConfig
 from t3d.arena.statistics import Estimate, estimate, paired
@@ -107,25 +108,24 @@ def _values(gaps: Sequence[Gap]) -> np.ndarray:
     return ratio + (nats - ratio * blocks) / blocks.mean()
 
 
-def lines(found: Sequence[Metered], labels: Mapping[str, str]) -> Iterator[str]:
-    """The rows as a table in Markdown."""
+def text(found: Sequence[Metered], labels: Mapping[str, str]) -> str:
+    """The rows as a table in Markdown, and how to read it."""
     compared = by_row(found)
     decodings = list(dict.fromkeys(name for _, name in compared))
-    yield f"| | seeds | {' | '.join(decodings)} |"
-    yield "|---" * (len(decodings) + 2) + "|"
+    rows = []
     for row in dict.fromkeys(one.row for one in found):
-        cells = [_cell(*compared[row, name]) for name in decodings]
-        yield f"| {labels.get(row, row)} | {compared[row, decodings[0]][0].seeds} | {' | '.join(cells)} |"
-    yield ""
-    yield (
+        cells = [compared[row, name] for name in decodings]
+        rows.append([labels.get(row, row), str(cells[0][0].seeds), *(_cell(*cell) for cell in cells)])
+    note = (
         "Gap in nats per block ± its standard error over seeds and problems (one seed: problems alone); bold where the"
         " 95 % interval of the difference from the teacher leaves out 0."
     )
+    return f"{table(['', 'seeds', *decodings], rows)}\n\n{note}\n"
 
 
 def _cell(mean: Estimate, difference: Estimate | None) -> str:
-    text = f"{mean.mean:.3f} ± {mean.stderr:.3f}"
-    return f"**{text}**" if difference is not None and (difference.low > 0 or difference.high < 0) else text
+    told = f"{mean.mean:.3f} ± {mean.stderr:.3f}"
+    return f"**{told}**" if difference is not None and (difference.low > 0 or difference.high < 0) else told
 
 
 def _save(config: ArenaConfig, found: Sequence[Metered], path: Path) -> None:
@@ -145,7 +145,7 @@ def _save(config: ArenaConfig, found: Sequence[Metered], path: Path) -> None:
 def main(arguments: list[str]) -> None:
     """Parses the configuration and measures."""
     config = load_config(ArenaConfig, arguments, __doc__ or "", EXAMPLE)
-    sys.stdout.write("\n".join([*lines(run(config), config.labels), ""]))
+    sys.stdout.write(text(run(config), config.labels))
 
 
 if __name__ == "__main__":

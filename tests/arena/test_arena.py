@@ -13,8 +13,9 @@ import numpy as np
 import pytest
 
 from t3d.arena.__main__ import run
-from t3d.arena.meter import Metered, by_row, lines
+from t3d.arena.meter import Metered, by_row
 from t3d.arena.meter import run as run_meter
+from t3d.arena.meter import text as meter_text
 from t3d.arena.page import main as write_page
 from t3d.arena.pool import run_each
 from t3d.arena.results import ArenaResults, load
@@ -140,7 +141,7 @@ def test_the_meter_measures_the_students_that_there_are(config, results, monkeyp
     stored = json.loads((Path(config.folder) / "results/tiny-meter.json").read_text())["students"]
     assert [one["figures"]["4/1"] for one in stored] == [vars(mean_gap(one.gaps["4/1"])) for one in found]
     monkeypatch.setattr("t3d.evaluation.meter.gaps", lambda *_, **__: pytest.fail("measured again"))
-    text = list(lines(run_meter(config), config.labels))
+    text = meter_text(run_meter(config), config.labels).splitlines()
     assert [line.split("|")[1:3] for line in text[2:4]] == [[" original ", " 1 "], [" Naive TD ", " 2 "]]
 
 
@@ -175,8 +176,8 @@ def test_the_meters_rows_have_the_ratio_of_sums_with_errors_over_seeds_and_probl
     assert td.over_seeds == pytest.approx(estimate(values / 1.5).over_seeds)
     assert lower is not None
     assert lower.mean == pytest.approx(-0.85 * expected.nats_per_block)
-    text = list(lines(found, {"td": "Naive TD"}))
-    assert text[:2] == ["| | seeds | 4/1 |", "|---|---|---|"]
+    text = meter_text(found, {"td": "Naive TD"}).splitlines()
+    assert text[:2] == ["|  | seeds | 4/1 |", "| --- | --- | --- |"]
     assert text[2].startswith("| original | 1 | 1.667 ± ")
     assert text[3].startswith("| Naive TD | 2 | **0.250 ± ") == (lower.high < 0)
     assert text[4].startswith("| sft | 1 | 1.833 ± ")
