@@ -359,5 +359,7 @@ class TrainConfig:
         for tracker in self.experiment.trackers:
             if tracker not in ("wandb", "tensorboard"):
                 raise ConfigError("experiment.trackers", "wandb, tensorboard", tracker)
+        if self.training.meter_every:
+            self.validation.check_metered()
         if self.validation.every and self.model.optimized_name == BEST:
             raise ConfigError("model.optimized_name", f"another name, as validation keeps ckpt/{BEST}", BEST)

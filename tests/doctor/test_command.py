@@ -144,6 +144,8 @@ def test_the_problems_that_validate_are_looked_at_before_training_starts(trainin
     assert "bad.json, record 0" in errors("train", training(*keys, f"validation.dataset={bad}"))["validation"]
     too_long = errors("train", training(*keys, "validation.max_token=5000"))
     assert "too long" in too_long["validation"]
+    metered = ["training.meter_every=5", f"validation.dataset={dataset}"]
+    assert [one.level for one in findings("train", training(*metered))["validation"]] == ["ok", "ok"]
 
 
 @pytest.mark.parametrize("objective", ["t3d", "ddo", "dparallel"])

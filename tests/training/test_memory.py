@@ -280,7 +280,9 @@ def test_the_copy_that_validates_is_counted_where_it_is_the_largest_thing():
     made, shape = config(), tiny(vocab_size=200_000, hidden_size=1024)
     before = estimate(made, shape, 3, 64)
     assert before.validation == 0
-    made.validation.every, made.training.max_gen_length = 10, 1
+    made.training.meter_every = 10
+    assert estimate(made, shape, 3, 64).validation > 4 * num_parameters(shape)
+    made.training.meter_every, made.validation.every, made.training.max_gen_length = 0, 10, 1
     short = estimate(made, shape, 3, 64)
     made.training.max_gen_length = 100_000
     long = estimate(made, shape, 3, 64)
