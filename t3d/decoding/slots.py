@@ -28,7 +28,7 @@ RECORDS = {"logprob": "logprobs", "entropy": "entropies"}
 """The fields of `Draws` and `Trajectory` that `DecodingConfig.record` asks for."""
 
 PER_FREE_PAGE = 8
-"""A prompt is admitted if, for every so many running sequences, a page stays free: else it would soon be put back."""
+"""A page stays free for every so many running sequences when another is admitted: else that would soon be put back."""
 
 
 @dataclass(frozen=True)
@@ -187,7 +187,7 @@ class Slots:
             return True
         start = len(request.prompt) // size * size if progress is None else int(progress.row["start"])
         wanted = num_pages(start + size, pages.size) - self._relative(request.prompt)[1] // pages.size
-        return wanted + self.active // PER_FREE_PAGE <= len(pages.free)
+        return wanted + num_pages(self.active, PER_FREE_PAGE) <= len(pages.free)
 
     def make_room(self) -> list[Request]:
         """Gives each sequence the page that its block begins, and puts back those whose pages are needed for that."""
