@@ -88,6 +88,24 @@ def test_as_many_slots_as_fit_decode_the_same(model, free, widths, caplog) -> No
     ], "once"
 
 
+def test_as_many_pages_as_fit_decode_the_same(model, free, monkeypatch, caplog) -> None:
+    caplog.set_level(logging.INFO)
+    expected, paging = decode(model, PROMPTS, CONFIG), Paging(8, is_gathered=True)
+    needed = decoding_memory(model.config, model.dtype, CONFIG, 13, CPU, paging=paging)
+    held = needed.shared + 5 * needed.per_slot + 12 * needed.per_page
+    free(int(held / (1 - 1 / devices.KEPT_BACK_SHARE)) + 10)
+    monkeypatch.setattr(engine_module, "choose_paging", lambda kernel, wanted: paging)
+    assert decode(model, PROMPTS, CONFIG) == expected
+    told = [record.getMessage() for record in caplog.records if "memory" in record.name]
+    assert told == [
+        "decoding up to 5 sequences at a time in 12 pages of 8 tokens, as many as cpu has memory for: not all can be "
+        "of full length (results do not depend on it)"
+    ]
+    free(int(needed.least / (1 - 1 / devices.KEPT_BACK_SHARE)) - 10)
+    with pytest.raises(ConfigError, match=r"^rollout.max_token: expected a prompt of 13 tokens .* for one sequence$"):
+        decode(model, PROMPTS, CONFIG)
+
+
 def test_no_memory_for_one_sequence_is_refused_before_anything_is_decoded(model, free) -> None:
     free(room_for(model, 1))
     assert len(decode(model, PROMPTS, CONFIG)) == 5
