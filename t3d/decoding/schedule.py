@@ -40,7 +40,8 @@ def schedule(slots: Slots) -> Step:
         within[0] = True
         prefilling = np.sort(queue[within])
     counts[unfilled] = 0
-    counts[prefilling], starts[prefilling] = _chunks(slots, prefilling) // size, table["filled"][prefilling]
+    if len(prefilling):
+        counts[prefilling], starts[prefilling] = _chunks(slots, prefilling) // size, table["filled"][prefilling]
     used = np.flatnonzero(counts)
     table["forwards"][denoising] += 1
     return Step(prefilling, denoising, Spans(used, starts[used], counts[used], size))
@@ -49,9 +50,10 @@ def schedule(slots: Slots) -> Step:
 def advance(slots: Slots, step: Step) -> None:
     """Counts what a forward has done, and begins the next block of every sequence whose current one is complete."""
     table, size, denoising = slots.table, slots.config.block_size, step.denoising
-    table["filled"][step.prefilling] += _chunks(slots, step.prefilling)
+    if len(step.prefilling):
+        table["filled"][step.prefilling] += _chunks(slots, step.prefilling)
+        slots.share_filled(step.prefilling)
     table["filled"][denoising] = table["start"][denoising]
-    slots.share_filled(step.prefilling)
     complete = ~table["masked"][denoising].any(-1)
     table["step"][denoising] += 1
     table["pending"][denoising] = complete
