@@ -123,7 +123,7 @@ def decoding_memory(
     if paging is None:  # padding writes to a slot of its own
         return DecodingMemory(shared + recorded * slot, slot + forward + length * position)
     page = SlotCache.slot_bytes(model, paging.size, dtype)
-    gathered = 2 * slot // model.num_hidden_layers if paging.is_gathered else 0  # one layer's, while others become its
+    gathered = 2 * slot // model.num_hidden_layers if paging.is_gathered else 0  # a layer's, and a copy under way
     return DecodingMemory(
         shared=shared + page,  # the blank one
         per_slot=gathered + forward + length * position,

@@ -237,7 +237,10 @@ def _token_order(spans: Spans, members: Sequence[slice | NDArray[np.int64]]) -> 
 
 
 class FlashPlan(AttentionPlan):
-    """flash-attn's attention over a cache: every block is a row of its own with its own number of keys."""
+    """flash-attn's attention over a cache: every block is a row of its own with its own number of keys.
+
+    It reads pages through their table, the whole width of it, so that shapes follow from the number of blocks alone.
+    """
 
     def __init__(
         self, spans: Spans, cache: SlotCache, parcel: Parcel | None = None, *, flash: Callable[..., Tensor]
