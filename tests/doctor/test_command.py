@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -245,6 +246,10 @@ def test_memory_for_not_one_sequence_is_an_error_and_for_some_is_told(decoding, 
     (finding,) = findings("sample", decoding())["memory"]
     assert finding.level == "ok"
     assert " of 10 at a time fit into " in finding.text
+    (finding,) = findings("sample", decoding("rollout.paged=true"))["memory"]
+    assert re.search(
+        r"and pages of keys and values, \d+ of .* for 256 tokens each \(the longest sequence takes 1\):", finding.text
+    )
 
 
 def test_an_output_folder_that_is_a_file_is_an_error(decoding, training, tmp_path):
