@@ -1,0 +1,105 @@
+"""GSM-Symbolic: a world of word problems that nobody here wrote, from the package `reasoning-gym` (extra `world`).
+
+Its generators fill the templates of 100 grade-school problems (arXiv:2410.05229) with names, things and numbers, and
+work the solution out.  `TEMPLATES` are those that a model of a few million weights learns in an hour or two.
+
+    python -m t3d.toy.gsm_symbolic --split test --limit 50 --out data/GSMSymbolic.json
+"""
+
+from t3d.entry import run_entry
+
+import re
+from collections.abc import Callable, Iterator
+from functools import cache
+from importlib import import_module
+from random import Random
+from typing import Any
+from zlib import crc32
+
+import numpy as np
+
+from t3d.errors import DataError, UserError
+from t3d.toy.problems import SEED, SHARES, SPLITS, write_problems
+
+TEMPLATES = (10, 16, 31, 39, 43, 48, 57, 72)
+"""Those whose question has at most 51 words, signs and digits and whose solution at most 66, with whole numbers of at
+most 150 in both, and of which 5,000 draws give 3,000 different questions (measured; a test holds it)."""
+
+DIFFICULTY = 1.0
+"""The only one that there is."""
+NUMBER = re.compile(r"\d+")
+STATED = "\n#### "
+
+Problem = dict[str, Any]
+
+
+@cache
+def package() -> Any:
+    """`reasoning-gym`'s GSM-Symbolic data set: its generators by number, and `score_answer`.
+
+    Raises:
+        UserError: the package is not installed.
+    """
+    try:
+        module = import_module("reasoning_gym.arithmetic.gsm_symbolic.gsm_symbolic")
+    except ModuleNotFoundError as error:
+        expected = "the package reasoning-gym (pip install -e '.[world]')"
+        raise UserError("GSM-Symbolic", expected, f"no module {error.name}") from None
+    return module.GSMSymbolicDataset(module.GSMSymbolicDatasetConfig(seed=SEED, size=1))
+
+
+def generate(split: str, seed: int = 0) -> Iterator[Problem]:
+    """Yields an endless stream of problems of one split, no two alike.
+
+    The numbers of a template's question decide which split it is in, so that what is held out is the problem, not
+    its names.
+
+    Args:
+        split: train, validation or test.
+        seed: another seed, other problems (of the same numbers); no stream is shared between splits.
+
+    Yields:
+        `question`, `ground_truth_answer`, and `answer`: the generator's worked solution, its last line in our words.
+
+    Raises:
+        UserError: the package is not installed, or has other templates.
+    """
+    generators = package().generators
+    stream = np.random.default_rng([SEED, SPLITS.index(split), seed])
+    seen = set()
+    while True:
+        template = TEMPLATES[stream.integers(len(TEMPLATES))]
+        problem = _problem(generators[template], template, Random(int(stream.integers(1 << 62))))
+        if split_of(template, problem["question"]) == split and problem["question"] not in seen:
+            seen.add(problem["question"])
+            yield problem
+
+
+def split_of(template: int, question: str) -> str:
+    """The split of a problem: a checksum of its template and numbers, in the shares of TinyMath's splits."""
+    place = crc32(f"{template}: {NUMBER.findall(question)}".encode()) % sum(SHARES)
+    bounds = np.cumsum(SHARES)
+    return SPLITS[int(np.searchsorted(bounds, place, side="right"))]
+
+
+def _problem(generator: Callable[[Random, float], Problem], template: int, stream: Random) -> Problem:
+    """One problem in the project's form."""
+    drawn = generator(stream, DIFFICULTY)
+    steps, _, stated = drawn["metadata"]["answer_cot"].rpartition(STATED)
+    if not steps or stated != drawn["answer"]:
+        expected = f"a worked solution that ends in '#### {drawn['answer']}'"
+        raise DataError(f"reasoning-gym, GSM-Symbolic's template {template}", expected, repr(stated))
+    return {
+        "question": drawn["question"],
+        "ground_truth_answer": drawn["answer"],
+        "answer": f"{steps}\nThe answer is \\boxed{{{stated}}}.",
+    }
+
+
+def main(arguments: list[str]) -> None:
+    """Writes GSM-Symbolic problems as a data set file."""
+    write_problems("GSM-Symbolic", "t3d.toy.gsm_symbolic", generate, arguments)
+
+
+if __name__ == "__main__":
+    run_entry(main)
