@@ -5,14 +5,13 @@ python -m t3d.toy.base --out build/toy/base
 
 from t3d.entry import run_entry
 
-import itertools
 import logging
-from dataclasses import dataclass
 from pathlib import Path
 
 from transformers import GenerationConfig, PreTrainedTokenizerFast
 
 from t3d.arguments import ArgumentParser
+from t3d.errors import UserError
 from t3d.sdar.configuration import SDARConfig
 from t3d.storage.folders import make_folder
 from t3d.storage.paths import user_path
@@ -20,48 +19,24 @@ from t3d.toy import gsm_symbolic
 from t3d.toy.problems import check_names
 from t3d.toy.tokenizer import TURN_END, build_tokenizer, save_tokenizer, train_tokenizer
 
-
-@dataclass(frozen=True)
-class Shape:
-    """A model's size: heads of 32 channels, as many of keys as of queries."""
-
-    hidden_size: int
-    intermediate_size: int
-    num_layers: int
-
-
-SHAPES = {"TinyMath": Shape(128, 384, 4), "GSMSymbolic": Shape(192, 576, 6)}
-"""By world: 0.9 and 2.9 million weights."""
-HEAD_DIM = 32
-NUM_PROBLEMS = 20_000
-"""Problems that a tokenizer is trained on."""
+WORLDS = ("TinyMath", "GSMSymbolic")
 
 
 def save_base(folder: Path, extra_names: int = 0) -> None:
-    """Writes the folder: a small Qwen3 shape with SDAR's fields, and the TinyMath tokenizer with `extra_names`."""
-    save_model(folder, build_tokenizer(NUM_PROBLEMS, extra_names), SHAPES["TinyMath"])
+    """Writes the folder for TinyMath, its tokenizer with `extra_names`."""
+    save_model(folder, build_tokenizer(extra_names=extra_names))
 
 
-def save_world(folder: Path) -> None:
-    """Writes the folder of GSM-Symbolic's model.
-
-    Raises:
-        UserError: the package reasoning-gym is not installed.
-    """
-    problems = itertools.islice(gsm_symbolic.generate("train"), NUM_PROBLEMS)
-    save_model(folder, train_tokenizer(problems), SHAPES["GSMSymbolic"])
-
-
-def save_model(folder: Path, tokenizer: PreTrainedTokenizerFast, shape: Shape) -> None:
-    """Writes configuration, tokenizer and generation settings."""
+def save_model(folder: Path, tokenizer: PreTrainedTokenizerFast) -> None:
+    """Writes the folder: a small Qwen3 shape with SDAR's fields, and the tokenizer."""
     config = SDARConfig(
         vocab_size=len(tokenizer),
-        hidden_size=shape.hidden_size,
-        intermediate_size=shape.intermediate_size,
-        num_hidden_layers=shape.num_layers,
-        num_attention_heads=shape.hidden_size // HEAD_DIM,
-        num_key_value_heads=shape.hidden_size // HEAD_DIM,
-        head_dim=HEAD_DIM,
+        hidden_size=128,
+        intermediate_size=384,
+        num_hidden_layers=4,
+        num_attention_heads=4,
+        num_key_value_heads=4,
+        head_dim=32,
         max_position_embeddings=2048,
         rope_theta=10_000.0,
         tie_word_embeddings=True,
@@ -85,15 +60,17 @@ def main(arguments: list[str]) -> None:
         "Write a toy model's folder before training.", "python -m t3d.toy.base --out build/toy/base"
     )
     parser.add_argument("--out", type=user_path, required=True, help="folder to write")
-    parser.add_argument("--world", choices=tuple(SHAPES), default="TinyMath", help="whose problems it is for")
+    parser.add_argument("--world", choices=WORLDS, default="TinyMath", help="whose problems it is for")
     parser.add_argument("--names", type=int, default=0, help="TinyMath's invented names beside the usual: more words")
     options = parser.parse_args(arguments)
     check_names(options.names)
+    if options.names and options.world != "TinyMath":
+        raise UserError("--names", "0 in a world other than TinyMath", options.names)
     folder = make_folder(options.out)
     if options.world == "TinyMath":
         save_base(folder, options.names)
     else:
-        save_world(folder)
+        save_model(folder, train_tokenizer(gsm_symbolic.generate("train")))
     logging.getLogger(__name__).info("%s", folder)
 
 

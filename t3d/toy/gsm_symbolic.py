@@ -1,7 +1,8 @@
 """GSM-Symbolic: a world of word problems that nobody here wrote, from the package `reasoning-gym` (extra `world`).
 
 Its generators fill the templates of 100 grade-school problems (arXiv:2410.05229) with names, things and numbers, and
-work the solution out.  `TEMPLATES` are those that a model of a few million weights learns in an hour or two.
+work the solution out; its wording is one per template.  `TEMPLATES` are those that a model of a million weights learns
+in an hour or two.
 
     python -m t3d.toy.gsm_symbolic --split test --limit 50 --out data/GSMSymbolic.json
 """
@@ -22,8 +23,8 @@ from t3d.errors import DataError, UserError
 from t3d.toy.problems import SEED, SHARES, SPLITS, write_problems
 
 TEMPLATES = (10, 16, 31, 39, 43, 48, 57, 72)
-"""Those whose question has at most 51 words, signs and digits and whose solution at most 66, with whole numbers of at
-most 150 in both, and of which 5,000 draws give 3,000 different questions (measured; a test holds it)."""
+"""Those of at most 51 words, signs and digits in the question and 66 in the solution, with whole numbers up to 150, whose
+1,000 draws have 100 different tuples of numbers and 900 different questions (a test holds it)."""
 
 DIFFICULTY = 1.0
 """The only one that there is."""

@@ -198,7 +198,12 @@ def _pick(choices: list[str], stream: np.random.Generator) -> str:
 
 
 def write_problems(
-    world: str, module: str, stream: Callable[..., Iterator[dict[str, Any]]], arguments: list[str], *, named: bool = False
+    world: str,
+    module: str,
+    stream: Callable[..., Iterator[dict[str, Any]]],
+    arguments: list[str],
+    *,
+    named: bool = False,
 ) -> None:
     """The command of a world: writes some of its problems as a data set file.
 

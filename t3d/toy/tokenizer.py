@@ -1,7 +1,7 @@
 """The toy world's tokenizer: byte-level BPE, one token per digit, with SDAR's special tokens and chat template."""
 
 import itertools
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -25,12 +25,13 @@ WORD_OR_DIGIT = r" ?[A-Za-z]+| ?[0-9]|\n| ?[^\sA-Za-z0-9]+|\s"
 
 def build_tokenizer(num_problems: int = 20_000, extra_names: int = 0) -> PreTrainedTokenizerFast:
     """Trains the tokenizer on TinyMath's train split (with `extra_names`: see `generate`); the same each time."""
-    problems = itertools.islice(generate("train", extra_names=extra_names), num_problems)
-    return train_tokenizer(problems, VOCAB_SIZE + 2 * extra_names)
+    return train_tokenizer(generate("train", extra_names=extra_names), num_problems, VOCAB_SIZE + 2 * extra_names)
 
 
-def train_tokenizer(problems: Iterable[Mapping[str, Any]], vocab_size: int = VOCAB_SIZE) -> PreTrainedTokenizerFast:
-    """Trains a tokenizer of at most `vocab_size` tokens on problems with worked solutions."""
+def train_tokenizer(
+    problems: Iterator[dict[str, Any]], num_problems: int = 20_000, vocab_size: int = VOCAB_SIZE
+) -> PreTrainedTokenizerFast:
+    """Trains a tokenizer of at most `vocab_size` tokens on the first problems of a world's stream, and its prompts."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
         [
@@ -45,7 +46,8 @@ def train_tokenizer(problems: Iterable[Mapping[str, Any]], vocab_size: int = VOC
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         special_tokens=[AddedToken(token, special=True) for token in (END_OF_TEXT, TURN_START, TURN_END, MASK)],
     )
-    texts = (f"{user_message(item, 'math')}\nuser\nassistant\n{item['answer']}" for item in problems)
+    first = itertools.islice(problems, num_problems)
+    texts = (f"{user_message(item, 'math')}\nuser\nassistant\n{item['answer']}" for item in first)
     tokenizer.train_from_iterator(texts, trainer)
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,
