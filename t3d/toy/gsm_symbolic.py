@@ -23,8 +23,8 @@ from t3d.errors import DataError, UserError
 from t3d.toy.problems import SEED, SHARES, SPLITS, write_problems
 
 TEMPLATES = (10, 16, 31, 39, 43, 48, 57, 72)
-"""Those of at most 51 words, signs and digits in the question and 66 in the solution, with whole numbers up to 150, whose
-1,000 draws have 100 different tuples of numbers and 900 different questions (a test holds it)."""
+"""Those of at most 51 words, signs and digits in the question and 66 in the solution, with whole numbers up to 150,
+whose 1,000 draws have 100 different tuples of numbers and 900 different questions (a test holds it)."""
 
 DIFFICULTY = 1.0
 """The only one that there is."""
