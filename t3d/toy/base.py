@@ -66,11 +66,12 @@ def main(arguments: list[str]) -> None:
     check_names(options.names)
     if options.names and options.world != "TinyMath":
         raise UserError("--names", "0 in a world other than TinyMath", options.names)
-    folder = make_folder(options.out)
     if options.world == "TinyMath":
-        save_base(folder, options.names)
+        tokenizer = build_tokenizer(extra_names=options.names)
     else:
-        save_model(folder, train_tokenizer(gsm_symbolic.generate("train")))
+        tokenizer = train_tokenizer(gsm_symbolic.generate("train"))
+    folder = make_folder(options.out)
+    save_model(folder, tokenizer)
     logging.getLogger(__name__).info("%s", folder)
 
 
