@@ -17,7 +17,7 @@ help:
 	@echo "make bench        decoding and training speed beside peers, to bench_results/"
 	@echo "make gpu          parity and speed on one card in nine minutes, to bench_results/ (GPU=cpu TINY=1: try it)"
 	@echo "make toy-teacher  train the built-in model again"
-	@echo "make world-teacher  train the teacher of the GSM-Symbolic world, to build/toy_world (CPU, two hours)"
+	@echo "make world-teacher  train the teacher of the GSM-Symbolic world, to build/toy_world (CPU, an estimated 1.5 hours)"
 	@echo "make install      create $(VENV) and install everything"
 
 install: $(VENV)/.installed

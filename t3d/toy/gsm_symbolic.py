@@ -1,8 +1,8 @@
 """GSM-Symbolic: a world of word problems that nobody here wrote, from the package `reasoning-gym` (extra `world`).
 
 Its generators fill the templates of 100 grade-school problems (arXiv:2410.05229) with names, things and numbers, and
-work the solution out; its wording is one per template.  `TEMPLATES` are those that a model of a million weights learns
-in an hour or two.
+work the solution out, each template's in one wording.  `TEMPLATES` are few and small enough for a model of a million
+weights.
 
     python -m t3d.toy.gsm_symbolic --split test --limit 50 --out data/GSMSymbolic.json
 """
