@@ -67,12 +67,11 @@ def main(arguments: list[str]) -> None:
     if options.names and options.world != "TinyMath":
         raise UserError("--names", "0 in a world other than TinyMath", options.names)
     if options.world == "TinyMath":
-        tokenizer = build_tokenizer(extra_names=options.names)
+        save_base(make_folder(options.out), options.names)
     else:
         tokenizer = train_tokenizer(gsm_symbolic.generate("train"))
-    folder = make_folder(options.out)
-    save_model(folder, tokenizer)
-    logging.getLogger(__name__).info("%s", folder)
+        save_model(make_folder(options.out), tokenizer)
+    logging.getLogger(__name__).info("%s", options.out)
 
 
 if __name__ == "__main__":
