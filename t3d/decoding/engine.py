@@ -15,10 +15,9 @@ step is scheduled on the host (`schedule`), gathered and sent (`stage`), compute
 seen (`t3d.decoding.graphs`).
 """
 
-import gc
 from collections import deque
 from collections.abc import Callable, Generator, Iterator, Sequence
-from contextlib import closing
+from functools import partial
 
 import numpy as np
 import torch
@@ -30,13 +29,12 @@ from t3d.decoding.graphs import GraphRunner, Record, choose_graphs
 from t3d.decoding.kernel import Kernel, choose_kernel
 from t3d.decoding.lanes import lane_shares, side_by_side
 from t3d.decoding.limits import prompt_error
-from t3d.decoding.memory import fewer_slots, fitting_slots
+from t3d.decoding.memory import fitting_slots, within_memory
 from t3d.decoding.reveal import Revealed, reveal
 from t3d.decoding.runner import Runner
 from t3d.decoding.schedule import advance, schedule
 from t3d.decoding.slots import Request, Slots
 from t3d.decoding.stage import stage
-from t3d.devices import exhaustion, give_back
 from t3d.errors import ConfigError
 from t3d.sdar.modeling import SDARForCausalLM
 from t3d.trajectory import UNFINISHED, Trajectory
@@ -108,29 +106,18 @@ def iter_decode(
         record = choose_graphs(model.device, choose_kernel(model), graphs)
         num_slots = fitting_slots(model, config, longest, num_slots, sharing, record is not None)
         num_slots = num_slots if agree is None else agree(num_slots)
-    while left:
-        found = None
-        try:
-            with closing(_decode_through(model, config, left, num_slots, longest, by_block, record)) as news:
-                yield from news
-        except (RuntimeError, MemoryError) as failure:
-            found = exhaustion(failure)
-            if found is None:
-                raise
-        if found is not None:  # here, where the error no longer holds what filled the memory
-            num_slots = fewer_slots(min(num_slots, len(left)), model.device, found, agree is not None)
-            gc.collect()
-        give_back(model.device)
+        decode_left = partial(_decode_through, model, config, left, longest, by_block, record)
+        yield from within_memory(decode_left, left, num_slots, model.device, agree is not None)
 
 
 def _decode_through(
     model: SDARForCausalLM,
     config: DecodingConfig,
     left: dict[int, Request],
-    num_slots: int,
     longest: int,
     by_block: bool,
     record: Record | None,
+    num_slots: int,
 ) -> Generator[tuple[int, Trajectory], None, None]:
     """Decodes what is `left`, and takes out what finishes, through so many slots, or as many as there are requests."""
     waiting, num_slots, kernel = deque(left.values()), min(num_slots, len(left)), choose_kernel(model)

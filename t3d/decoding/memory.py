@@ -1,8 +1,12 @@
 """How many sequences the device has room for: what decoding needs beside the weights, counted before it starts."""
 
+import gc
 import logging
+from collections.abc import Callable, Generator, Iterator, Sequence, Sized
+from contextlib import closing
 from dataclasses import dataclass
 from functools import cache
+from typing import TypeVar
 
 import torch
 
@@ -10,12 +14,14 @@ from t3d.decoding.cache import SlotCache
 from t3d.decoding.config import DecodingConfig
 from t3d.decoding.draws import row_tiles
 from t3d.decoding.limits import cache_length, prefill_chunk
-from t3d.devices import GIB, free_memory, usable_memory
+from t3d.devices import GIB, exhaustion, free_memory, give_back, usable_memory
 from t3d.errors import ConfigError
 from t3d.sdar.configuration import SDARConfig
 from t3d.sdar.modeling import SDARForCausalLM
 
 log = logging.getLogger(__name__)
+
+Result = TypeVar("Result")
 
 LOGIT_BYTES, SORTED_BYTES = 24, 40
 """Of each logit that is judged: its copies in single precision on the way to a token, without and with top-p."""
@@ -76,6 +82,32 @@ def decoding_memory(
     )
 
 
+def speculative_memory(
+    networks: Sequence[tuple[SDARConfig, torch.dtype]],
+    decoding: DecodingConfig,
+    longest_prompt: int,
+    device: torch.device,
+) -> DecodingMemory:
+    """What speculative decoding takes: of the model, a slot for each state of a sequence that a forward computes.
+
+    Args:
+        networks: shape and type of the model and, if there is one, of the network that drafts.
+        decoding: see `decoding_memory`.
+        longest_prompt: likewise.
+        device: likewise.
+    """
+    own, *others = (decoding_memory(shape, dtype, decoding, longest_prompt, device) for shape, dtype in networks)
+    return DecodingMemory(
+        shared=max(needed.shared for needed in (own, *others)),
+        per_slot=own.per_slot * num_states(decoding) + sum(needed.per_slot for needed in others),
+    )
+
+
+def num_states(decoding: DecodingConfig) -> int:
+    """States of a sequence that a speculative forward computes: those of a block, and the next one's first."""
+    return decoding.denoising_steps + 1
+
+
 def fitting_slots(
     model: SDARForCausalLM,
     decoding: DecodingConfig,
@@ -99,6 +131,18 @@ def fitting_slots(
     """
     device = model.device
     needed = decoding_memory(model.config, model.dtype, decoding, longest_prompt, device, recorded)
+    return fitting(needed, device, decoding, longest_prompt, wanted, sharing)
+
+
+def fitting(
+    needed: DecodingMemory,
+    device: torch.device,
+    decoding: DecodingConfig,
+    longest_prompt: int,
+    wanted: int,
+    sharing: int = 1,
+) -> int:
+    """The same for memory that is counted already; see `fitting_slots`."""
     room = usable_memory(device) // sharing
     fit = min(wanted, needed.slots(room))
     if fit < 1:
@@ -117,6 +161,40 @@ def fitting_slots(
 @cache
 def _tell_once(line: str) -> None:
     log.info("%s (results do not depend on it)", line)
+
+
+def within_memory(
+    decode: Callable[[int], Generator[tuple[int, Result], None, None]],
+    left: Sized,
+    num_slots: int,
+    device: torch.device,
+    agreed: bool = False,
+) -> Iterator[tuple[int, Result]]:
+    """Yields what `decode` yields, until nothing is left; where memory runs out, it begins anew with half the slots.
+
+    Args:
+        decode: decodes what is left through so many slots.
+        left: what is not finished; `decode` takes out of it what it finishes.
+        num_slots: to begin with.
+        device: that decodes.
+        agreed: see `fewer_slots`.
+
+    Raises:
+        ConfigError: see `fewer_slots`.
+    """
+    while left:
+        found = None
+        try:
+            with closing(decode(num_slots)) as news:
+                yield from news
+        except (RuntimeError, MemoryError) as failure:
+            found = exhaustion(failure)
+            if found is None:
+                raise
+        if found is not None:  # here, where the error no longer holds what filled the memory
+            num_slots = fewer_slots(min(num_slots, len(left)), device, found, agreed)
+            gc.collect()
+        give_back(device)
 
 
 def fewer_slots(num_slots: int, device: torch.device, reason: str, agreed: bool) -> int:

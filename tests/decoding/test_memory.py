@@ -176,7 +176,7 @@ def test_what_torch_holds_unused_counts_as_free_and_a_margin_does_not(fake_cuda)
 
 def test_memory_is_given_back_after_each_decoding(model, monkeypatch) -> None:
     given = []
-    monkeypatch.setattr(engine_module, "give_back", given.append)
+    monkeypatch.setattr(memory_module, "give_back", given.append)
     for _ in range(2):
         decode(model, PROMPTS, CONFIG)
     assert given == [CPU, CPU]

@@ -115,6 +115,18 @@ def test_recorded_forwards_are_refused_where_the_command_would(decoding):
     assert "null or false on cpu with torch's scaled_dot_product_attention" in str(wrong.cure)
 
 
+def test_a_rollout_through_drafts_is_examined_with_its_student(decoding, copied):
+    def needed(*overrides: str) -> str:
+        found = findings("sample", decoding(*overrides))
+        assert {finding.level for group in found.values() for finding in group} == {"ok"}
+        assert len(found["checkpoint"]) == 1 + any("copy" in override for override in overrides)
+        return found["memory"][0].text
+
+    assert len({needed(), needed("rollout.draft=self"), needed(f"rollout.draft={copied}")}) == 3
+    change(copied / "config.json", block_size=8)
+    assert errors("sample", decoding(f"rollout.draft={copied}")) == {"draft": f"rollout.draft, {copied}: 8"}
+
+
 def test_prompts_are_those_that_the_command_asks(decoding):
     def longest(*overrides: str) -> int:
         return int(findings("sample", decoding(*overrides))["problems"][0].text.split()[-2])
