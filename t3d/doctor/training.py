@@ -25,12 +25,13 @@ from t3d.sdar.checkpoint import chat_end_id
 from t3d.sdar.configuration import SDARConfig
 from t3d.sdar.opening import Checkpoint
 from t3d.storage.paths import cache_root, find_data_files, user_path
-from t3d.training.data import iter_samples
+from t3d.training.data import iter_samples, text_length
 from t3d.training.forward import batch_losses
 from t3d.training.kernel import COMPUTED_IN, find_plan
 from t3d.training.memory import RESERVE, estimate, num_parameters
 from t3d.training.packing import collate
 from t3d.training.run_folder import find_run
+from t3d.training.samples import num_pieces
 from t3d.training.schedule import accumulation_steps, samples_per_step
 from t3d.training.settings import loss_settings, state_settings
 from t3d.training.states import StateSettings, TrainingSample, draw_state, sample_stream
@@ -212,7 +213,9 @@ def read_data(config: TrainConfig, patient: Patient) -> Data:
         if needs_steps and sample.step_map is None:
             where = f"{files[0].parent}/{record}"
             raise DataError(where, f"a trajectory, as {training.objective} needs", "a record without step_map")
-        kept, longest = kept + 1, max(longest, len(sample.prompt_ids))
+        length = np.array(len(sample.response_ids))
+        kept += int(num_pieces(length, text_length(training))) if sample.is_text else 1
+        longest = max(longest, len(sample.prompt_ids))
         tokens += len(sample.prompt_ids) + len(sample.response_ids)
     return Data(files, len(records), kept, left_out, longest, tokens)
 

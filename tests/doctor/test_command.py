@@ -20,7 +20,10 @@ from t3d.doctor.machine import Device
 from t3d.doctor.training import launch_of, memory
 from t3d.errors import ConfigError, UserError
 from t3d.sdar.configuration import SDARConfig
+from t3d.sdar.opening import open_checkpoint
+from t3d.storage.paths import find_data_files
 from t3d.toy.problems import generate
+from t3d.training.data import load_samples
 from t3d.training.memory import SHAPES
 
 CONFIG = Path(__file__).parents[2] / "configs" / "t3d.yaml"
@@ -163,6 +166,24 @@ def test_every_kind_of_loss_is_rehearsed(training, objective):
     (rehearsed,) = findings("train", training(f"training.objective={objective}"))["rehearsal"]
     assert rehearsed.level == "ok"
     assert f"{objective} in no: forward and backward" in rehearsed.text
+
+
+def test_texts_are_counted_as_they_are_cut(training, tmp_path):
+    data = tmp_path / "texts.json"
+    data.write_text(json.dumps([{"text": "One and two. " * 40}, {"text": "One."}]))
+    keys = training(f"dataset.optimization_data={data}")
+    found = findings("train", keys)["data"][0].text
+    samples = train_samples(keys)
+    assert samples > 2
+    assert f"2 records, {samples} samples, longest prompt 0 tokens" in found
+    assert "one block of a text" in str(findings("train", [*keys, "training.max_gen_length=7"])["data"][0].cure)
+
+
+def train_samples(keys: list[str]) -> int:
+    config = load_config(TrainConfig, keys, "", "")
+    checkpoint = open_checkpoint(config.model.pretrained_model, 8)
+    files, size = find_data_files(config.dataset.optimization_data), checkpoint.config.vocab_size
+    return len(load_samples(files, checkpoint.tokenizer, config.dataset, config.training, size, needs_step_map=False))
 
 
 def test_a_missing_checkpoint_is_named_and_the_rest_is_examined(decoding, tmp_path):
