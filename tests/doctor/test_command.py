@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -19,11 +20,13 @@ from t3d.doctor.finding import Finding
 from t3d.doctor.machine import Device
 from t3d.doctor.training import launch_of, memory
 from t3d.errors import ConfigError, UserError
+from t3d.sdar.checkpoint import load_config as load_checkpoint_config
 from t3d.sdar.configuration import SDARConfig
 from t3d.sdar.opening import open_checkpoint
 from t3d.storage.paths import find_data_files
 from t3d.toy.problems import generate
 from t3d.training.data import load_samples
+from t3d.training.lora import num_adapter_parameters
 from t3d.training.memory import SHAPES
 
 CONFIG = Path(__file__).parents[2] / "configs" / "t3d.yaml"
@@ -184,6 +187,23 @@ def train_samples(keys: list[str]) -> int:
     checkpoint = open_checkpoint(config.model.pretrained_model, 8)
     files, size = find_data_files(config.dataset.optimization_data), checkpoint.config.vocab_size
     return len(load_samples(files, checkpoint.tokenizer, config.dataset, config.training, size, needs_step_map=False))
+
+
+def test_an_adapter_is_rehearsed_and_saves_less(training, checkpoint):
+    def said(*overrides: str) -> tuple[float, str]:
+        found = findings("train", training("training.objective=t3d", "training.mask_strategy=random", *overrides))
+        assert {finding.level for group in found.values() for finding in group} == {"ok"}
+        [save] = re.findall(r"save of ([\d.]+) MiB", found["output"][0].text)
+        return float(save), found["rehearsal"][0].text
+
+    whole, rehearsed = said()
+    assert "LoRA" not in rehearsed
+    assert whole == pytest.approx(20 * 69_792 / 2**20, abs=0.06)
+    less, rehearsed = said("model.lora_rank=8")
+    assert "t3d in no, LoRA of rank 8" in rehearsed
+    config = load_config(TrainConfig, training("model.lora_rank=8"), "", "")
+    adapter = num_adapter_parameters(load_checkpoint_config(checkpoint), config.model)
+    assert less == pytest.approx((4 * 69_792 + 20 * adapter) / 2**20, abs=0.06)
 
 
 def test_a_missing_checkpoint_is_named_and_the_rest_is_examined(decoding, tmp_path):
