@@ -25,6 +25,7 @@ RESPONSE_FIELDS = (
     "response_ids",
     "finish_reason",
     "num_forwards",
+    "num_draft_forwards",
     "num_steps",
     "extracted_output",
     "response_length",
@@ -50,6 +51,7 @@ class Trajectory:
         finish_reason: "stop" (a stop token was generated), "length" (the token limit was reached) or "error";
             `UNFINISHED` of the whole blocks so far.
         num_forwards: model forwards this sequence took part in, prefill included.
+        num_draft_forwards: those of them that a drafting network made, see `t3d.decoding.speculative`.
         num_steps: denoising steps spent on this sequence.
         error: why decoding failed; `response_ids` and `step_map` are empty then.
         logprobs: if recorded, each response token's log-probability at its reveal, in nats.
@@ -65,6 +67,7 @@ class Trajectory:
     error: str | None = None
     logprobs: list[float] | None = None
     entropies: list[float] | None = None
+    num_draft_forwards: int = 0
 
 
 def validate_trajectory(trajectory: Trajectory, where: str, block_size: int | None = None) -> None:
@@ -286,6 +289,8 @@ def rollout_record(
     }
     if any(trajectory.error is not None for trajectory in trajectories):
         record["error"] = [trajectory.error for trajectory in trajectories]
+    if any(trajectory.num_draft_forwards for trajectory in trajectories):
+        record["num_draft_forwards"] = [trajectory.num_draft_forwards for trajectory in trajectories]
     if "logprob" in recorded:
         record["logprob"] = [trajectory.logprobs or [] for trajectory in trajectories]
     if "entropy" in recorded:

@@ -150,17 +150,21 @@ def test_a_target_that_exists_is_left_alone(make_qwen3, tmp_path):
     assert not list((tmp_path / "sdar").iterdir())
 
 
-def test_it_trains_with_sizes_of_blocks_drawn_per_sample_and_decodes(make_qwen3, tmp_path):
+@pytest.mark.parametrize("kind", ["answers", "texts"])
+def test_it_trains_with_sizes_of_blocks_drawn_per_sample_and_decodes(make_qwen3, tmp_path, kind, caplog):
     """Continued training as after a conversion: the loss falls, and the student decodes at any of the sizes."""
+    caplog.set_level("INFO")
     main([str(make_qwen3(initializer_range=0.05)), str(tmp_path / "sdar"), "--block-size", "8"])
     problems = [problem for problem, _ in zip(generate("train"), range(16), strict=False)]
-    (tmp_path / "data.json").write_text(json.dumps(problems))
+    texts = [{"text": f"{problem['question']}\n{problem['answer']}"} for problem in problems]
+    (tmp_path / "data.json").write_text(json.dumps(problems if kind == "answers" else texts))
     keys = [
         f"model.pretrained_model={tmp_path / 'sdar'}",
         f"dataset.optimization_data={tmp_path / 'data.json'}",
         f"experiment.output_dir={tmp_path / 'run'}",
         "training.objective=sft",
         "training.block_size_choices=[1,2,4,8]",
+        f"training.max_gen_length={1024 if kind == 'answers' else 36}",
         "training.max_steps=12",
         "training.batch_size_lm=16",
         "training.gradient_accumulation_steps=1",
@@ -170,6 +174,7 @@ def test_it_trains_with_sizes_of_blocks_drawn_per_sample_and_decodes(make_qwen3,
         "lr_scheduler.params.warmup_steps=0",
     ]
     student = train(load_config(TrainConfig, keys, "", ""))
+    assert ("pieces of at most 32 tokens, each a sample" in caplog.text) == (kind == "texts")
     losses = [json.loads(line)["loss/total"] for line in (tmp_path / "run/metrics.jsonl").read_text().splitlines()]
     assert sum(losses[-3:]) < 0.8 * sum(losses[:3])
     model, tokenizer = load_model(student), AutoTokenizer.from_pretrained(student)

@@ -115,9 +115,15 @@ class RolloutConfig:
         "decodes; does not change results",
     )
     tensor_parallel_size: int = key(1, "processes that share one model: 1, or all of the launch", low=1)
+    draft: str | None = key(
+        None,
+        "who drafts steps that the model checks, several in one forward, for the same responses: self (the model), or"
+        " a student of it (folder or hub id); null: nobody",
+    )
 
     def __post_init__(self) -> None:
         """Checks values against each other."""
+        self._check_draft()
         if self.denoising_steps_per_block > self.block_size:
             raise ConfigError(
                 "rollout.denoising_steps_per_block",
@@ -132,6 +138,22 @@ class RolloutConfig:
             raise ConfigError("rollout.top_p", "above 0, at most 1", self.top_p)
         if not set(self.record) <= {"logprob", "entropy"}:
             raise ConfigError("rollout.record", "of logprob, entropy", self.record)
+
+    def _check_draft(self) -> None:
+        """Checks that there is something to draft, and nothing in its way."""
+        if self.draft is None:
+            return
+        if not self.draft:
+            raise ConfigError("rollout.draft", "null, self, or a model folder or hub id", "an empty text")
+        if self.denoising_steps_per_block == 1:
+            expected = "null where a block takes one step, which leaves nothing to draft"
+            raise ConfigError("rollout.draft", expected, self.draft)
+        if self.tensor_parallel_size > 1:
+            raise ConfigError("rollout.draft", "null for a divided model (rollout.tensor_parallel_size)", self.draft)
+        if self.cuda_graphs:
+            raise ConfigError("rollout.cuda_graphs", "null or false beside rollout.draft", True)
+        if self.paged:
+            raise ConfigError("rollout.paged", "null or false beside rollout.draft", True)
 
 
 @dataclass
@@ -329,6 +351,8 @@ class EvalConfig(SampleConfig):
         """Checks groups against each other."""
         if self.table.checkpoints and self.evaluation.rollouts is not None:
             raise ConfigError("evaluation.rollouts", "null beside table.checkpoints", self.evaluation.rollouts)
+        if self.table.checkpoints and self.rollout.draft is not None:
+            raise ConfigError("rollout.draft", "null beside table.checkpoints", self.rollout.draft)
 
 
 @dataclass

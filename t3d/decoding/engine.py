@@ -15,10 +15,9 @@ step is scheduled on the host (`schedule`), gathered and sent (`stage`), compute
 seen (`t3d.decoding.graphs`), and keeps keys and values in pages (`t3d.decoding.pages`).
 """
 
-import gc
 from collections import deque
 from collections.abc import Callable, Generator, Iterator, Sequence
-from contextlib import closing
+from functools import partial
 
 import numpy as np
 import torch
@@ -31,13 +30,12 @@ from t3d.decoding.graphs import GraphRunner, Record, choose_graphs
 from t3d.decoding.kernel import Kernel, choose_kernel, choose_paging
 from t3d.decoding.lanes import lane_shares, side_by_side
 from t3d.decoding.limits import cache_length, prompt_error
-from t3d.decoding.memory import Capacity, fewer_slots, fitting
+from t3d.decoding.memory import Capacity, decoding_memory, fitting, within_memory
 from t3d.decoding.reveal import Revealed, reveal
 from t3d.decoding.runner import Runner
 from t3d.decoding.schedule import advance, schedule
 from t3d.decoding.slots import Request, Slots
 from t3d.decoding.stage import stage
-from t3d.devices import exhaustion, give_back
 from t3d.errors import ConfigError
 from t3d.sdar.modeling import SDARForCausalLM
 from t3d.trajectory import UNFINISHED, Trajectory
@@ -111,32 +109,21 @@ def iter_decode(
     if left:
         kernel = choose_kernel(model)
         record, paging = choose_graphs(model.device, kernel, graphs), choose_paging(kernel, paged)
-        capacity = fitting(model, config, longest, wanted, sharing, record is not None, paging)
+        needed = decoding_memory(model.config, model.dtype, config, longest, model.device, record is not None, paging)
+        capacity = fitting(needed, model.device, config, longest, wanted, sharing)
         capacity = capacity if agree is None else capacity.agreed(agree)
-    while left:
-        found = None
-        try:
-            with closing(_decode_through(model, config, left, capacity, longest, by_block, record)) as news:
-                yield from news
-        except (RuntimeError, MemoryError) as failure:
-            found = exhaustion(failure)
-            if found is None:
-                raise
-        if found is not None:  # here, where the error no longer holds what filled the memory
-            fewer = fewer_slots(min(capacity.slots, len(left)), model.device, found, agree is not None)
-            capacity = capacity.part(fewer)
-            gc.collect()
-        give_back(model.device)
+        decode_left = partial(_decode_through, model, config, left, longest, by_block, record)
+        yield from within_memory(decode_left, left, capacity, model.device, agree is not None)
 
 
 def _decode_through(
     model: SDARForCausalLM,
     config: DecodingConfig,
     left: dict[int, Request],
-    capacity: Capacity,
     longest: int,
     by_block: bool,
     record: Record | None,
+    capacity: Capacity,
 ) -> Generator[tuple[int, Trajectory], None, None]:
     """Decodes what is `left`, and takes out what finishes, through so many slots, or as many as there are requests."""
     waiting, num_slots, kernel = deque(left.values()), min(capacity.slots, len(left)), choose_kernel(model)

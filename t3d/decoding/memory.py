@@ -1,9 +1,12 @@
 """How many sequences the device has room for: what decoding needs beside the weights, counted before it starts."""
 
+import gc
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Generator, Iterator, Sequence, Sized
+from contextlib import closing
 from dataclasses import dataclass, replace
 from functools import cache
+from typing import TypeVar
 
 import torch
 
@@ -12,12 +15,14 @@ from t3d.decoding.config import DecodingConfig
 from t3d.decoding.draws import row_tiles
 from t3d.decoding.limits import cache_length, full_length, prefill_chunk
 from t3d.decoding.pages import Paging, num_pages
-from t3d.devices import GIB, free_memory, usable_memory
+from t3d.devices import GIB, exhaustion, free_memory, give_back, usable_memory
 from t3d.errors import ConfigError
 from t3d.sdar.configuration import SDARConfig
 from t3d.sdar.modeling import SDARForCausalLM
 
 log = logging.getLogger(__name__)
+
+Result = TypeVar("Result")
 
 LOGIT_BYTES, SORTED_BYTES = 24, 40
 """Of each logit that is judged: its copies in single precision on the way to a token, without and with top-p."""
@@ -133,40 +138,63 @@ def decoding_memory(
     )
 
 
+def speculative_memory(
+    networks: Sequence[tuple[SDARConfig, torch.dtype]],
+    decoding: DecodingConfig,
+    longest_prompt: int,
+    device: torch.device,
+) -> DecodingMemory:
+    """What speculative decoding takes: of the model, a slot for each state of a sequence that a forward computes.
+
+    Args:
+        networks: shape and type of the model and, if there is one, of the network that drafts.
+        decoding: see `decoding_memory`.
+        longest_prompt: likewise.
+        device: likewise.
+    """
+    own, *others = (decoding_memory(shape, dtype, decoding, longest_prompt, device) for shape, dtype in networks)
+    return DecodingMemory(
+        shared=max(needed.shared for needed in (own, *others)),
+        per_slot=own.per_slot * num_states(decoding) + sum(needed.per_slot for needed in others),
+    )
+
+
+def num_states(decoding: DecodingConfig) -> int:
+    """States of a sequence that a speculative forward computes: those of a block, and the next one's first."""
+    return decoding.denoising_steps + 1
+
+
 def fitting_slots(
     model: SDARForCausalLM, decoding: DecodingConfig, longest_prompt: int, wanted: int, sharing: int = 1
 ) -> int:
     """`fitting(...).slots` of a decoder that neither records nor pages."""
-    return fitting(model, decoding, longest_prompt, wanted, sharing).slots
+    needed = decoding_memory(model.config, model.dtype, decoding, longest_prompt, model.device)
+    return fitting(needed, model.device, decoding, longest_prompt, wanted, sharing).slots
 
 
 def fitting(
-    model: SDARForCausalLM,
+    needed: DecodingMemory,
+    device: torch.device,
     decoding: DecodingConfig,
     longest_prompt: int,
     wanted: int,
     sharing: int = 1,
-    recorded: bool = False,
-    paging: Paging | None = None,
 ) -> Capacity:
-    """As many of the `wanted` sequences as the model's device has room for now; fewer are logged, once.
+    """As many of the `wanted` sequences as the device has room for now; fewer are logged, once.
 
     In pages there is room for the longest sequence at least, and the others wait for each other's.
 
     Args:
-        model: which decodes.
+        needed: what they take.
+        device: that decodes.
         decoding: settings.
         longest_prompt: tokens.
         wanted: sequences.
         sharing: processes that decode on the device, this one among them, each with an equal part of what is free.
-        recorded: see `decoding_memory`.
-        paging: likewise.
 
     Raises:
         ConfigError: not even one fits.
     """
-    device = model.device
-    needed = decoding_memory(model.config, model.dtype, decoding, longest_prompt, device, recorded, paging)
     room = usable_memory(device) // sharing
     fit = needed.capacity(room, wanted)
     if fit.slots < 1:
@@ -179,8 +207,8 @@ def fitting(
         )
     if fit.slots < wanted:
         _tell_once(f"decoding {fit.slots} sequences at a time, not {wanted}: as many as {device} has memory for")
-    if paging is not None and fit.pages < fit.slots * fit.longest:
-        pages = f"{fit.pages} pages of {paging.size} tokens, as many as {device} has memory for"
+    if fit.paging is not None and fit.pages < fit.slots * fit.longest:
+        pages = f"{fit.pages} pages of {fit.paging.size} tokens, as many as {device} has memory for"
         _tell_once(f"decoding up to {fit.slots} sequences at a time in {pages}: not all can be of full length")
     return fit
 
@@ -188,6 +216,40 @@ def fitting(
 @cache
 def _tell_once(line: str) -> None:
     log.info("%s (results do not depend on it)", line)
+
+
+def within_memory(
+    decode: Callable[[Capacity], Generator[tuple[int, Result], None, None]],
+    left: Sized,
+    capacity: Capacity,
+    device: torch.device,
+    agreed: bool = False,
+) -> Iterator[tuple[int, Result]]:
+    """Yields what `decode` yields, until nothing is left; where memory runs out, it begins anew with half the slots.
+
+    Args:
+        decode: decodes what is left within a capacity.
+        left: what is not finished; `decode` takes out of it what it finishes.
+        capacity: to begin with.
+        device: that decodes.
+        agreed: see `fewer_slots`.
+
+    Raises:
+        ConfigError: see `fewer_slots`.
+    """
+    while left:
+        found = None
+        try:
+            with closing(decode(capacity)) as news:
+                yield from news
+        except (RuntimeError, MemoryError) as failure:
+            found = exhaustion(failure)
+            if found is None:
+                raise
+        if found is not None:  # here, where the error no longer holds what filled the memory
+            capacity = capacity.part(fewer_slots(min(capacity.slots, len(left)), device, found, agreed))
+            gc.collect()
+        give_back(device)
 
 
 def fewer_slots(num_slots: int, device: torch.device, reason: str, agreed: bool) -> int:

@@ -17,8 +17,9 @@ forward of its own before each of the model's ("student"), or only where a new b
 """
 
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 
 import numpy as np
 import torch
@@ -32,7 +33,7 @@ from t3d.decoding.draws import Draws
 from t3d.decoding.kernel import choose_kernel
 from t3d.decoding.lanes import lane_shares, side_by_side
 from t3d.decoding.limits import PREFILL_TOKENS, cache_length, prefill_chunk, prompt_error
-from t3d.decoding.memory import fitting_slots
+from t3d.decoding.memory import Capacity, fitting, num_states, speculative_memory, within_memory
 from t3d.decoding.parcel import Parcel
 from t3d.decoding.plan import Spans
 from t3d.decoding.reveal import Positions, reveal
@@ -56,15 +57,21 @@ class Drafted:
     Attributes:
         trajectory: as `t3d.decoding.decode` gives it; but `num_forwards` counts the forwards that were needed, those
             of the drafting network included.
-        own_forwards: of the model, those that prefill the prompt included.
-        draft_forwards: of the drafting network, likewise.
         positions: that the model computed after the prompt, in all its forwards.
     """
 
     trajectory: Trajectory
-    own_forwards: int
-    draft_forwards: int
     positions: int
+
+    @property
+    def draft_forwards(self) -> int:
+        """Forwards of the drafting network, those that prefill the prompt included."""
+        return self.trajectory.num_draft_forwards
+
+    @property
+    def own_forwards(self) -> int:
+        """Forwards of the model, likewise."""
+        return self.trajectory.num_forwards - self.draft_forwards
 
 
 @dataclass(frozen=True)
@@ -94,7 +101,7 @@ def iter_speculative(
     streams: Sequence[int] | None = None,
     sharing: int = 1,
 ) -> Iterator[tuple[int, Drafted]]:
-    """Yields (index of the prompt, its response) as sequences finish.
+    """Yields (index of the prompt, its response) as sequences finish; memory as `t3d.decoding.iter_decode` minds it.
 
     Args:
         model: the network, in eval mode, on any device.
@@ -109,27 +116,43 @@ def iter_speculative(
         ConfigError: settings that fit neither the model nor the memory, or a student with another vocabulary.
     """
     draft = draft or Draft()
-    networks = [model.config] if draft.network is None else [model.config, draft.network.config]
+    networks = [model] if draft.network is None else [model, draft.network]
     vocabulary = model.config.vocab_size
     if config.mask_id >= vocabulary:
         raise ConfigError("decoding.mask_id", f"an id below the model's {vocabulary}", config.mask_id)
-    if networks[-1].vocab_size != vocabulary:
-        raise ConfigError("draft", f"a network with the model's {vocabulary} tokens", networks[-1].vocab_size)
-    waiting: deque[Request] = deque()
+    if networks[-1].config.vocab_size != vocabulary:
+        raise ConfigError("draft", f"a network with the model's {vocabulary} tokens", networks[-1].config.vocab_size)
+    left: dict[int, Request] = {}
     for index, (prompt, stream) in enumerate(zip(prompts, streams or range(len(prompts)), strict=True)):
-        errors = [error for network in networks if (error := prompt_error(network, prompt, config)) is not None]
+        errors = [error for network in networks if (error := prompt_error(network.config, prompt, config)) is not None]
         if not errors:
-            waiting.append(Request(index, prompt, stream))
+            left[index] = Request(index, prompt, stream)
         else:
-            yield index, Drafted(Trajectory(list(prompt), [], [], "error", 0, 0, errors[0]), 0, 0, 0)
-    if not waiting:
-        return
-    longest, width = max(len(request.prompt) for request in waiting), config.denoising_steps + 1
-    wanted = min(max_active, len(waiting)) * width
-    num_slots = max(1, fitting_slots(model, config, longest, wanted, sharing) // width)
-    shares = lane_shares(model.device, num_slots)
+            yield index, Drafted(Trajectory(list(prompt), [], [], "error", 0, 0, errors[0]), 0)
+    if left:
+        longest, wanted = max(len(request.prompt) for request in left.values()), min(max_active, len(left))
+        shapes = [(network.config, network.dtype) for network in networks]
+        needed = speculative_memory(shapes, config, longest, model.device)
+        capacity = fitting(needed, model.device, config, longest, wanted, sharing)
+        decode_left = partial(_speculate_through, model, config, draft, left, longest)
+        yield from within_memory(decode_left, left, capacity, model.device)
+
+
+def _speculate_through(
+    model: SDARForCausalLM,
+    config: DecodingConfig,
+    draft: Draft,
+    left: dict[int, Request],
+    longest: int,
+    capacity: Capacity,
+) -> Generator[tuple[int, Drafted], None, None]:
+    """Decodes what is `left`, and takes out what finishes, so many sequences at a time."""
+    waiting = deque(left.values())
+    shares = lane_shares(model.device, min(capacity.slots, len(left)))
     engines = [SpeculativeEngine(model, config, draft, waiting, share, longest) for share in shares]
-    yield from side_by_side([engine.run for engine in engines])
+    for index, drafted in side_by_side([engine.run for engine in engines]):
+        del left[index]
+        yield index, drafted
 
 
 class GroupedCache(SlotCache):
@@ -239,7 +262,7 @@ class SpeculativeEngine:
         """Takes requests, which engines empty together."""
         self.waiting, self.source = waiting, draft.source
         length = cache_length(longest_prompt, config)
-        cache = GroupedCache(model, num_slots, config.denoising_steps + 1, length)
+        cache = GroupedCache(model, num_slots, num_states(config), length)
         self.slots = Slots(model, config, num_slots, longest_prompt, cache=cache)
         self.network, self.student = Network(model, config, cache), None
         if draft.network is not None:
@@ -339,11 +362,11 @@ class SpeculativeEngine:
         """Takes a sequence out of its slot, which the last one gets."""
         slots, last = self.slots, self.slots.active - 1
         row = slots.table[slot]
-        index, own = int(row["index"]), int(row["forwards"])
-        drafted = int(self.draft_forwards[slot])
+        index, drafted = int(row["index"]), int(self.draft_forwards[slot])
         trajectory = slots.trajectory(slot, self.prompts.pop(index), failed)
-        trajectory = replace(trajectory, num_forwards=own + drafted)
-        found = Drafted(trajectory, own, drafted, int(self.positions[slot]))
+        forwards = trajectory.num_forwards + drafted
+        trajectory = replace(trajectory, num_forwards=forwards, num_draft_forwards=drafted)
+        found = Drafted(trajectory, int(self.positions[slot]))
         slots.remove(slot, poisoned=failed)
         if slot != last:
             self.drafts.move(last, slot)

@@ -14,7 +14,7 @@ from t3d.decoding import DecodingConfig
 from t3d.decoding.graphs import are_recorded
 from t3d.decoding.kernel import choose_paging, find_kernel
 from t3d.decoding.limits import prompt_error
-from t3d.decoding.memory import DecodingMemory, decoding_memory
+from t3d.decoding.memory import DecodingMemory, decoding_memory, speculative_memory
 from t3d.devices import pick_device
 from t3d.doctor import machine, model, output
 from t3d.doctor.finding import Examination, Finding, counted
@@ -22,6 +22,7 @@ from t3d.doctor.machine import Device, size_of
 from t3d.doctor.model import Patient
 from t3d.errors import CheckpointError, DataError
 from t3d.evaluation.records import read_rollouts
+from t3d.rollout.draft import SELF, check_draft, check_tokens
 from t3d.rollout.job import decoding_config, machine_share, prompt_of
 from t3d.rollout.ranks import Ranks
 from t3d.rollout.run import count_workers, project_folder, rollout_path
@@ -128,24 +129,57 @@ def examine_model(examination: Examination, config: SampleConfig, launched: bool
         examination.examine("output", lambda: room(config, len(asked.items)))
     if patient is None or device is None or decoding is None:
         return
-    dtype, heads = (
-        patient.dtype if settings.dtype == "auto" else getattr(torch, settings.dtype),
-        Heads.of(patient.config),
-    )
-    examination.examine("kernel", lambda: machine.decoding_kernel(device, dtype, heads))
-    kernel = find_kernel(device, dtype, heads)
-    recorded = examination.obtain("kernel", lambda: are_recorded(device, kernel, settings.cuda_graphs)) or False
-    paging = choose_paging(kernel, settings.paged)
-    longest = 0 if asked is None else asked.longest
-    count = settings.max_active if asked is None else len(asked.items) * settings.num_response_per_task
-    needed = Needed(
-        weights=num_parameters(patient.config) * dtype.itemsize // settings.tensor_parallel_size,
-        decoding=decoding_memory(patient.config, dtype, decoding, longest, device, recorded, paging),
-        wanted=min(settings.max_active, count),
-    )
+    dtype = patient.dtype if settings.dtype == "auto" else getattr(torch, settings.dtype)
+    examination.examine("kernel", lambda: machine.decoding_kernel(device, dtype, Heads.of(patient.config)))
+    needed = _needed(examination, settings, patient, decoding, device, dtype, asked)
     ranks = Ranks(size=int(os.environ.get("WORLD_SIZE", "1"))) if launched else Ranks()
     examination.examine("memory", lambda: memory(machine.find_devices(), device, needed, settings, ranks))
-    examination.examine("rehearsal", lambda: model.decoding_rehearsal(patient.config, decoding, device, dtype))
+    examination.examine(
+        "rehearsal",
+        lambda: model.decoding_rehearsal(patient.config, decoding, device, dtype, settings.draft is not None),
+    )
+
+
+def _needed(
+    examination: Examination,
+    settings: RolloutConfig,
+    patient: Patient,
+    decoding: DecodingConfig,
+    device: torch.device,
+    dtype: torch.dtype,
+    asked: Problems | None,
+) -> Needed:
+    """What a decoding process needs; adds what keeps the network that drafts from it."""
+    longest = 0 if asked is None else asked.longest
+    count = settings.max_active if asked is None else len(asked.items) * settings.num_response_per_task
+    weights, wanted = num_parameters(patient.config) * dtype.itemsize, min(settings.max_active, count)
+    if settings.draft is None:
+        kernel = find_kernel(device, dtype, Heads.of(patient.config))
+        recorded = examination.obtain("kernel", lambda: are_recorded(device, kernel, settings.cuda_graphs)) or False
+        paging = choose_paging(kernel, settings.paged)
+        each = decoding_memory(patient.config, dtype, decoding, longest, device, recorded, paging)
+        return Needed(weights // settings.tensor_parallel_size, each, wanted)
+    networks = [(patient.config, dtype)]
+    student = None if settings.draft == SELF else examination.obtain("draft", lambda: find_student(settings, patient))
+    if student is not None:
+        examination.examine("draft", lambda: model.checkpoint(student, needs_weights=True))
+        networks.append((student.config, student.dtype if settings.dtype == "auto" else dtype))
+        weights += num_parameters(student.config) * networks[-1][1].itemsize
+    return Needed(weights, speculative_memory(networks, decoding, longest, device), wanted)
+
+
+def find_student(settings: RolloutConfig, patient: Patient) -> Patient:
+    """The student that drafts.
+
+    Raises:
+        CheckpointError: no such model here, or one that cannot draft for the model.
+    """
+    assert patient.config.block_size is not None  # the checkpoint is opened
+    student = model.find_patient(settings.draft, "rollout.draft", patient.config.block_size)
+    check_draft(student.name, student.config, patient.name, patient.config)
+    if student.tokenizer is not None and patient.tokenizer is not None:
+        check_tokens(student.name, student.tokenizer, patient.name, patient.tokenizer)
+    return student
 
 
 def decoding_settings(config: SampleConfig, patient: Patient) -> DecodingConfig:

@@ -12,6 +12,7 @@ from huggingface_hub.errors import LocalEntryNotFoundError
 from transformers import PreTrainedTokenizerBase
 
 from t3d.decoding import DecodingConfig, decode
+from t3d.decoding.speculative import iter_speculative
 from t3d.doctor.finding import Finding, counted
 from t3d.doctor.machine import short_name, size_of
 from t3d.errors import CheckpointError
@@ -156,14 +157,19 @@ def small_network(config: SDARConfig, device: torch.device, dtype: torch.dtype) 
 
 
 def decoding_rehearsal(
-    config: SDARConfig, decoding: DecodingConfig, device: torch.device, dtype: torch.dtype
+    config: SDARConfig, decoding: DecodingConfig, device: torch.device, dtype: torch.dtype, drafted: bool = False
 ) -> Iterator[Finding]:
-    """Decodes two blocks with a shrunk network, by the command's settings."""
+    """Decodes two blocks with a shrunk network, by the command's settings, if so through drafts of its own."""
     started = time.perf_counter()
     network = small_network(config, device, dtype)
     pack_layers(network)
     decoding = replace(decoding, max_new_tokens=2 * decoding.block_size)
-    (ended,) = decode(network, [[1, 2, 3, 4, 5]], decoding, max_active=1)
+    prompts = [[1, 2, 3, 4, 5]]
+    if drafted:
+        ((_, found),) = iter_speculative(network, prompts, decoding)
+        ended = found.trajectory
+    else:
+        (ended,) = decode(network, prompts, decoding, max_active=1)
     where = f"a shrunk copy on {device} in {short_name(dtype)}"
     if ended.error is not None:
         yield Finding("error", "rehearsal", f"{where}: {ended.error}", "another rollout.dtype or rollout.device")

@@ -25,12 +25,15 @@ from t3d.sdar.checkpoint import chat_end_id
 from t3d.sdar.configuration import SDARConfig
 from t3d.sdar.opening import Checkpoint
 from t3d.storage.paths import cache_root, find_data_files, user_path
-from t3d.training.data import iter_samples
+from t3d.training.data import iter_samples, text_length
 from t3d.training.forward import batch_losses
 from t3d.training.kernel import COMPUTED_IN, find_plan
+from t3d.training.lora import add_adapter, num_adapter_parameters
 from t3d.training.memory import RESERVE, estimate, num_parameters
 from t3d.training.packing import collate
+from t3d.training.reference import frozen_copy
 from t3d.training.run_folder import find_run
+from t3d.training.samples import num_pieces
 from t3d.training.schedule import accumulation_steps, samples_per_step
 from t3d.training.settings import loss_settings, state_settings
 from t3d.training.states import StateSettings, TrainingSample, draw_state, sample_stream
@@ -38,7 +41,10 @@ from t3d.training.trackers import unused_wandb
 from t3d.training.validation import sample_configs
 
 STATE_BYTES = 16
-"""Of each parameter on disk: single-precision weights, Adam's two moments, and the reference."""
+"""Of each trained parameter on disk: single-precision weights, Adam's two moments, and the reference."""
+
+ADAPTER_BYTES = 4
+"""Of each parameter of an adapter, beside the weights that it is merged into."""
 
 SAMPLE_BYTES = 12
 """Of each token of the data in the cache."""
@@ -212,7 +218,9 @@ def read_data(config: TrainConfig, patient: Patient) -> Data:
         if needs_steps and sample.step_map is None:
             where = f"{files[0].parent}/{record}"
             raise DataError(where, f"a trajectory, as {training.objective} needs", "a record without step_map")
-        kept, longest = kept + 1, max(longest, len(sample.prompt_ids))
+        length = np.array([len(sample.response_ids)])
+        kept += int(num_pieces(length, text_length(training)).sum()) if sample.is_text else 1
+        longest = max(longest, len(sample.prompt_ids))
         tokens += len(sample.prompt_ids) + len(sample.response_ids)
     return Data(files, len(records), kept, left_out, longest, tokens)
 
@@ -274,8 +282,8 @@ def folder(config: TrainConfig, patient: Patient | None, data: Data | None, arou
     what = "a new run" if state is None else f"the run continues from {state.name}"
     once = kept = 0
     if patient is not None:
-        count = num_parameters(patient.config)
-        once = count * (patient.dtype.itemsize + STATE_BYTES)
+        count, adapter = num_parameters(patient.config), num_adapter_parameters(patient.config, config.model)
+        once = count * patient.dtype.itemsize + adapter * ADAPTER_BYTES + (adapter or count) * STATE_BYTES
         saves = 1 if data is None else -(-num_steps(config, data, around) // experiment.save_every_steps)
         most = saves if experiment.checkpoints_total_limit is None else experiment.checkpoints_total_limit + 1
         kept = once * max(1, min(saves, most))
@@ -333,7 +341,10 @@ def rehearsal(config: TrainConfig, patient: Patient, device: torch.device) -> It
     sample = TrainingSample([stop] * 5, [stop] * 16, list(range(1, 17)), ended=True)
     state = draw_state(sample, settings, sample_stream(0, 0, 0))
     student = model.small_network(patient.config, device, torch.float32)
-    reference = model.small_network(patient.config, device, torch.float32) if losses.needs_reference else None
+    if config.model.lora_rank:
+        with torch.random.fork_rng(devices=[]):
+            add_adapter(student, config.model)
+    reference = frozen_copy(student) if losses.needs_reference else None
     dtype = COMPUTED_IN[config.training.mixed_precision]
     plan, _ = find_plan(device, dtype, Heads.of(student.config))
     batch = collate([state], settings.pad_id, device, losses.needs_visible_rows, plan)
@@ -342,6 +353,7 @@ def rehearsal(config: TrainConfig, patient: Patient, device: torch.device) -> It
     total.backward()
     norms = [weight.grad.norm() for weight in student.parameters() if weight.grad is not None]
     where = f"a shrunk copy on {device}, {config.training.objective} in {config.training.mixed_precision}"
+    where += f", LoRA of rank {config.model.lora_rank}" if config.model.lora_rank else ""
     if not np.isfinite([float(total.detach()), *map(float, norms)]).all():
         yield Finding("error", "rehearsal", f"{where}: loss or gradient is no number", "training.mixed_precision=no")
         return

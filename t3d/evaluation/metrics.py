@@ -23,7 +23,7 @@ class Metrics:
         avg_len: tokens per response.
         avg_steps: denoising steps per response.
         tokens_per_step: all tokens over all denoising steps.
-        tokens_per_forward: all tokens over all forwards, prefill included.
+        tokens_per_forward: all tokens over all forwards, prefill and those of a drafting network included.
         tokens_per_forward_decode: the same, prefill left out.
         tokens_per_second: all tokens over the decoding time.
         latency_s: decoding time over responses, in seconds.
@@ -67,8 +67,8 @@ def metrics(records: Sequence[dict[str, Any]], seconds: float | None) -> Metrics
 
     Args:
         records: rollout records with `correctness` (None: no grade, counted nowhere in n) and `grading`; of
-            `response_length`, `num_steps`, `num_forwards`, `finish_reason`, `prompt_ids` and `block_size`
-            what the file has.
+            `response_length`, `num_steps`, `num_forwards`, `num_draft_forwards`, `finish_reason`, `prompt_ids` and
+            `block_size` what the file has.
         seconds: decoding time of all of them, if known.
 
     Raises:
@@ -129,11 +129,16 @@ def _total(records: Sequence[dict[str, Any]], field: str) -> int | None:
 
 
 def _prefills(records: Sequence[dict[str, Any]]) -> int | None:
-    """Counts the forwards that prefilled prompts; None if a record does not tell."""
+    """Counts the forwards that prefilled prompts, a drafting network's too; None if a record does not tell."""
     if not all("prompt_ids" in record and "block_size" in record for record in records):
         return None
-    return sum(
-        prefill_forwards(len(record["prompt_ids"]), record["block_size"])
-        for record in records
-        for _ in decoded_places(record)
-    )
+    total = 0
+    for record in records:
+        prefill, drafted = prefill_forwards(len(record["prompt_ids"]), record["block_size"]), _is_drafted(record)
+        total += sum(prefill * (1 + drafted[place]) for place in decoded_places(record))
+    return total
+
+
+def _is_drafted(record: dict[str, Any]) -> list[bool]:
+    """Whether a drafting network, which reads the prompt too, took part in each response."""
+    return [count > 0 for count in record.get("num_draft_forwards", [0] * len(record["full_output"]))]

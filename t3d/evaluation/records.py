@@ -169,7 +169,10 @@ def _is_count(value: Any) -> bool:
 
 
 _ENTRIES: dict[str, tuple[str, Callable[[Any], bool]]] = {
-    **dict.fromkeys(("response_length", "num_steps", "num_forwards"), ("whole numbers of at least 0", _is_count)),
+    **dict.fromkeys(
+        ("response_length", "num_steps", "num_forwards", "num_draft_forwards"),
+        ("whole numbers of at least 0", _is_count),
+    ),
     "finish_reason": ("strings", lambda value: isinstance(value, str)),
     "error": ("strings or nulls", lambda value: value is None or isinstance(value, str)),
 }

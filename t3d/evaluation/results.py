@@ -25,6 +25,7 @@ class Decoding:
     dynamic_threshold: float | None = None
     max_new_tokens: int | None = None
     confidence: str | None = None
+    draft: str | None = None
 
 
 UNKNOWN_DECODING = Decoding(None, None, None)

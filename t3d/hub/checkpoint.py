@@ -12,6 +12,8 @@ from t3d.cards.results import CardResult
 from t3d.errors import CheckpointError, DataError
 from t3d.hub.private import check_text, check_values, without_local_names
 from t3d.hub.upload import Upload
+from t3d.sdar.adapter import CONFIG, WEIGHTS
+from t3d.sdar.adapter import FOLDER as ADAPTER
 from t3d.sdar.checkpoint import CARD, load_config
 from t3d.storage.experiments import newest_checkpoint, recorded, run_config
 from t3d.storage.files import read_json
@@ -21,8 +23,12 @@ SHARED = re.compile(
     r"model(-\d+-of-\d+)?\.safetensors|model\.safetensors\.index\.json|config\.json|generation_config\.json"
     r"|tokenizer\.(json|model)|(tokenizer_config|special_tokens_map|added_tokens|vocab|processor_config)\.json"
     r"|merges\.txt|chat_template\.(jinja|json)|[\w-]+\.py|(LICEN[CS]E|NOTICE)[\w.-]*"
+    rf"|{ADAPTER}/({CONFIG}|{WEIGHTS})"
 )
-"""Files that belong to a model.  All others stay here: optimizer states, references, random states, logs."""
+"""Files that belong to a model, or to the adapter that is merged into it and lies inside.
+
+All others stay here: optimizer states, references, random states, logs.
+"""
 
 VOCABULARIES = ("tokenizer.json", "vocab.json", "merges.txt")
 """Files of texts that are tokens, not anybody's paths."""
@@ -42,7 +48,7 @@ def checkpoint_upload(path: str, repository: str, results: Sequence[CardResult],
     load_config(folder)
     names = sorted(str(one.relative_to(folder)) for one in folder.rglob("*") if one.is_file())
     chosen = [name for name in names if SHARED.fullmatch(name)]
-    if not any(name.endswith(".safetensors") for name in chosen):
+    if not any(name.endswith(".safetensors") for name in chosen if "/" not in name):
         raise CheckpointError(folder, "weights (model*.safetensors)", "none")
     files: dict[str, Path | bytes] = {}
     notes = []

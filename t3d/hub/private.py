@@ -12,8 +12,8 @@ HOMES = re.compile(r"(?:/home/|/Users/|[A-Za-z]:\\Users\\)[^/\\\s\"']+")
 ABSOLUTE = re.compile(r"(?:/[^/\s]+){2,}/?|[A-Za-z]:\\.+")
 """A whole value that is an absolute path."""
 
-NAME_FIELDS = ("_name_or_path", "name_or_path")
-"""Fields in which transformers keeps where a model or a tokenizer was loaded from."""
+NAME_FIELDS = ("_name_or_path", "name_or_path", "base_model_name_or_path")
+"""Fields in which transformers and peft keep where a model or a tokenizer was loaded from."""
 
 
 def local_path(text: str) -> str | None:

@@ -7,6 +7,7 @@ from t3d.cards.results import CardResult
 from t3d.data.benchmarks import DATASETS
 from t3d.errors import DataError
 from t3d.evaluation.results import Decoding, Results, read_results
+from t3d.rollout.draft import SELF
 from t3d.storage.experiments import newest_checkpoint
 from t3d.storage.paths import existing_path
 
@@ -61,5 +62,6 @@ def _words(decoding: Decoding) -> str:
         None if steps is None else f"{steps} step{'s' if steps > 1 else ''}",
         decoding.remasking_strategy,
         None if decoding.temperature is None else f"temperature {decoding.temperature:g}",
+        None if decoding.draft is None else "drafted by itself" if decoding.draft == SELF else "drafted by a student",
     ]
     return ", ".join(part for part in parts if part is not None) or "unknown"

@@ -32,6 +32,7 @@ COLUMNS: dict[str, pyarrow.DataType] = {
     "step_map": pyarrow.list_(_INTEGERS),
     "finish_reason": _TEXTS,
     "num_forwards": _INTEGERS,
+    "num_draft_forwards": _INTEGERS,
     "num_steps": _INTEGERS,
     "block_size": pyarrow.int32(),
     "error": _TEXTS,
@@ -51,6 +52,7 @@ SETTINGS = {
     "dynamic_threshold": "threshold of low_confidence_dynamic",
     "max_new_tokens": "most tokens",
     "seed": "seed",
+    "draft": "drafted by",
 }
 """What stage 1 notes beside a rollout file of its decoding, and what it is called."""
 

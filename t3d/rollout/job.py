@@ -12,6 +12,7 @@ from t3d.data.benchmarks import load_benchmark
 from t3d.decoding import DecodingConfig
 from t3d.errors import ConfigError
 from t3d.prompts import build_prompt
+from t3d.rollout.draft import draft_digest, open_draft
 from t3d.sdar.checkpoint import default_stop_ids
 from t3d.sdar.opening import Checkpoint, open_checkpoint
 from t3d.storage.fingerprint import model_digest, text_digest
@@ -48,6 +49,7 @@ class Job:
         requests: every response to decode, by number.
         decoding: the decoder's settings.
         fingerprint: what the rollout file depends on, and nothing else.
+        student: the network that drafts; None where the model does, or nobody.
     """
 
     config: SampleConfig
@@ -56,6 +58,7 @@ class Job:
     requests: list[Request]
     decoding: DecodingConfig
     fingerprint: dict[str, Any]
+    student: Checkpoint | None = None
 
 
 def make_job(config: SampleConfig) -> Job:
@@ -65,6 +68,7 @@ def make_job(config: SampleConfig) -> Job:
         UserError: a mistake in configuration, data or checkpoint.
     """
     checkpoint = open_checkpoint(str(config.evaluation.checkpoint_path), config.rollout.block_size)
+    student = open_draft(config.rollout.draft, checkpoint)
     first, items = machine_share(config)
     requests = list(iter_requests(first, items, checkpoint.tokenizer, config))
     decoding = decoding_config(config.rollout, checkpoint)
@@ -79,7 +83,9 @@ def make_job(config: SampleConfig) -> Job:
         "compile": config.rollout.compile,
         **json.loads(json.dumps(asdict(decoding))),
     }
-    return Job(config, checkpoint, items, requests, decoding, fingerprint)
+    if config.rollout.draft is not None:
+        fingerprint["draft"] = draft_digest(config.rollout.draft, student)
+    return Job(config, checkpoint, items, requests, decoding, fingerprint, student)
 
 
 def decoding_config(settings: RolloutConfig, checkpoint: Checkpoint) -> DecodingConfig:

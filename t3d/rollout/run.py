@@ -161,6 +161,8 @@ def _decode(
             fingerprint=job.fingerprint,
             session=session,
             sharing=processes_per_device(settings.device, num_workers, ranks),
+            student=None if job.student is None else job.student.folder,
+            student_config=None if job.student is None else job.student.config,
         )
         for worker in range(num_workers)
     ]

@@ -1,7 +1,7 @@
 """One process's work: decode a share of the requests with its own copy of the model, into its own shard."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +11,7 @@ import torch
 
 from t3d.config import RolloutConfig
 from t3d.decoding import DecodingConfig, iter_decode
+from t3d.decoding.speculative import Draft, iter_speculative
 from t3d.devices import pick_device, room
 from t3d.errors import ConfigError
 from t3d.rollout.job import Request
@@ -18,6 +19,7 @@ from t3d.rollout.ranks import Ranks, join_ranks
 from t3d.rollout.shard import Shard
 from t3d.sdar import SDARConfig, SDARForCausalLM
 from t3d.sdar.checkpoint import load_decoder, load_model
+from t3d.trajectory import Trajectory
 
 
 @dataclass(frozen=True)
@@ -35,6 +37,8 @@ class Share:
         fingerprint: its header.
         session: name of this start of the run.
         sharing: processes that decode on the same device, this one among them.
+        student: folder of the network that drafts; None where the model does, or nobody.
+        student_config: its configuration, completed.
     """
 
     worker: int
@@ -47,6 +51,8 @@ class Share:
     fingerprint: dict[str, Any]
     session: str
     sharing: int = 1
+    student: Path | None = None
+    student_config: SDARConfig | None = None
 
 
 @dataclass(frozen=True)
@@ -77,33 +83,59 @@ def decode_share(share: Share, report: Callable[[Done], None]) -> None:
     settings = share.settings
     with room("rollout.device", "memory for the model's weights"):
         model = _load(share)
+        draft = None if settings.draft is None else _load_draft(share, model)
     agree = None if settings.tensor_parallel_size == 1 else join_ranks().least
     size = settings.batch_size or len(share.requests)
     stored = nullcontext() if share.shard is None else Shard(share.shard, share.fingerprint, share.session)
     with stored as shard:
         started = time.perf_counter()
-        graphs = settings.cuda_graphs if agree is None else False
         for start in range(0, len(share.requests), size):
             requests = share.requests[start : start + size]
             prompts = [request.prompt_ids for request in requests]
             streams = [request.stream for request in requests]
-            for place, trajectory in iter_decode(
-                model,
-                prompts,
-                share.decoding,
-                settings.max_active,
-                streams,
-                agree,
-                share.sharing,
-                graphs=graphs,
-                paged=settings.paged,
-            ):
+            for place, trajectory in _responses(share, model, draft, agree, prompts, streams):
                 if shard is None:
                     continue
                 seconds = time.perf_counter() - started
                 shard.add(requests[place].number, trajectory, seconds)
                 counts = len(trajectory.response_ids), trajectory.num_forwards
                 report(Done(requests[place], *counts, seconds, trajectory.error))
+
+
+def _responses(
+    share: Share,
+    model: SDARForCausalLM,
+    draft: Draft | None,
+    agree: Callable[[int], int] | None,
+    prompts: list[list[int]],
+    streams: list[int],
+) -> Iterator[tuple[int, Trajectory]]:
+    """Decodes some prompts, by drafts or plainly; see `iter_decode`."""
+    settings = share.settings
+    if draft is not None:
+        found = iter_speculative(model, prompts, share.decoding, draft, settings.max_active, streams, share.sharing)
+        return ((place, drafted.trajectory) for place, drafted in found)
+    graphs = settings.cuda_graphs if agree is None else False
+    return iter_decode(
+        model,
+        prompts,
+        share.decoding,
+        settings.max_active,
+        streams,
+        agree,
+        share.sharing,
+        graphs=graphs,
+        paged=settings.paged,
+    )
+
+
+def _load_draft(share: Share, model: SDARForCausalLM) -> Draft:
+    """A student drafts where a new block has none yet: of the ways to use it, the one with the fewest forwards."""
+    if share.student is None:
+        return Draft()
+    settings = share.settings
+    network = load_decoder(share.student, settings.dtype, model.device, settings.compile, share.student_config)
+    return Draft("both", network)
 
 
 def _load(share: Share) -> SDARForCausalLM:

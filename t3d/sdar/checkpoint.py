@@ -36,7 +36,7 @@ from t3d.storage.paths import model_path, start_of
 
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 WEIGHTS = re.compile(r".*\.(safetensors|bin|pt|pth|gguf)|.*\.(safetensors|bin)\.index\.json")
-CHAT_END = "<|im_end|>"
+CHAT_END, TEXT_END = "<|im_end|>", "<|endoftext|>"
 MAX_SHARD_SIZE = "5GB"
 CARD = "README.md"
 
@@ -243,9 +243,22 @@ def chat_end_id(tokenizer: PreTrainedTokenizerBase) -> int:
     Raises:
         CheckpointError: the tokenizer has neither.
     """
-    found = tokenizer.get_vocab().get(CHAT_END, tokenizer.eos_token_id)
+    return _end_id(tokenizer, CHAT_END)
+
+
+def text_end_id(tokenizer: PreTrainedTokenizerBase) -> int:
+    """Id of the token that ends a text: <|endoftext|>, or the eos token of a tokenizer without it.
+
+    Raises:
+        CheckpointError: the tokenizer has neither.
+    """
+    return _end_id(tokenizer, TEXT_END)
+
+
+def _end_id(tokenizer: PreTrainedTokenizerBase, token: str) -> int:
+    found = tokenizer.get_vocab().get(token, tokenizer.eos_token_id)
     if found is None:
-        raise CheckpointError(tokenizer.name_or_path, f"a tokenizer with {CHAT_END} or an eos_token", "neither")
+        raise CheckpointError(tokenizer.name_or_path, f"a tokenizer with {token} or an eos_token", "neither")
     return found
 
 

@@ -20,7 +20,7 @@ EXAMPLE = (
     "python -m t3d.tables.compare eval/results/results-eval-SDAR-4B-Chat-MATH500-b4-s1-static-t0.1-seed0-5be0c1f2.json"
     " eval/results/results-eval-optimized-MATH500-SDAR-4B-Chat-math-t3d-b4-s1-static-t0.1-seed0-1f0c9a3e.json"
 )
-DECODING = ("block_size", "denoising_steps", "remasking_strategy", "temperature", "seed")
+DECODING = ("block_size", "denoising_steps", "remasking_strategy", "temperature", "seed", "draft")
 """What is said of how each side was decoded."""
 
 

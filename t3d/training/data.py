@@ -1,6 +1,7 @@
-"""Training samples from data files: trajectories of a teacher, or real answers for the SFT baseline."""
+"""Training samples from data files: trajectories of a teacher, or real answers or texts for the SFT baseline."""
 
 import logging
+import math
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,7 @@ from transformers import PreTrainedTokenizerBase
 from t3d.config import DatasetConfig, TrainingConfig
 from t3d.errors import DataError
 from t3d.prompts import build_prompt, check_text, encode_answer, is_worded, prompts_of
-from t3d.sdar.checkpoint import WEIGHTS, chat_end_id
+from t3d.sdar.checkpoint import WEIGHTS, chat_end_id, text_end_id
 from t3d.storage.files import iter_json_list
 from t3d.storage.paths import DATASETS, cache_root
 from t3d.training.samples import Samples, build_once
@@ -36,8 +37,10 @@ def load_samples(
     A record with a `step_map` is a trajectory (stage 1's or 2's output) and gives one sample per response that was
     decoded.  A record
     with `question` and `answer` alone is real data: its prompt is built as the decoder's would be, and the stop
-    token is put after the answer.  The first run over the same content checks every record and keeps the samples
-    under $T3D_CACHE_ROOT/datasets; the length limits apply when they are read.
+    token is put after the answer.  One with `text` alone has no prompt: the end-of-text token is put after it, and
+    one that is longer than `text_length` gives several samples, of which each but the last is whole blocks.  The
+    first run over the same content checks every record and keeps the samples under $T3D_CACHE_ROOT/datasets; the
+    length limits apply when they are read.
 
     Args:
         paths: the JSON files.
@@ -49,6 +52,7 @@ def load_samples(
 
     Raises:
         DataError: an invalid record (file and index are named), or no sample within the limits.
+        ConfigError: texts, and limits that not one block fits into.
     """
     prompts = prompts_of(dataset.data_type, dataset.prompts)
     settings = [FORMAT, dataset.data_type, dataset.prompt_style, *([prompts] if prompts else []), vocab_size]
@@ -58,7 +62,7 @@ def load_samples(
         settings,
         lambda: iter_samples(paths, tokenizer, dataset, vocab_size),
     )
-    samples = Samples(cache, config.max_prompt_len, config.max_gen_length)
+    samples = Samples(cache, config.max_prompt_len, config.max_gen_length, text_length(config))
     folder = paths[0].parent
     if not len(samples):
         found = f"none ({samples.num_left_out} over training.max_prompt_len)"
@@ -108,11 +112,13 @@ def _record_samples(
                 ended=trajectory.finish_reason == "stop",
             )
         return
+    if isinstance(record, dict) and "text" in record and "answer" not in record:
+        text = _to_learn(record, "text", where)
+        yield TrainingSample([], [*encode_answer(tokenizer, text), text_end_id(tokenizer)], None, ended=True)
+        return
     if not isinstance(record, dict) or "answer" not in record:
-        raise DataError(where, "a trajectory (step_map), or a question with an answer", _shape(record))
-    answer = check_text(record["answer"], f"{where}, field answer")
-    if not answer.strip():
-        raise DataError(f"{where}, field answer", "an answer to learn", f"{answer!r}")
+        raise DataError(where, "a trajectory (step_map), a question with an answer, or a text", _shape(record))
+    answer = _to_learn(record, "answer", where)
     try:
         _, prompt_ids = build_prompt(
             tokenizer, record, dataset.data_type, style=dataset.prompt_style, prompts=dataset.prompts
@@ -120,6 +126,22 @@ def _record_samples(
     except DataError as error:
         raise DataError(f"{where}, {error.where}", error.expected, error.found) from error
     yield TrainingSample(prompt_ids, [*encode_answer(tokenizer, answer), chat_end_id(tokenizer)], None, ended=True)
+
+
+def _to_learn(record: dict[str, Any], field: str, where: str) -> str:
+    """What stands in a field, which is to be learnt."""
+    text = check_text(record[field], f"{where}, field {field}")
+    if not text.strip():
+        raise DataError(
+            f"{where}, field {field}", f"{'an' if field == 'answer' else 'a'} {field} to learn", f"{text!r}"
+        )
+    return text
+
+
+def text_length(config: TrainingConfig) -> int:
+    """Tokens of the pieces that texts are cut into: the most whole blocks, whatever their size, within the limit."""
+    whole = math.lcm(*(config.block_size_choices or [config.block_size]))
+    return config.max_gen_length // whole * whole
 
 
 def _check_wording(record: Any, where: str, dataset: DatasetConfig, warn: bool) -> None:

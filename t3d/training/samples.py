@@ -17,7 +17,7 @@ from datasets.arrow_writer import ArrowWriter
 from filelock import FileLock
 from numpy.typing import NDArray
 
-from t3d.errors import DataError
+from t3d.errors import ConfigError, DataError
 from t3d.storage.folders import make_folder
 from t3d.storage.locks import mark_in_use
 from t3d.training.states import TrainingSample
@@ -45,16 +45,19 @@ class Samples:
         digest: of all that they were built from.
     """
 
-    def __init__(self, path: Path, max_prompt_len: int, max_gen_length: int) -> None:
+    def __init__(self, path: Path, max_prompt_len: int, max_gen_length: int, text_length: int | None = None) -> None:
         """Maps the file that `build_once` wrote.
 
         Args:
             path: the Arrow file.
             max_prompt_len: samples with longer prompts are left out, and counted in the log.
             max_gen_length: responses are cut here, and counted in the log.
+            text_length: texts (`TrainingSample.is_text`) are cut into pieces of so many tokens, each a sample; None:
+                `max_gen_length`.
 
         Raises:
             DataError: no whole Arrow file.
+            ConfigError: there are texts, and `text_length` is 0.
         """
         try:
             mark_in_use(path, self)
@@ -65,27 +68,40 @@ class Samples:
             pc.list_value_length(self._rows.data.column(name)).to_numpy().astype(np.int64)
             for name in ("prompt_ids", "response_ids")
         )
-        self._kept = np.flatnonzero(prompts <= max_prompt_len)
-        self._limit = max_gen_length
         self.digest = path.stem
-        self.num_left_out = len(prompts) - len(self._kept)
+        kept = np.flatnonzero(prompts <= max_prompt_len)
+        self.num_left_out = len(prompts) - len(kept)
         if self.num_left_out:
             log.warning("left out %d samples: prompts over max_prompt_len = %d", self.num_left_out, max_prompt_len)
-        if num_cut := int((responses[self._kept] > max_gen_length).sum()):
+        is_text = ((prompts == 0) & self._rows.data.column("step_map").is_null().to_numpy())[kept]
+        if num_cut := int((~is_text & (responses[kept] > max_gen_length)).sum()):
             log.warning("cut %d responses at max_gen_length = %d", num_cut, max_gen_length)
-        self.lengths: NDArray[np.int64] = (prompts + 2 * responses.clip(max=max_gen_length))[self._kept]
+        limit, pieces = max_gen_length if text_length is None else text_length, np.ones_like(kept)
+        if is_text.any():
+            pieces[is_text] = num_pieces(responses[kept][is_text], limit)
+        if num_cut := int((pieces > 1).sum()):
+            counts = num_cut, int(pieces[pieces > 1].sum()), limit
+            log.info("%d texts are cut into %d pieces of at most %d tokens, each a sample", *counts)
+        # The row of each sample, and where in the row's response it starts and stops.
+        self._kept = np.repeat(kept, pieces)
+        self._starts = limit * (np.arange(pieces.sum()) - np.repeat(pieces.cumsum() - pieces, pieces))
+        limits = np.repeat(np.where(is_text, limit, max_gen_length), pieces)
+        self._stops = np.minimum(self._starts + limits, responses[self._kept])
+        self.lengths: NDArray[np.int64] = prompts[self._kept] + 2 * (self._stops - self._starts)
 
     def __len__(self) -> int:
         return len(self._kept)
 
     def __getitem__(self, index: int) -> TrainingSample:
-        row = self._rows[int(self._kept[index])]
-        cut = len(row["response_ids"]) > self._limit
+        row, start, stop = (int(numbers[index]) for numbers in (self._kept, self._starts, self._stops))
+        prompt, response, steps, ended = (
+            self._rows.data.column(name)[row] for name in ("prompt_ids", "response_ids", "step_map", "ended")
+        )
         return TrainingSample(
-            prompt_ids=row["prompt_ids"],
-            response_ids=row["response_ids"][: self._limit],
-            step_map=row["step_map"] and row["step_map"][: self._limit],
-            ended=row["ended"] and not cut,
+            prompt_ids=prompt.as_py(),
+            response_ids=response.values[start:stop].to_pylist(),  # of a long text, no more than that is read
+            step_map=steps.values[start:stop].to_pylist() if steps.is_valid else None,
+            ended=ended.as_py() and stop == len(response),
         )
 
     def record(self, index: int) -> str:
@@ -96,6 +112,18 @@ class Samples:
         """The first sample that is no trajectory, or None."""
         missing = self._rows.data.column("step_map").is_null().to_numpy()[self._kept]
         return int(missing.argmax()) if missing.any() else None
+
+
+def num_pieces(lengths: NDArray[np.int64], limit: int) -> NDArray[np.int64]:
+    """Samples that texts of these many tokens are cut into.
+
+    Raises:
+        ConfigError: `limit` is 0.
+    """
+    if limit < 1:
+        expected = "at least one block of a text (training.block_size, or a multiple of all block_size_choices)"
+        raise ConfigError("training.max_gen_length", expected, "less")
+    return -(-lengths // limit)
 
 
 def build_once(

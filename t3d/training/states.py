@@ -18,10 +18,10 @@ BoolArray = NDArray[np.bool_]
 
 @dataclass(frozen=True)
 class TrainingSample:
-    """A prompt with its recorded response.
+    """A prompt with its recorded response, or a text.
 
     Attributes:
-        prompt_ids: token ids of the prompt.
+        prompt_ids: token ids of the prompt; none of a text, all of which is `response_ids`.
         response_ids: token ids of the response.
         step_map: denoising step that revealed each response token, from 1; None if it was not decoded (real
             data), which the trace objectives cannot use.
@@ -32,6 +32,11 @@ class TrainingSample:
     response_ids: list[int]
     step_map: list[int] | None
     ended: bool
+
+    @property
+    def is_text(self) -> bool:
+        """Whether it is a text, which may be cut into several samples: nobody asked for it, and nobody decoded it."""
+        return not self.prompt_ids and self.step_map is None
 
 
 @dataclass(frozen=True)

@@ -11,8 +11,9 @@ from t3d.decoding import engine as engine_module
 from t3d.decoding import memory as memory_module
 from t3d.decoding.cache import SlotCache, padded_keys
 from t3d.decoding.likelihood import iter_likelihoods
-from t3d.decoding.memory import Capacity, decoding_memory
+from t3d.decoding.memory import Capacity, decoding_memory, speculative_memory
 from t3d.decoding.pages import Paging
+from t3d.decoding.speculative import Draft, iter_speculative
 from t3d.errors import ConfigError
 from t3d.sdar import SDARConfig, SDARForCausalLM
 from tests.training.test_memory import Live
@@ -138,6 +139,25 @@ def test_processes_in_step_use_the_number_that_they_agree_on(model, free, widths
 # What it takes
 
 
+def wide_network() -> SDARForCausalLM:
+    special = {"mask_token_id": 1, "bos_token_id": None, "eos_token_id": None, "tie_word_embeddings": False}
+    shape = {"vocab_size": 2048, "hidden_size": 256, "intermediate_size": 768, "num_hidden_layers": 2}
+    heads = {"num_attention_heads": 8, "num_key_value_heads": 4, "head_dim": 32, "max_position_embeddings": 1024}
+    return SDARForCausalLM(SDARConfig(**special, **shape, **heads)).eval()
+
+
+class Beside(Live):
+    """What is alive beside the weights of some networks."""
+
+    def __init__(self, *networks: SDARForCausalLM) -> None:
+        super().__init__()
+        self.weights = {weight.untyped_storage().data_ptr() for one in networks for weight in one.parameters()}
+
+    def count(self, tensor: torch.Tensor) -> None:
+        if tensor.untyped_storage().data_ptr() not in self.weights:
+            super().count(tensor)
+
+
 @pytest.mark.parametrize("paging", [None, Paging(is_gathered=True)])
 @pytest.mark.parametrize(
     ("size", "num_slots", "prompt", "new", "top_p"), [(4, 4, 600, 8, 1.0), (16, 16, 30, 64, 0.9), (4, 16, 600, 8, 0.9)]
@@ -145,24 +165,26 @@ def test_processes_in_step_use_the_number_that_they_agree_on(model, free, widths
 def test_the_estimate_covers_what_decoding_takes(
     size: int, num_slots: int, prompt: int, new: int, top_p: float, paging: Paging | None
 ) -> None:
-    special = {"mask_token_id": 1, "bos_token_id": None, "eos_token_id": None, "tie_word_embeddings": False}
-    shape = {"vocab_size": 2048, "hidden_size": 256, "intermediate_size": 768, "num_hidden_layers": 2}
-    heads = {"num_attention_heads": 8, "num_key_value_heads": 4, "head_dim": 32, "max_position_embeddings": 1024}
-    model = SDARForCausalLM(SDARConfig(**special, **shape, **heads)).eval()
+    model = wide_network()
     config = DecodingConfig(1, size, size, max_new_tokens=new, temperature=0.5, top_p=top_p, record=("logprob",))
-    weights = {weight.untyped_storage().data_ptr() for weight in model.parameters()}
-
-    class Beside(Live):
-        def count(self, tensor: torch.Tensor) -> None:
-            if tensor.untyped_storage().data_ptr() not in weights:
-                super().count(tensor)
-
-    with Beside() as live:
+    with Beside(model) as live:
         decode(model, [[7] * prompt] * num_slots, config, max_active=num_slots, paged=paging is not None)
     needed = decoding_memory(model.config, model.dtype, config, prompt, CPU, paging=paging)
     held = num_slots * (needed.per_slot + needed.longest * needed.per_page)
     assert live.peak <= needed.shared + held <= 2 * live.peak
     assert (needed.longest > 0) == (paging is not None)
+
+
+@pytest.mark.parametrize("source", ["self", "both"])
+def test_the_estimate_covers_what_drafts_take(source: str):
+    networks = [wide_network()] if source == "self" else [wide_network(), wide_network()]
+    config = DecodingConfig(1, 4, 4, max_new_tokens=12, record=("logprob",))
+    with Beside(*networks) as live:
+        draft = Draft(source, None if source == "self" else networks[1])
+        assert len(list(iter_speculative(networks[0], [[7] * 90] * 4, config, draft, 4))) == 4
+    shapes = [(network.config, network.dtype) for network in networks]
+    needed = speculative_memory(shapes, config, 90, CPU)
+    assert live.peak <= needed.shared + 4 * needed.per_slot <= 2 * live.peak
 
 
 def test_an_a100_with_40_gb_holds_some_ninety_long_sequences_of_4b() -> None:
@@ -216,7 +238,7 @@ def test_what_torch_holds_unused_counts_as_free_and_a_margin_does_not(fake_cuda)
 
 def test_memory_is_given_back_after_each_decoding(model, monkeypatch) -> None:
     given = []
-    monkeypatch.setattr(engine_module, "give_back", given.append)
+    monkeypatch.setattr(memory_module, "give_back", given.append)
     for _ in range(2):
         decode(model, PROMPTS, CONFIG)
     assert given == [CPU, CPU]

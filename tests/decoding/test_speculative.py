@@ -55,7 +55,7 @@ def speculate(model, prompts, config, draft=None, max_active=3) -> list[Drafted]
 
 
 def without_forwards(trajectory: Trajectory) -> Trajectory:
-    return replace(trajectory, num_forwards=0)
+    return replace(trajectory, num_forwards=0, num_draft_forwards=0)
 
 
 @pytest.mark.parametrize(("strategy", "size", "steps", "temperature", "source"), CASES)
@@ -79,7 +79,7 @@ def test_responses_and_step_maps_are_the_plain_decoders(
     assert [without_forwards(one.trajectory) for one in found] == [without_forwards(one) for one in expected]
     for one, plain in zip(found, expected, strict=True):
         assert one.own_forwards <= plain.num_forwards
-        assert one.trajectory.num_forwards == one.own_forwards + one.draft_forwards
+    assert any(one.draft_forwards for one in found) == (source != "self")
     if steps > 1:
         assert sum(one.own_forwards for one in found) < sum(plain.num_forwards for plain in expected)
 

@@ -20,8 +20,13 @@ from t3d.doctor.finding import Finding
 from t3d.doctor.machine import Device
 from t3d.doctor.training import launch_of, memory
 from t3d.errors import ConfigError, UserError
+from t3d.sdar.checkpoint import load_config as load_checkpoint_config
 from t3d.sdar.configuration import SDARConfig
+from t3d.sdar.opening import open_checkpoint
+from t3d.storage.paths import find_data_files
 from t3d.toy.problems import generate
+from t3d.training.data import load_samples
+from t3d.training.lora import num_adapter_parameters
 from t3d.training.memory import SHAPES
 
 CONFIG = Path(__file__).parents[2] / "configs" / "t3d.yaml"
@@ -116,6 +121,18 @@ def test_recorded_forwards_are_refused_where_the_command_would(decoding):
     assert "null or false on cpu with torch's scaled_dot_product_attention" in str(wrong.cure)
 
 
+def test_a_rollout_through_drafts_is_examined_with_its_student(decoding, copied):
+    def needed(*overrides: str) -> str:
+        found = findings("sample", decoding(*overrides))
+        assert {finding.level for group in found.values() for finding in group} == {"ok"}
+        assert len(found["checkpoint"]) == 1 + any("copy" in override for override in overrides)
+        return found["memory"][0].text
+
+    assert len({needed(), needed("rollout.draft=self"), needed(f"rollout.draft={copied}")}) == 3
+    change(copied / "config.json", block_size=8)
+    assert errors("sample", decoding(f"rollout.draft={copied}")) == {"draft": f"rollout.draft, {copied}: 8"}
+
+
 def test_prompts_are_those_that_the_command_asks(decoding):
     def longest(*overrides: str) -> int:
         return int(findings("sample", decoding(*overrides))["problems"][0].text.split()[-2])
@@ -154,6 +171,41 @@ def test_every_kind_of_loss_is_rehearsed(training, objective):
     (rehearsed,) = findings("train", training(f"training.objective={objective}"))["rehearsal"]
     assert rehearsed.level == "ok"
     assert f"{objective} in no: forward and backward" in rehearsed.text
+
+
+def test_texts_are_counted_as_they_are_cut(training, tmp_path):
+    data = tmp_path / "texts.json"
+    data.write_text(json.dumps([{"text": "One and two. " * 40}, {"text": "One."}]))
+    keys = training(f"dataset.optimization_data={data}")
+    found = findings("train", keys)["data"][0].text
+    samples = train_samples(keys)
+    assert samples > 2
+    assert f"2 records, {samples} samples, longest prompt 0 tokens" in found
+    assert "one block of a text" in str(findings("train", [*keys, "training.max_gen_length=7"])["data"][0].cure)
+
+
+def train_samples(keys: list[str]) -> int:
+    config = load_config(TrainConfig, keys, "", "")
+    checkpoint = open_checkpoint(config.model.pretrained_model, 8)
+    files, size = find_data_files(config.dataset.optimization_data), checkpoint.config.vocab_size
+    return len(load_samples(files, checkpoint.tokenizer, config.dataset, config.training, size, needs_step_map=False))
+
+
+def test_an_adapter_is_rehearsed_and_saves_less(training, checkpoint):
+    def said(*overrides: str) -> tuple[float, str]:
+        found = findings("train", training("training.objective=t3d", "training.mask_strategy=random", *overrides))
+        assert {finding.level for group in found.values() for finding in group} == {"ok"}
+        [save] = re.findall(r"save of ([\d.]+) MiB", found["output"][0].text)
+        return float(save), found["rehearsal"][0].text
+
+    whole, rehearsed = said()
+    assert "LoRA" not in rehearsed
+    assert whole == pytest.approx(20 * 69_792 / 2**20, abs=0.06)
+    less, rehearsed = said("model.lora_rank=8")
+    assert "t3d in no, LoRA of rank 8" in rehearsed
+    config = load_config(TrainConfig, training("model.lora_rank=8"), "", "")
+    adapter = num_adapter_parameters(load_checkpoint_config(checkpoint), config.model)
+    assert less == pytest.approx((4 * 69_792 + 20 * adapter) / 2**20, abs=0.06)
 
 
 def test_a_missing_checkpoint_is_named_and_the_rest_is_examined(decoding, tmp_path):

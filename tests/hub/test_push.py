@@ -10,6 +10,8 @@ from typing import Any
 
 import huggingface_hub
 import pytest
+import torch
+from peft import LoraConfig
 from pyarrow import parquet
 
 from t3d.cards.data import PARQUET
@@ -19,6 +21,7 @@ from t3d.evaluation.results import Decoding, Results, write_results
 from t3d.hub import rollouts
 from t3d.hub.__main__ import main
 from t3d.hub.private import local_path
+from t3d.sdar.adapter import Adapter
 from t3d.sdar.checkpoint import load_model
 
 # httpx's, at how huggingface_hub sends a large file.
@@ -100,6 +103,33 @@ def test_a_dry_run_tells_all_and_sends_nothing(student, hub, capsys, monkeypatch
     assert "# SDAR-4B-Chat, trained with t3d (sft)" in said
     assert said.endswith("nothing was sent: --yes sends it\n")
     assert hub.repositories == {}
+
+
+def test_the_adapter_of_a_merged_checkpoint_goes_with_it(student, hub, capsys):
+    adapter = student / "adapter"
+    config = LoraConfig(r=2, target_modules=["q_proj"], base_model_name_or_path="/data/ann/models/SDAR-4B-Chat")
+    adapter.mkdir()
+    Adapter(config, {"base_model.model.q_proj.lora_A.weight": torch.ones(2, 4)}).write(adapter)
+    (adapter / "notes.txt").write_text("stays")
+    main(["push", "checkpoint", str(student), "me/model"])
+    said = capsys.readouterr().out
+    assert "left out: adapter/notes.txt" in said
+    assert "adapter_config.json: the local path it was loaded from is replaced by its last part" in said
+    main(["push", "checkpoint", str(student), "me/model", "--yes"])
+    arrived = hub.repositories["model", "me/model"]
+    assert {name for name in arrived if "/" in name} == {
+        "adapter/adapter_config.json",
+        "adapter/adapter_model.safetensors",
+    }
+    assert json.loads(arrived["adapter/adapter_config.json"])["base_model_name_or_path"] == "SDAR-4B-Chat"
+    weights = "adapter/adapter_model.safetensors"
+    assert arrived[weights] == (student / weights).read_bytes()
+
+
+def test_an_adapter_alone_is_no_model(student):
+    (student / "model.safetensors").rename(student / "adapter_model.safetensors")
+    with pytest.raises(CheckpointError, match=r"expected weights \(model\*\.safetensors\), found none"):
+        main(["push", "checkpoint", str(student), "me/model"])
 
 
 def test_a_pushed_checkpoint_is_the_one_that_was_trained(student, hub, results_file, tmp_path, capsys):

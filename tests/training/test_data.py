@@ -6,12 +6,13 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
 from t3d.config import DatasetConfig, TrainingConfig
-from t3d.errors import DataError
+from t3d.errors import ConfigError, DataError
 from t3d.sdar.checkpoint import load_tokenizer
 from t3d.storage.locks import unused
 from t3d.storage.paths import cache_root, find_data_files
@@ -31,7 +32,7 @@ def tokenizer(checkpoint):
     return load_tokenizer(checkpoint)
 
 
-def load(paths: list[Path] | Path, tokenizer, trace: bool = True, **limits: int) -> Samples:
+def load(paths: list[Path] | Path, tokenizer, trace: bool = True, **limits: Any) -> Samples:
     paths = paths if isinstance(paths, list) else [paths]
     vocab_size = len(tokenizer)
     return load_samples(paths, tokenizer, DatasetConfig(), TrainingConfig(**limits), vocab_size, needs_step_map=trace)
@@ -296,3 +297,65 @@ def test_a_rollout_file_is_read_as_stage_1_wrote_it_without_its_failures(traject
     kept = [index for index in range(20) if index != 3]
     assert [found[place] for place in range(19)] == [whole[index] for index in kept]
     assert f"{path}, record 3: 1 response(s) that failed to decode are left out" in caplog.text
+
+
+def as_texts(path: Path, texts: list, **others) -> Path:
+    path.write_text("".join(json.dumps({"text": text, **others}) + "\n" for text in texts))
+    return path
+
+
+def test_texts_are_cut_into_pieces_of_whole_blocks_and_nothing_is_lost(tokenizer, tmp_path, caplog):
+    caplog.set_level("INFO")
+    texts = [f"Tom has {number} pens. " * number for number in range(1, 9)]
+    path = as_texts(tmp_path / "texts.jsonl", texts, source="a field that nobody reads")
+    samples = load(path, tokenizer, trace=False, max_gen_length=27, block_size_choices=[2, 4, 8], objective="sft")
+    pieces: dict[str, list[TrainingSample]] = {}
+    for index in range(len(samples)):
+        assert len(samples[index].response_ids) * 2 == samples.lengths[index]
+        pieces.setdefault(samples.record(index), []).append(samples[index])
+    assert [*pieces] == [f"texts.jsonl, record {index}" for index in range(8)]
+    end = tokenizer.get_vocab()["<|endoftext|>"]
+    for text, found in zip(texts, pieces.values(), strict=True):
+        assert [token for piece in found for token in piece.response_ids] == [
+            *tokenizer(text, add_special_tokens=False)["input_ids"],
+            end,
+        ]
+        assert all(len(piece.response_ids) == 24 for piece in found[:-1])
+        assert [piece.ended for piece in found] == [False] * (len(found) - 1) + [True]
+        assert all(piece.is_text for piece in found)
+    longer = [found for found in pieces.values() if len(found) > 1]
+    assert longer
+    cut = sum(map(len, longer))
+    assert f"{len(longer)} texts are cut into {cut} pieces of at most 24 tokens, each a sample" in caplog.messages
+    whole = load(path, tokenizer, trace=False, max_gen_length=1000)
+    assert len(whole) == 8
+    assert len(built()) == 1, "limits apply at reading"
+
+
+def test_texts_and_answers_may_be_mixed(answers, tokenizer, tmp_path):
+    texts = as_texts(tmp_path / "texts.jsonl", ["<|im_end|> is text. " * 20])
+    samples = load([answers, texts], tokenizer, trace=False, max_gen_length=64)
+    alone = load(answers, tokenizer, trace=False, max_gen_length=64)
+    assert [samples[index] for index in range(20)] == [alone[index] for index in range(20)]
+    assert len(samples) > 21
+    assert all(samples[index].is_text for index in range(20, len(samples)))
+    assert tokenizer.eos_token_id not in samples[20].response_ids
+
+
+@pytest.mark.parametrize(
+    ("text", "found"), [("", "''"), (" \n", r"' \\n'"), (7, "int 7"), (None, "nothing"), ("a\0b", ".*")]
+)
+def test_a_bad_text_is_refused_by_its_index(tokenizer, tmp_path, text, found):
+    path = as_texts(tmp_path / "texts.jsonl", ["one", text])
+    with pytest.raises(DataError, match=rf"{path}, record 1, field text: expected .*, found {found}"):
+        load(path, tokenizer, trace=False)
+
+
+def test_texts_need_room_for_a_block_and_an_objective_without_steps(tokenizer, tmp_path):
+    path = as_texts(tmp_path / "texts.jsonl", ["one"])
+    with pytest.raises(
+        ConfigError, match=r"training.max_gen_length: expected at least one block of a text .*, found l"
+    ):
+        load(path, tokenizer, trace=False, max_gen_length=7)
+    with pytest.raises(DataError, match=r"record 0: expected a trajectory, as the objective needs, found a record wi"):
+        load(path, tokenizer)

@@ -6,19 +6,22 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from torch import Tensor
 from transformers.models.qwen3_moe.modeling_qwen3_moe import load_balancing_loss_func
 
 from t3d.config import TrainConfig, load_config
 from t3d.errors import CheckpointError, ConfigError
+from t3d.rollout import rollout
 from t3d.sdar import SDARMoeConfig, SDARMoeForCausalLM
-from t3d.sdar.mixture import recorded_routing
+from t3d.sdar.mixture import STACKED, recorded_routing
 from t3d.sdar.opening import open_checkpoint
 from t3d.training.forward import batch_losses
 from t3d.training.models import _check_experts
 from t3d.training.packing import Batch, collate
 from t3d.training.settings import loss_settings
 from t3d.training.states import StateSettings, TrainingSample, draw_state, sample_stream
+from tests import launching
 
 from .test_loop import arguments, assert_close, metrics, run
 from .test_memory import config
@@ -39,6 +42,40 @@ def mixture(checkpoint, tmp_path_factory) -> Path:
         torch.manual_seed(0)
         SDARMoeForCausalLM(shape).save_pretrained(folder)
     return folder
+
+
+BOTH = """
+import sys
+from t3d.config import EvalConfig, TrainConfig, load_config
+from t3d.rollout import rollout
+from t3d.training.loop import train
+
+training, decoding = (" ".join(sys.argv[1:]).split(" -- "))
+train(load_config(TrainConfig, training.split(), "", ""))
+rollout(load_config(EvalConfig, decoding.split(), "", ""))
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not STACKED, reason="this transformers keeps experts apart, which is refused")
+def test_two_processes_train_it_as_one_and_decode_it_divided(mixture, trajectories, settings, tmp_path):
+    script = tmp_path / "both.py"
+    script.write_text(BOTH)
+    common = ["training.objective=t3d", "training.router_aux_weight=0.1", "training.global_batch_size=8"]
+    # Adam divides by the gradient's size: where that is rounding noise, the default epsilon makes it a step.
+    common += ["optimizer.params.epsilon=1e-4", "optimizer.params.learning_rate=3e-4"]
+    alone = run(mixture, trajectories, tmp_path / "alone", *common)
+    decoding = [f"evaluation.checkpoint_path={mixture}", "rollout.temperature=0"]  # equal but for rounding: no dice
+    whole = rollout(settings(*decoding))
+    expected = whole.read_bytes()
+    whole.unlink()
+    whole.with_suffix(".meta.json").unlink()
+    trained = arguments(mixture, trajectories, tmp_path / "two", *common)
+    divided = [f"config={whole.with_suffix('.config.yaml')}", "rollout.tensor_parallel_size=2"]
+    ended = launching.launch(2, [str(script), *trained, "--", *divided], ACCELERATE_USE_CPU="true")
+    assert [rank.returncode for rank in ended] == [0, 0], [rank.stderr for rank in ended]
+    assert_close(load_file(tmp_path / "two/ckpt/optimized/model.safetensors"), alone, tolerance=1e-6)
+    assert whole.read_bytes() == expected
 
 
 def tokens_of(*samples: int) -> Batch:
