@@ -26,6 +26,7 @@ from t3d.storage.paths import cache_root, find_data_files, user_path
 from t3d.training.data import iter_samples
 from t3d.training.forward import batch_losses
 from t3d.training.kernel import COMPUTED_IN, find_plan
+from t3d.training.launch import TRUE
 from t3d.training.memory import RESERVE, estimate, num_parameters
 from t3d.training.packing import collate
 from t3d.training.run_folder import find_run
@@ -49,11 +50,18 @@ class Launch:
         processes: of all machines.
         machines: that they run on.
         stage: of ZeRO; 0 without DeepSpeed, None if it is not decided yet.
+        fsdp: FSDP2 shards in its place.
     """
 
     processes: int
     machines: int
     stage: int | None
+    fsdp: bool = False
+
+    @property
+    def estimated(self) -> int | None:
+        """The stage of ZeRO whose memory this launch takes, or a little less."""
+        return 3 if self.fsdp else self.stage
 
 
 @dataclass(frozen=True)
@@ -90,7 +98,8 @@ def launch_of(environment: Mapping[str, str], num_gpus: int, launched: bool) -> 
     processes = int(environment.get("WORLD_SIZE", "1"))
     deepspeed = environment.get("ACCELERATE_USE_DEEPSPEED") == "true"
     stage = int(environment.get("ACCELERATE_DEEPSPEED_ZERO_STAGE", "2")) if deepspeed else 0
-    return Launch(processes, int(environment.get("GROUP_WORLD_SIZE", "1")), stage)
+    sharded = environment.get("ACCELERATE_USE_FSDP", "").lower() in TRUE
+    return Launch(processes, int(environment.get("GROUP_WORLD_SIZE", "1")), stage, sharded)
 
 
 def examine_training(examination: Examination, arguments: list[str], launched: bool) -> None:
@@ -143,9 +152,10 @@ def launch(config: TrainConfig, around: Launch, num_gpus: int) -> Iterator[Findi
     experiment, training = config.experiment, config.training
     batch, accumulation = samples_per_step(training, around.processes), accumulation_steps(training, around.processes)
     deepspeed = {None: "", 0: ", no DeepSpeed"}.get(around.stage, f", ZeRO-{around.stage}")
+    sharding = ", FSDP2" if around.fsdp else deepspeed
     where = f"{counted(around.processes, 'process', 'processes')} on {counted(around.machines, 'machine')}"
     text = (
-        f"{where}{deepspeed}; {counted(batch, 'sample')} per update "
+        f"{where}{sharding}; {counted(batch, 'sample')} per update "
         f"({training.batch_size_lm} x {accumulation} x {around.processes})"
     )
     for key, asked, there in (
@@ -263,9 +273,11 @@ def memory(config: TrainConfig, shape: SDARConfig, around: Launch, found: Sequen
     least = min(gpus or found, key=lambda device: device.free)
     share = least.free if gpus else least.free // max(1, around.processes // around.machines)
     free = f"{size_of(share)} free" + (f" on {least.name}" if gpus else " per process")
-    stages = (0, 1, 2, 3) if around.stage is None else (around.stage,)
+    stages = (0, 1, 2, 3) if around.estimated is None else (around.estimated,)
     needed = {stage: needed_bytes(config, shape, stage, around.processes, bool(gpus)) for stage in stages}
     words = {stage: f"{'no DeepSpeed' if stage == 0 else f'ZeRO-{stage}'} {size_of(needed[stage])}" for stage in stages}
+    if around.fsdp:
+        words = {3: f"FSDP2, as ZeRO-3, {size_of(needed[3])}"}
     fitting = [stage for stage in stages if needed[stage] <= share]
     text = f"an estimate: {', '.join(words.values())} per {'GPU' if gpus else 'process'}; {free}"
     if fitting:

@@ -21,6 +21,9 @@ and without DeepSpeed (s = 0; one process or DDP), where the network's own weigh
     buffers     4 P         N > 1: DDP's gradient buckets
     update      4 P         Adam's denominators
 
+FSDP2 is taken to need what ZeRO-3 does: 2 P / N less, its only precise weights being the network's own, and embeddings
+and head gathered from a forward to the end of its backward pass in place of the buffers.
+
 The states are those of Rajbhandari et al., "ZeRO" (arXiv:1910.02054, section 3.1: 2 P + 2 P + 12 P); the buffers are
 DeepSpeed's defaults for `zero_optimization`.
 

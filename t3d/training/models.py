@@ -1,7 +1,7 @@
 """Student, optimizer and frozen reference, made ready for the launch without ever being in memory twice on the host.
 
 The network is read in the precision that it is stored in.  From there each weight goes to its device in the precision
-that it is kept in, one after the other, and under ZeRO-3 straight into shards.
+that it is kept in, one after the other, and under ZeRO-3 and FSDP2 straight into shards.
 """
 
 import copy
@@ -19,6 +19,7 @@ from t3d.errors import ConfigError
 from t3d.sdar.checkpoint import load_model
 from t3d.sdar.modeling import SDARForCausalLM
 from t3d.sdar.opening import Checkpoint
+from t3d.training import fsdp
 from t3d.training.launch import TIMEOUT
 from t3d.training.reference import frozen_copy, frozen_view
 
@@ -54,32 +55,37 @@ def prepare_models(
 
     Raises:
         CheckpointError: see `load_model`.
-        ConfigError: a sharded reference without ZeRO-3.
+        ConfigError: a sharded reference without ZeRO-3 or FSDP2.
     """
     torch.manual_seed(config.training.seed)
     # Under ZeRO-3 transformers would cut parameters up while loading, in an order of its own.
     unset_hf_deepspeed_config()
     plugin = accelerator.state.deepspeed_plugin
-    sharded = plugin is not None and plugin.zero_stage == 3
+    zero3 = plugin is not None and plugin.zero_stage == 3
+    sharded = zero3 or fsdp.is_fsdp(accelerator)
     shard_reference = sharded if config.training.shard_reference is None else config.training.shard_reference
     if shard_reference and not sharded:
-        raise ConfigError("training.shard_reference", "null or false without ZeRO-3", True)
+        raise ConfigError("training.shard_reference", "null or false without ZeRO-3 or FSDP2", True)
     device: torch.device = accelerator.device
     student = load_model(source.folder, None, config.model.random_init, config=source.config)
-    exact = _move(student, torch.device("cpu") if sharded else device, _kept_dtype(plugin))
+    exact: dict[str, Tensor] = {}
+    if not fsdp.is_fsdp(accelerator):
+        exact = _move(student, torch.device("cpu") if sharded else device, _kept_dtype(plugin))
     reference: Any = None
     if needs_reference:
         reference = frozen_view(student) if shard_reference else frozen_copy(student, device)
-    if shard_reference and reference is not None:
-        _shard(reference, plugin, device)
-    if sharded:
+    if fsdp.is_fsdp(accelerator):
+        fsdp.shard_both(student, reference, shard_reference, accelerator)
+    elif sharded:
+        if shard_reference and reference is not None:
+            _shard(reference, plugin, device)
         _shard(student, plugin, device)
     if config.training.gradient_checkpointing_enable:
         student.recompute_activations()
     prepared, optimizer = accelerator.prepare(student.train(), _optimizer(config, student, peak_rate))
     if plugin is not None:
         _finish_deepspeed(prepared, exact)
-    if shard_reference and reference is not None:
+    if zero3 and shard_reference and reference is not None:
         reference = _inference_engine(reference, plugin)
     return Models(prepared, optimizer, reference)
 

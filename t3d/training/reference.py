@@ -10,6 +10,8 @@ from safetensors.torch import save_file
 from torch import nn
 from torch.nn import Parameter
 
+from t3d.training.fsdp import forget_gathered, laid_out_as, whole
+
 
 def frozen_view(student: nn.Module) -> nn.Module:
     """A second network on the memory of `student`'s weights, that no optimizer knows of and no gradient reaches.
@@ -32,13 +34,15 @@ def frozen_copy(student: nn.Module, device: torch.device | None = None) -> nn.Mo
 def refresh(reference: nn.Module, student: nn.Module) -> None:
     """Copies the student's weights into the reference: right after it every log-ratio is 0.
 
-    Where ZeRO-3 shards one of the two, each parameter is gathered while it is copied; all processes must call this
-    together.
+    Where one of the two is sharded and the other is not, each parameter is gathered while it is copied; all processes
+    must call this together.
     """
+    forget_gathered(reference)
+    forget_gathered(student)
     pairs = zip(reference.parameters(), student.parameters(), strict=True)
     for ours, theirs in pairs:
         with _gathered(theirs), _gathered(ours, written=True):
-            ours.copy_(theirs)
+            ours.copy_(laid_out_as(theirs, ours))
 
 
 def save_reference(reference: nn.Module, path: Path, main: bool) -> None:
@@ -50,11 +54,13 @@ def save_reference(reference: nn.Module, path: Path, main: bool) -> None:
         main: whether this process writes; the others only take part in gathering.
     """
     weights = {}
+    forget_gathered(reference)
     for name, weight in reference.named_parameters():
         with _gathered(weight):
+            gathered = whole(weight.detach())
             if main:
                 # What is gathered is gone afterwards, and a device has no room for all of it.
-                weights[name] = weight.detach().to("cpu", copy=_sharded(weight))
+                weights[name] = gathered.to("cpu", copy=_sharded(weight))
     if main:
         save_file(weights, path)
 
@@ -66,10 +72,11 @@ def load_reference(reference: nn.Module, path: Path) -> None:
     Raises:
         SafetensorError: no such file, or one of something else.
     """
+    forget_gathered(reference)
     with safe_open(path, "pt") as file:
         for name, weight in reference.named_parameters():
             with _gathered(weight, written=True):
-                weight.copy_(file.get_tensor(name))
+                weight.copy_(laid_out_as(file.get_tensor(name), weight))
 
 
 def _sharded(parameter: Parameter) -> bool:
