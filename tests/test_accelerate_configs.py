@@ -48,7 +48,7 @@ def test_a_file_does_what_its_name_says(path):
             assert content["deepspeed_config"]["zero3_save_16bit_model"] is True
 
 
-@pytest.mark.parametrize("path", FOLDER.glob("*_fsdp2.yaml"), ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", sorted(FOLDER.glob("*_fsdp2.yaml")), ids=lambda path: path.stem)
 def test_what_accelerate_launch_makes_of_an_fsdp2_file_trains_here(path, monkeypatch):
     """The launcher's own variables, put where the run reads them."""
     asked = launch_command_parser().parse_args(["--config_file", str(path), "script.py"])
