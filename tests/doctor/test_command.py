@@ -283,6 +283,15 @@ def test_stages_that_fit_eight_gpus_are_named():
     assert finding.level == "error"
 
 
+def test_fsdp2_is_named_and_estimated_as_zero3():
+    around = launch_of({"WORLD_SIZE": "8", "ACCELERATE_USE_FSDP": "true"}, 8, launched=True)
+    assert (around.processes, around.stage, around.estimated) == (8, 0, 3)
+    cards = [Device(f"cuda:{index}", "A100", (8, 0), 39 * GIB, 37 * GIB, 40 * GIB) for index in range(8)]
+    config = load_config(TrainConfig, [f"config={CONFIG}"], "", "")
+    (finding,) = memory(config, SDARConfig(**SHAPES["SDAR-4B-Chat"]), around, cards)
+    assert "an estimate: FSDP2, as ZeRO-3, " in finding.text
+
+
 def test_a_rollout_file_to_grade_needs_no_model(tmp_path):
     path = tmp_path / "outputs.json"
     path.write_text(json.dumps([{"question": "1+1?", "ground_truth_answer": "2", "full_output": ["2", "3"]}]))
