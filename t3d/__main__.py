@@ -20,6 +20,8 @@ COMMANDS = {
     "chat": ("t3d.chat.__main__", "talk with a model in the terminal"),
     "push": ("t3d.commands.push", "share a checkpoint or rollouts on the Hugging Face hub"),
     "import": ("t3d.data.import_rollouts", "read rollouts of JetEngine, SGLang, LMDeploy or the authors' release"),
+    "convert": ("t3d.convert", "make an SDAR checkpoint, to be trained, of any Qwen3"),
+    "merge": ("t3d.merge", "merge a LoRA adapter of peft's into the model that it was trained on"),
     "doctor": ("t3d.doctor.__main__", "what is here, what is missing, and whether a command would run"),
     "reproduce": ("t3d.reproduce", "all stages for one base model"),
     "caches": ("t3d.caches", "what lies under T3D_CACHE_ROOT, and how to prune it"),

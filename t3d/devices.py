@@ -3,6 +3,8 @@
 import atexit
 import ctypes
 import os
+import resource
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -75,6 +77,19 @@ def usable_memory(device: torch.device) -> int:
     """Bytes of `free_memory` that may be planned with."""
     free = free_memory(device)
     return max(0, free - (KEPT_BACK if device.type == "cuda" else free // KEPT_BACK_SHARE))
+
+
+def forget_peak(device: torch.device) -> None:
+    """Lets `peak_memory` begin anew, where a device can."""
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+
+
+def peak_memory(device: torch.device) -> int:
+    """The most bytes in use: on CUDA by tensors, since `forget_peak`; elsewhere by this process, since its start."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
 def give_back(device: torch.device) -> None:

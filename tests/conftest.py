@@ -26,7 +26,7 @@ import torch  # noqa: E402
 reproducible_products()  # as the entry scripts do, before the first product
 
 from t3d.config import EvalConfig, load_config  # noqa: E402
-from t3d.sdar import SDARConfig, SDARForCausalLM  # noqa: E402
+from t3d.sdar import SDARConfig, SDARForCausalLM, SDARMoeConfig, SDARMoeForCausalLM  # noqa: E402
 from t3d.toy.base import save_base  # noqa: E402
 from t3d.toy.problems import generate  # noqa: E402
 
@@ -39,31 +39,45 @@ def cache_root(tmp_path_factory) -> None:
     os.environ["T3D_CACHE_ROOT"] = str(tmp_path_factory.getbasetemp() / "cache")
 
 
+TINY: dict[str, Any] = {
+    "vocab_size": 48,
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 8,
+    "max_position_embeddings": 256,
+    "rope_theta": 10_000.0,
+    "initializer_range": 0.3,
+    "tie_word_embeddings": False,
+    "block_size": 4,
+    "mask_token_id": 47,
+    "bos_token_id": None,
+    "eos_token_id": None,
+}
+EXPERTS: dict[str, Any] = {
+    "num_experts": 6,
+    "num_experts_per_tok": 2,
+    "moe_intermediate_size": 20,
+    "norm_topk_prob": True,
+}
+
+
 def make_tiny_config(**changes: Any) -> SDARConfig:
-    fields: dict[str, Any] = {
-        "vocab_size": 48,
-        "hidden_size": 32,
-        "intermediate_size": 48,
-        "num_hidden_layers": 2,
-        "num_attention_heads": 4,
-        "num_key_value_heads": 2,
-        "head_dim": 8,
-        "max_position_embeddings": 256,
-        "rope_theta": 10_000.0,
-        "initializer_range": 0.3,
-        "tie_word_embeddings": False,
-        "block_size": 4,
-        "mask_token_id": 47,
-        "bos_token_id": None,
-        "eos_token_id": None,
-    }
-    return SDARConfig(**(fields | changes))
+    return SDARConfig(**(TINY | changes))
 
 
 def make_tiny_model(seed: int = 0, **changes: Any) -> SDARForCausalLM:
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         return SDARForCausalLM(make_tiny_config(**changes)).eval()
+
+
+def make_tiny_mixture(seed: int = 0, **changes: Any) -> SDARMoeForCausalLM:
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        return SDARMoeForCausalLM(SDARMoeConfig(**(TINY | EXPERTS | changes))).eval()
 
 
 @pytest.fixture(scope="session")
@@ -76,6 +90,12 @@ def tiny_model() -> SDARForCausalLM:
 def build_tiny_model() -> Callable[..., SDARForCausalLM]:
     """Builds a random model from a seed and changed configuration fields."""
     return make_tiny_model
+
+
+@pytest.fixture(scope="session")
+def build_tiny_mixture() -> Callable[..., SDARMoeForCausalLM]:
+    """As `build_tiny_model`, a mixture of experts."""
+    return make_tiny_mixture
 
 
 @pytest.fixture(scope="session")

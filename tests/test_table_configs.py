@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from t3d.arena.settings import ArenaConfig
 from t3d.config import EvalConfig, load_config
 from t3d.tables.cells import Run, every_cell
 from t3d.tables.layout import Grid, lay_out
@@ -111,25 +112,25 @@ def test_toy_tables_have_the_papers_rows(number):
     assert [row[-1] for row in rows] == methods * (2 if number == 1 else 1)
 
 
-def test_make_paper_trains_every_student_and_fills_every_table(tmp_path):
-    """The script with a stand-in for Python, which notes its arguments and leaves what the real one would."""
-    (tmp_path / "sample").mkdir()
+def test_make_paper_runs_the_arena_and_fills_every_table(tmp_path):
+    """The script with a stand-in for Python, which notes its arguments; tests/arena runs and plans the arena itself."""
     (tmp_path / "bin").mkdir()
     python = tmp_path / "bin" / "python"
-    python.write_text(
-        "#!/bin/sh\n"
-        f'echo "$@" >> {tmp_path}/calls\n'
-        f"mkdir -p {tmp_path}/toy_paper/temp_data\n"
-        f"touch {tmp_path}/toy_paper/temp_data/outputs-eval-teacher-TinyMath_train.json\n"
-        'for key in "$@"; do case $key in experiment.output_dir=*) mkdir -p "${key#*=}/ckpt/student";; esac; done\n'
-    )
+    python.write_text(f'#!/bin/sh\necho "$@" >> {tmp_path}/calls\n')
     python.chmod(0o755)
-    for calls in (15, 0):
-        (tmp_path / "calls").write_text("")
-        subprocess.run([ROOT / "t3d/toy/paper.sh"], cwd=tmp_path, env=os.environ | {"BIN": "bin"}, check=True)
-        told = (tmp_path / "calls").read_text()
-        assert told.count("train/self_ddo_sdar_full.py") == calls
-        assert [f"config=configs/toy/tables/table{number}.yaml" in told for number in range(1, 8)] == [True] * 7
+    smaller = {"BIN": "bin", "PAPER_SEEDS": "3 4", "PAPER_STEPS": "7", "PAPER_PROBLEMS": "9", "PAPER_ROLLOUTS": "8"}
+    subprocess.run([ROOT / "t3d/toy/paper.sh"], cwd=tmp_path, env=os.environ | smaller, check=True)
+    arena, *tables, report, page = (tmp_path / "calls").read_text().splitlines()
+    module, *keys = arena.removeprefix("-m ").split()
+    config = load_config(ArenaConfig, keys, "", "")
+    assert (module, config.name, config.links) == ("t3d.arena", "paper", "toy_paper/train")
+    assert (config.seeds, config.common) == ([3, 4], "training.max_steps=7")
+    assert (config.num_problems, config.num_rollouts) == (9, 8)
+    assert [table.split()[1:] for table in tables] == [
+        [f"config=configs/toy/tables/table{number}.yaml", "evaluation.limit=9"] for number in range(1, 8)
+    ]
+    assert report.startswith("-m t3d.tables.report")
+    assert page.startswith("-m t3d.arena.page toy_paper/results/paper.json")
     for number in range(1, 8):
         for path in load(f"toy/tables/table{number}.yaml").table.checkpoints.values():
-            assert path == "t3d/toy/teacher" or (tmp_path / path).is_dir(), path
+            assert path == "t3d/toy/teacher" or Path(path).parts[2] in config.rows, path

@@ -28,7 +28,7 @@ TIES = {torch.float32: 1e-4, torch.bfloat16: 0.5}
 """How near two choices must lie, in nats (drawn tokens: in probability), for their order to be left to rounding."""
 
 
-def _subject(world: World, dtype: torch.dtype) -> tuple[SDARForCausalLM, list[list[int]]]:
+def subject(world: World, dtype: torch.dtype) -> tuple[SDARForCausalLM, list[list[int]]]:
     """Four layers of the 4B network, whose distributions are far from uniform, and twelve prompts."""
     model = world.network(world.shape("4B", num_hidden_layers=LAYERS), dtype)
     with torch.no_grad():
@@ -47,7 +47,7 @@ def _config(world: World, model: SDARForCausalLM, block_size: int, steps: int, t
 
 def single_precision(world: World) -> Iterator[Finding]:
     """The engine writes what the plain decoder writes, however many sequences are in flight."""
-    model, prompts = _subject(world, torch.float32)
+    model, prompts = subject(world, torch.float32)
     for block_size, steps, temperature in SETTINGS:
         config = _config(world, model, block_size, steps, temperature)
         expected = [decode_plain(model, prompt, config, stream) for stream, prompt in enumerate(prompts)]
@@ -59,7 +59,7 @@ def single_precision(world: World) -> Iterator[Finding]:
 
 def half_precision(world: World) -> Iterator[Finding]:
     """Where the engine first differs from the plain decoder in bfloat16, the choice was nearly a tie."""
-    model, prompts = _subject(world, torch.bfloat16)
+    model, prompts = subject(world, torch.bfloat16)
     for block_size, steps, _ in SETTINGS[:3]:
         config = _config(world, model, block_size, steps, 0.0)
         expected = [decode_plain(model, prompt, config, stream) for stream, prompt in enumerate(prompts)]
@@ -91,7 +91,7 @@ def _compared(
 
 def no_number(world: World) -> Iterator[Finding]:
     """Logits that are no numbers end one response, and the others are what they were."""
-    model, prompts = _subject(world, torch.float32)
+    model, prompts = subject(world, torch.float32)
     config = _config(world, model, 4, 2, 0.0)
     before = decode(model, prompts, config)
     used = {token for done in before for token in done.response_ids} | {token for prompt in prompts for token in prompt}
@@ -105,7 +105,7 @@ def no_number(world: World) -> Iterator[Finding]:
 
 def two_in_one_process(world: World) -> Iterator[Finding]:
     """A second decode finds the room that the first one left, where each fills more than half of it."""
-    model, _ = _subject(world, torch.float32)
+    model, _ = subject(world, torch.float32)
     vocab = model.config.vocab_size
     new = 64 if world.tiny else 16_000
     config = DecodingConfig(vocab - 1, 4, 1, new, stop_ids=tuple(range(vocab - 1)))
@@ -134,7 +134,7 @@ def _capped(world: World, room: int) -> Iterator[None]:
 
 def full_card(world: World) -> Iterator[Finding]:
     """Where three sequences fit, three are in flight, and they write the same."""
-    model, prompts = _subject(world, torch.float32)
+    model, prompts = subject(world, torch.float32)
     config = _config(world, model, 4, 2, 0.0)
     expected, longest = decode(model, prompts, config), max(map(len, prompts))
     needed = decoding_memory(model.config, model.dtype, config, longest, world.device)

@@ -51,7 +51,8 @@ def _config(model: SDARForCausalLM, block_size: int, steps: int, new: int) -> De
 
 def _floor_bytes(model: SDARForCausalLM, num_sequences: int, context: int) -> float:
     """What a denoising step must read: the layers, the head, and the keys and values of every sequence."""
-    layers = sum(weight.numel() for weight in model.model.layers.parameters())
+    stack = model.model.layers
+    layers = sum(weight.numel() for weight in (*stack.parameters(), *stack.buffers()))  # joined ones are buffers
     head = model.config.vocab_size * model.config.hidden_size
     cached = num_sequences * SlotCache.slot_bytes(model.config, context, model.dtype)
     return (layers + head) * model.dtype.itemsize + cached
@@ -62,13 +63,14 @@ def _measured(world: World, model: SDARForCausalLM, num: int, decoding: tuple[in
     block_size, steps = decoding
     context, new = (24, 16) if world.tiny else (CONTEXT, 64 if num > 16 else 128)
     prompts, config = draw_prompts(model.config, [context] * num), _config(model, block_size, steps, new)
-    decode(model, prompts[:2], _config(model, block_size, steps, block_size))  # the first calls compile and allocate
+    # The first calls compile and allocate.
+    decode(model, prompts[:2], _config(model, block_size, steps, block_size), graphs=False)
     world.clear()
     blocks = new // block_size
     recorder = _Recorder(model.forward, keep_from=1)
     with mock.patch.object(model, "forward", recorder):
         started = time.perf_counter()
-        done = decode(model, prompts, config, max_active=num)
+        done = decode(model, prompts, config, max_active=num, graphs=False)
         seconds = time.perf_counter() - started
     peak, half = world.peak_gib(), blocks // 2 * steps
     step = fmean(b - a for a, b in zip(recorder.starts[-half:], recorder.starts[-half + 1 :], strict=False))
@@ -99,8 +101,8 @@ def _replay(calls: list[Callable[[], Any]]) -> None:
 
 
 def eager(world: World) -> Iterator[Finding]:
-    """Tokens per second as the scripts decode."""
-    model, rate = world.network(world.shape("4B"), torch.bfloat16), world.copy_rate()
+    """Tokens per second of forwards as they are (`recordings.speed` has those that are replayed)."""
+    model, rate = world.decoder(world.shape("4B")), world.copy_rate()
     for num in (1, 4) if world.tiny else SEQUENCES:
         for decoding in DECODINGS:
             name = "4B, {} sequences, {}/{}".format(num, *decoding)
@@ -110,7 +112,7 @@ def eager(world: World) -> Iterator[Finding]:
 
 def small_network(world: World) -> Iterator[Finding]:
     """The same of the 1.7B network, at two batch sizes."""
-    model, rate = world.network(world.shape("1.7B"), torch.bfloat16), world.copy_rate()
+    model, rate = world.decoder(world.shape("1.7B")), world.copy_rate()
     for num in (2,) if world.tiny else (1, 128):
         yield Finding(f"1.7B, {num} sequences, 4/4", _measured(world, model, num, (4, 4), rate))
 
@@ -121,13 +123,13 @@ def _launches(world: World, model: SDARForCausalLM) -> dict[str, Any]:
     forwards = _Recorder(model.forward, keep_from=10**9)
     with mock.patch.object(model, "forward", forwards):
         started = time.perf_counter()
-        decode(model, prompts, config, max_active=16)
+        decode(model, prompts, config, max_active=16, graphs=False)
         wall = time.perf_counter() - started
     num = len(forwards.starts)
     if not world.is_cuda:
         return {"forwards": num, "wall_ms": 1e3 * wall / num, "launches": "none: no card"}
     with profile(activities=[ProfilerActivity.CPU, ProfilerActivity.CUDA]) as profiled:
-        decode(model, prompts, config, max_active=16)
+        decode(model, prompts, config, max_active=16, graphs=False)
     events = profiled.events() or []
     kernels = [event for event in events if event.device_type == DeviceType.CUDA]
     busy = sum(event.device_time_total for event in kernels) / 1e6
@@ -142,7 +144,7 @@ def _launches(world: World, model: SDARForCausalLM) -> dict[str, Any]:
 
 def compiled(world: World) -> Iterator[Finding]:
     """Tokens per second with layers that torch.compile has fused."""
-    model, rate = world.network(world.shape("4B"), torch.bfloat16), world.copy_rate()
+    model, rate = world.decoder(world.shape("4B")), world.copy_rate()
     compile_layers(model)
     # What is only tried is not worth half a minute of compiling.
     with torch.compiler.set_stance("force_eager" if world.tiny else "default"):

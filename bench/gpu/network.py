@@ -51,7 +51,7 @@ def host_and_device(world: World) -> Iterator[Finding]:
     ids = torch.tensor(draw_prompts(model.config, [32 if world.tiny else 128]))
     expected = _logits(copy.deepcopy(model).cpu(), ids)
     decoder = copy.deepcopy(model) if world.tiny else model
-    pack_layers(decoder)  # as the scripts do when they load one; it changes nothing on a card
+    pack_layers(decoder)  # as the scripts do when they load one
     error = relative_error(_logits(decoder, ids), expected)
     yield Finding("logits, float32", {"error": error, "limit": ERROR_LIMIT}, error <= ERROR_LIMIT)
     found = _logits(model.bfloat16(), ids).log_softmax(-1)

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from bench.gpu import attention, decoding, decoding_speed, machine, network, training
+from bench.gpu import attention, decoding, decoding_speed, machine, network, recordings, training
 from bench.gpu.findings import Finding, Record
 from bench.gpu.world import World
 
@@ -35,7 +35,7 @@ class Section:
 SECTIONS = (
     Section("machine", False, 30, (machine.versions, machine.rates)),
     Section("network", True, 45, (network.rotary_frequencies, network.host_and_device)),
-    Section("attention", True, 70, (attention.decoding_kernels, attention.training_kernels, attention.training_graphs)),
+    Section("attention", True, 65, (attention.decoding_kernels, attention.training_kernels, attention.training_graphs)),
     Section(
         "decoding",
         True,
@@ -45,13 +45,15 @@ SECTIONS = (
             decoding.no_number,
             decoding.full_card,
             decoding.two_in_one_process,
+            recordings.same_as_eager,
             decoding.half_precision,
         ),
     ),
     Section("training", True, 70, (training.equal_networks, training.gradients)),
-    Section("decoding speed", False, 90, (decoding_speed.eager, decoding_speed.small_network)),
-    Section("training speed", False, 50, (training.steps,)),
-    Section("kernels", False, 30, (attention.decoding_choice, attention.training_choice)),
+    Section("decoding speed", False, 75, (decoding_speed.eager, decoding_speed.small_network)),
+    Section("training speed", False, 45, (training.steps,)),
+    Section("kernels", False, 25, (attention.decoding_choice, attention.training_choice)),
+    Section("recorded decoding", False, 30, (recordings.speed,)),
     Section("compiled decoding", False, 45, (decoding_speed.compiled,)),
 )
 

@@ -16,6 +16,7 @@ from t3d.training.attention import PackedPlan
 from t3d.training.forward import batch_losses
 from t3d.training.kernel import choose_plan
 from t3d.training.memory import estimate
+from t3d.training.operations import Work
 from t3d.training.packing import Batch
 from t3d.training.reference import frozen_copy
 from t3d.training.settings import loss_settings
@@ -78,13 +79,6 @@ def equal_networks(world: World) -> Iterator[Finding]:
         yield Finding(f"log-ratio of equal networks, {str(dtype)[6:]}", {"largest": largest}, largest == 0)
 
 
-def _operations(shape: SDARConfig, student: SDARForCausalLM, batch: Batch) -> float:
-    """Of a step, nothing counted twice: 6 per weight of the student, forward and backward, 2 of the reference."""
-    layers = sum(weight.numel() for weight in student.model.layers.parameters())
-    head = shape.vocab_size * shape.hidden_size
-    return 8.0 * (layers * batch.num_tokens + head * len(batch.logit_rows))
-
-
 def _memory(shape: SDARConfig, tokens: int, recompute: bool) -> float:
     """What `t3d.training.memory` expects of a step without an optimizer, in GiB."""
     config = TrainConfig()
@@ -141,7 +135,8 @@ def _step_values(
 
     seconds = world.seconds(step, repeats=4)
     student.zero_grad()
-    operations = _operations(student.config, student, batch)
+    networks = (student, reference)
+    operations = sum(Work.of(each).count(batch.num_tokens, len(batch.logit_rows)) for each in networks)
     return {
         "tokens": batch.num_tokens,
         "step_ms": 1e3 * seconds,

@@ -16,6 +16,7 @@ from t3d.devices import give_back
 from t3d.sdar import SDARConfig, SDARForCausalLM
 from t3d.sdar.attention import TrainingTokens, training_mask
 from t3d.sdar.backend import Attended, Keys, Queries, masked_attention
+from t3d.sdar.decoding_layers import pack_layers
 from t3d.training.attention import PackedPlan
 from t3d.training.memory import SHAPES
 from t3d.training.packing import Batch, collate
@@ -62,6 +63,12 @@ class World:
         torch.manual_seed(seed)
         with self.device:
             return AutoModelForCausalLM.from_config(shape, dtype=dtype).eval()
+
+    def decoder(self, shape: SDARConfig) -> SDARForCausalLM:
+        """A network in bfloat16 that only decodes, as the scripts load one."""
+        model = self.network(shape, torch.bfloat16)
+        pack_layers(model)
+        return model
 
     def synchronize(self) -> None:
         """Waits for the device."""
@@ -115,7 +122,7 @@ def draw_prompts(shape: SDARConfig, lengths: Sequence[int], seed: int = 0) -> li
 class DensePlan(PackedPlan):
     """Attention of a packed row at its plainest: every score, under one mask."""
 
-    def __init__(self, tokens: TrainingTokens, lengths: Sequence[int], device: torch.device) -> None:
+    def __init__(self, tokens: TrainingTokens, lengths: Sequence[int], device: torch.device, longest: int = 0) -> None:
         """Makes the mask."""
         self.mask = training_mask(tokens, tokens)[None, None].to(device)
 

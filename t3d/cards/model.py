@@ -54,6 +54,8 @@ DDO_SETTINGS = {
 }
 PATH_SETTINGS = {"training.path_k_steps": "tokens per coarse step of the path loss"}
 """Those that only some objectives heed."""
+LORA_SETTINGS = {"model.lora_dropout": "LoRA dropout", "model.lora_targets": "LoRA layers"}
+"""Those of a run that trains an adapter, beside its rank and alpha."""
 
 
 @dataclass(frozen=True)
@@ -222,15 +224,18 @@ def _settings(config: dict[str, Any]) -> list[tuple[str, Any]]:
     path = objective.path if path is None else path
     certainty = recorded(config, "training.certainty_weight")
     certainty = objective.certainty if certainty is None else certainty
+    rank, alpha = recorded(config, "model.lora_rank"), recorded(config, "model.lora_alpha")
     heeded = {
         **SETTINGS,
         **(TRACE_SETTINGS if objective.states == "trace" else {}),
         **(DDO_SETTINGS if objective.ddo else {}),
         **(PATH_SETTINGS if path else {}),
+        **(LORA_SETTINGS if rank else {}),
     }
     settings = [(title, recorded(config, key)) for key, title in heeded.items()]
     weights = [("weight of the path loss", path or None), ("weight of the certainty term", certainty or None)]
-    return [("objective", name), *settings, *weights]
+    adapter = [("LoRA rank", rank), ("LoRA alpha", 2.0 * rank if alpha is None else alpha)] if rank else []
+    return [("objective", name), *settings, *adapter, *weights]
 
 
 def _loading(folder: Path) -> str:

@@ -1,5 +1,6 @@
 """Every config key, declared once: its default, its meaning and its range; `--help` prints these declarations."""
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -8,6 +9,7 @@ from omegaconf import MISSING
 from t3d.config.keys import MAX_SEED, group, key
 from t3d.config.table import TableConfig
 from t3d.config.training import TrainingConfig
+from t3d.config.validation import BEST, ValidationConfig
 from t3d.errors import ConfigError
 from t3d.prompts import DATA_TYPES, PROMPT_STYLES, check_prompts
 from t3d.remasking import STRATEGIES
@@ -18,6 +20,8 @@ PROMPTS = (
     "wording of prompts, by kind: math, option, function or stdio (the two kinds of code); a text with {problem} once;"
     " a kind left out has the built-in wording; the same in rollouts, training and evaluation"
 )
+LINEAR_LAYERS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+"""The linear layers of a block, by their names in the network."""
 
 
 @dataclass
@@ -102,6 +106,9 @@ class RolloutConfig:
         one_of=("auto", "float32", "bfloat16", "float16"),
     )
     compile: bool = key(False, "compile the layers (torch.compile), for GPUs; starts later, and rounding differs")
+    cuda_graphs: bool | None = key(
+        None, "replay forwards as CUDA graphs; null: where there are CUDA and flash-attn, and they compute the same"
+    )
     tensor_parallel_size: int = key(1, "processes that share one model: 1, or all of the launch", low=1)
 
     def __post_init__(self) -> None:
@@ -114,6 +121,8 @@ class RolloutConfig:
             )
         if self.compile and self.tensor_parallel_size > 1:
             raise ConfigError("rollout.compile", "false for a divided model (rollout.tensor_parallel_size)", True)
+        if self.cuda_graphs and self.tensor_parallel_size > 1:
+            raise ConfigError("rollout.cuda_graphs", "null or false for a divided model", True)
         if self.top_p == 0:
             raise ConfigError("rollout.top_p", "above 0, at most 1", self.top_p)
         if not set(self.record) <= {"logprob", "entropy"}:
@@ -192,6 +201,35 @@ class ModelConfig:
         high=1,
     )
     random_init: bool = key(False, "start from random weights, not the checkpoint's (how the toy teacher was made)")
+    lora_rank: int = key(
+        0, "rank of the LoRA adapter that is trained in place of the weights; 0: train them all", low=0
+    )
+    lora_alpha: float | None = key(
+        None, "the adapter's product is multiplied by lora_alpha / lora_rank; null: twice the rank"
+    )
+    lora_dropout: float = key(0.0, "share of an adapter's inputs that training drops; below 1", low=0, high=1)
+    lora_targets: list[str] = key(list(LINEAR_LAYERS), "linear layers of each block that have an adapter")
+
+    @property
+    def adapter_alpha(self) -> float:
+        """`lora_alpha`, or what stands for it."""
+        return 2.0 * self.lora_rank if self.lora_alpha is None else self.lora_alpha
+
+    def __post_init__(self) -> None:
+        """Checks values against each other."""
+        if self.lora_rank and self.random_init:
+            raise ConfigError(
+                "model.lora_rank", "0 with model.random_init, which leaves nothing to adapt", self.lora_rank
+            )
+        if self.lora_alpha is not None and not 0 < self.lora_alpha < math.inf:
+            raise ConfigError("model.lora_alpha", "null, or a number above 0", self.lora_alpha)
+        if self.lora_dropout == 1:
+            raise ConfigError("model.lora_dropout", "at least 0, below 1", self.lora_dropout)
+        targets = set(self.lora_targets)
+        if not targets or not targets <= set(LINEAR_LAYERS) or len(targets) < len(self.lora_targets):
+            raise ConfigError(
+                "model.lora_targets", f"each at most once, of {', '.join(LINEAR_LAYERS)}", self.lora_targets
+            )
 
 
 @dataclass
@@ -217,6 +255,7 @@ class OptimizerParams:
     beta1: float = key(0.9, "AdamW's first moment", low=0, high=1)
     beta2: float = key(0.999, "AdamW's second moment", low=0, high=1)
     weight_decay: float = key(0.01, "AdamW's decoupled weight decay", low=0)
+    decay_norms: bool = key(True, "decay the weights of norms, and biases, too; false: matrices alone")
     epsilon: float = key(1e-8, "AdamW's epsilon", low=0)
 
     def __post_init__(self) -> None:
@@ -297,6 +336,7 @@ class TrainConfig:
     training: TrainingConfig = group(TrainingConfig)
     optimizer: OptimizerConfig = group(OptimizerConfig)
     lr_scheduler: SchedulerConfig = group(SchedulerConfig)
+    validation: ValidationConfig = group(ValidationConfig)
     wandb: WandbConfig = group(WandbConfig)
 
     @property
@@ -319,3 +359,5 @@ class TrainConfig:
         for tracker in self.experiment.trackers:
             if tracker not in ("wandb", "tensorboard"):
                 raise ConfigError("experiment.trackers", "wandb, tensorboard", tracker)
+        if self.validation.every and self.model.optimized_name == BEST:
+            raise ConfigError("model.optimized_name", f"another name, as validation keeps ckpt/{BEST}", BEST)

@@ -57,6 +57,9 @@ class TrainingConfig:
     certainty_weight: float | None = key(
         None, "weight of the certainty term; null: the objective's (dparallel 2, else 0)", low=0
     )
+    router_aux_weight: float = key(
+        0.0, "mixtures of experts: weight of the loss that keeps experts evenly used, per sample", low=0
+    )
     multi_round: bool = key(
         True,
         "make the student the new reference every round_interval steps; false: the reference stays the initial model",
@@ -94,6 +97,19 @@ class TrainingConfig:
     gradient_checkpointing_enable: bool = key(
         True, "recompute activations in the backward pass: less memory, more time"
     )
+    checkpoint_layers: int | None = key(
+        None,
+        "layers, counted from the first, whose activations are recomputed; the others keep theirs (null: all are)",
+        low=1,
+    )
+    device_peak_tflops: float | None = key(
+        None, "TFLOP/s that mfu is a share of, in the precision of the run (null: known for common GPUs)", low=0
+    )
+
+    @property
+    def recomputed_layers(self) -> int | None:
+        """Layers whose activations are recomputed; None: all of the network's."""
+        return self.checkpoint_layers if self.gradient_checkpointing_enable else 0
 
     @property
     def path_weight(self) -> float:
@@ -110,6 +126,11 @@ class TrainingConfig:
         if self.grad_accum_dtype == "bfloat16" and self.mixed_precision != "bf16":
             expected = "auto or float32, unless mixed_precision is bf16"
             raise ConfigError("training.grad_accum_dtype", expected, self.grad_accum_dtype)
+        if self.checkpoint_layers is not None and not self.gradient_checkpointing_enable:
+            expected = "null, unless gradient_checkpointing_enable is true"
+            raise ConfigError("training.checkpoint_layers", expected, self.checkpoint_layers)
+        if self.device_peak_tflops == 0:
+            raise ConfigError("training.device_peak_tflops", "null, or above 0", self.device_peak_tflops)
         if (self.fake_expectation == "argmax") != (self.reference_temp == 0):
             raise ConfigError(
                 "training.reference_temp",

@@ -85,6 +85,12 @@ class Draws:
                 found[field.name] = word.view(torch.float32) if column.is_floating_point() else word.to(column.dtype)
         return Draws(**found)
 
+    def at(self, rows: Bool[Tensor, " rows"] | Int[Tensor, " chosen"] | slice) -> "Draws":
+        """Those of some rows."""
+        columns = (getattr(self, field.name) for field in fields(self))
+        chosen: list[Any] = [None if column is None else column[rows] for column in columns]
+        return Draws(*chosen)
+
 
 def judge(
     logits: Float[Tensor, "rows vocab"],

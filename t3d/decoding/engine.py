@@ -11,7 +11,8 @@ does not: see `t3d.sdar.products`).
 
 All sequences of an engine share each forward, whatever their phase: one flat row of blocks (`t3d.decoding.plan`).  A
 step is scheduled on the host (`schedule`), gathered and sent (`stage`), computed (`runner`), and its tokens revealed
-(`reveal`).  A CPU with several cores runs several engines (`t3d.decoding.lanes`).
+(`reveal`).  A CPU with several cores runs several engines (`t3d.decoding.lanes`); CUDA replays forwards that it has
+seen (`t3d.decoding.graphs`).
 """
 
 import gc
@@ -23,27 +24,30 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from t3d.decoding.buckets import Buffers
 from t3d.decoding.config import DecodingConfig
+from t3d.decoding.graphs import GraphRunner, Record, choose_graphs
 from t3d.decoding.kernel import Kernel, choose_kernel
-from t3d.decoding.lanes import num_lanes, side_by_side
+from t3d.decoding.lanes import lane_shares, side_by_side
 from t3d.decoding.limits import prompt_error
 from t3d.decoding.memory import fewer_slots, fitting_slots
 from t3d.decoding.reveal import Revealed, reveal
 from t3d.decoding.runner import Runner
 from t3d.decoding.schedule import advance, schedule
-from t3d.decoding.slots import Slots
+from t3d.decoding.slots import Request, Slots
 from t3d.decoding.stage import stage
 from t3d.devices import exhaustion, give_back
 from t3d.errors import ConfigError
 from t3d.sdar.modeling import SDARForCausalLM
 from t3d.trajectory import UNFINISHED, Trajectory
 
-Request = tuple[int, list[int], int]
-"""Index, prompt and random stream."""
-
 
 def decode(
-    model: SDARForCausalLM, prompts: Sequence[list[int]], config: DecodingConfig, max_active: int = 32
+    model: SDARForCausalLM,
+    prompts: Sequence[list[int]],
+    config: DecodingConfig,
+    max_active: int = 32,
+    graphs: bool | None = None,
 ) -> list[Trajectory]:
     """Decodes every prompt, at most `max_active` at a time, and returns the trajectories in their order.
 
@@ -52,7 +56,7 @@ def decode(
     Raises:
         ConfigError: settings that fit neither the model nor the memory.
     """
-    finished = dict(iter_decode(model, prompts, config, max_active))
+    finished = dict(iter_decode(model, prompts, config, max_active, graphs=graphs))
     return [finished[index] for index in range(len(prompts))]
 
 
@@ -65,6 +69,7 @@ def iter_decode(
     agree: Callable[[int], int] | None = None,
     sharing: int = 1,
     by_block: bool = False,
+    graphs: bool | None = None,
 ) -> Iterator[tuple[int, Trajectory]]:
     """Yields (index of the prompt, its trajectory) as sequences finish, and before that, if asked for, as they grow.
 
@@ -83,6 +88,7 @@ def iter_decode(
         sharing: processes that decode on this device, each with an equal part of its memory.
         by_block: also yield each sequence whenever a block of it is complete and others follow: a trajectory of
             finish_reason "unfinished".  (Where memory runs out, sequences begin anew, and so do these.)
+        graphs: replay forwards as CUDA graphs; None does where that is possible.
 
     Raises:
         ConfigError: see `decode`.
@@ -99,12 +105,13 @@ def iter_decode(
     left = dict(sorted(left.items(), key=lambda entry: _shape(entry[1][1], config)))
     longest, num_slots = max((len(prompt) for _, prompt, _ in left.values()), default=0), min(max_active, len(left))
     if left:
-        num_slots = fitting_slots(model, config, longest, num_slots, sharing)
+        record = choose_graphs(model.device, choose_kernel(model), graphs)
+        num_slots = fitting_slots(model, config, longest, num_slots, sharing, record is not None)
         num_slots = num_slots if agree is None else agree(num_slots)
     while left:
         found = None
         try:
-            with closing(_decode_through(model, config, left, num_slots, longest, by_block)) as news:
+            with closing(_decode_through(model, config, left, num_slots, longest, by_block, record)) as news:
                 yield from news
         except (RuntimeError, MemoryError) as failure:
             found = exhaustion(failure)
@@ -123,17 +130,26 @@ def _decode_through(
     num_slots: int,
     longest: int,
     by_block: bool,
+    record: Record | None,
 ) -> Generator[tuple[int, Trajectory], None, None]:
     """Decodes what is `left`, and takes out what finishes, through so many slots, or as many as there are requests."""
     waiting, num_slots, kernel = deque(left.values()), min(num_slots, len(left)), choose_kernel(model)
-    lanes = num_lanes(model.device, num_slots)
-    shares = [num_slots // lanes + (lane < num_slots % lanes) for lane in range(lanes)]
-    slots = [Slots(model, config, share, longest) for share in shares]
-    engines = [Engine(model, config, kernel, waiting, share, by_block) for share in slots]
+    shares = lane_shares(model.device, num_slots)
+    slots = [Slots(model, config, share, longest, num_spare=record is not None) for share in shares]
+    engines = [Engine(_runner(model, config, kernel, share, record), waiting, share, by_block) for share in slots]
     for index, trajectory in side_by_side([engine.run for engine in engines]):
         if trajectory.finish_reason != UNFINISHED:
             del left[index]
         yield index, trajectory
+
+
+def _runner(
+    model: SDARForCausalLM, config: DecodingConfig, kernel: Kernel, slots: Slots, record: Record | None
+) -> Runner:
+    """What computes the forwards of one engine; its padding takes the slot after the last."""
+    if record is None:
+        return Runner(model, config, kernel)
+    return GraphRunner(model, config, kernel, Buffers(slots.device, spare=len(slots.table)), record)
 
 
 def _shape(prompt: list[int], config: DecodingConfig) -> tuple[int, int]:
@@ -148,18 +164,9 @@ def _shape(prompt: list[int], config: DecodingConfig) -> tuple[int, int]:
 class Engine:
     """Decodes the waiting prompts through the slots."""
 
-    def __init__(
-        self,
-        model: SDARForCausalLM,
-        config: DecodingConfig,
-        kernel: Kernel,
-        waiting: deque[Request],
-        slots: Slots,
-        by_block: bool = False,
-    ) -> None:
-        """Takes requests, which engines empty together, and slots without a sequence."""
-        self.waiting, self.slots, self.kernel, self.by_block = waiting, slots, kernel, by_block
-        self.runner = Runner(model, config, kernel)
+    def __init__(self, runner: Runner, waiting: deque[Request], slots: Slots, by_block: bool = False) -> None:
+        """Takes what computes, requests, which engines empty together, and slots without a sequence."""
+        self.runner, self.waiting, self.slots, self.by_block = runner, waiting, slots, by_block
         self.prompts: dict[int, list[int]] = {}
 
     def run(self) -> Iterator[list[tuple[int, Trajectory]]]:
@@ -169,7 +176,7 @@ class Engine:
             news: list[tuple[int, Trajectory]] = []
             with torch.inference_mode():
                 step = schedule(slots)
-                draws = self.runner.run(stage(step, slots, self.kernel))
+                draws = self.runner.run(stage(step, slots, self.runner.kernel, self.runner.buffers))
                 if draws is None:
                     advance(slots, step)
                 else:
@@ -181,13 +188,7 @@ class Engine:
 
     def admit(self) -> bool:
         """Gives every free slot a prompt; False where no sequence is left."""
-        while self.slots.num_free:
-            try:
-                index, prompt, stream = self.waiting.popleft()
-            except IndexError:  # asked for, not looked up: another lane may take the last one at any moment
-                break
-            self.prompts[index] = prompt
-            self.slots.add(index, prompt, stream)
+        self.prompts |= self.slots.fill(self.waiting)
         return self.slots.active > 0
 
     def grown(self, denoising: NDArray[np.int64], revealed: Revealed) -> list[tuple[int, Trajectory]]:

@@ -38,6 +38,8 @@ class Kernel:
         within: a context that every forward runs in.
         why: what speaks against a faster kernel; empty if nothing does.
         is_fallback: a faster one is installed and does not work.
+        is_fixed: the shapes of its plans follow from the number of blocks, and a slot may come several times, so that
+            forwards can be padded and recorded.
     """
 
     name: str
@@ -45,6 +47,7 @@ class Kernel:
     within: Callable[[], AbstractContextManager[Any]] = nullcontext
     why: str = ""
     is_fallback: bool = False
+    is_fixed: bool = False
 
 
 class _UnusableError(Exception):
@@ -87,7 +90,7 @@ def find_kernel(device: torch.device, dtype: torch.dtype, heads: Heads) -> Kerne
             why += "; bfloat16 is slow there, rollout.dtype=float16 or float32 may be faster"
         within, plan = partial(masked_kernels, device.type), SdpaPlan if device.type == "cpu" else WidePlan
         return Kernel("torch's scaled_dot_product_attention", plan, within, why, found.is_fallback)
-    return Kernel("flash-attn", partial(FlashPlan, flash=flash))
+    return Kernel("flash-attn", partial(FlashPlan, flash=flash), is_fixed=True)
 
 
 def _load_flash(device: torch.device, dtype: torch.dtype) -> Callable[..., Tensor]:

@@ -25,6 +25,12 @@ def num_lanes(device: torch.device, num_sequences: int) -> int:
     return max(1, min(torch.get_num_threads(), num_sequences // PER_LANE)) if device.type == "cpu" else 1
 
 
+def lane_shares(device: torch.device, num_sequences: int) -> list[int]:
+    """How many of the sequences each engine decodes at a time."""
+    lanes = num_lanes(device, num_sequences)
+    return [num_sequences // lanes + (lane < num_sequences % lanes) for lane in range(lanes)]
+
+
 def side_by_side(lanes: Sequence[Callable[[], Iterator[list[Result]]]]) -> Iterator[Result]:
     """Runs iterators in threads that share torch's threads evenly, and yields what their lists hold as they come.
 

@@ -1,5 +1,6 @@
 """What can be decoded at all: prompts that fit the model, in portions that stall nobody."""
 
+from t3d.decoding.cache import padded_keys
 from t3d.decoding.config import DecodingConfig
 from t3d.sdar.configuration import SDARConfig
 
@@ -24,6 +25,11 @@ def prefill_forwards(prompt_length: int, block_size: int) -> int:
 def full_length(prompt_length: int, config: DecodingConfig) -> int:
     """Positions of the prompt and the longest response, in whole blocks."""
     return -(-(prompt_length + config.max_new_tokens) // config.block_size) * config.block_size
+
+
+def cache_length(longest_prompt: int, config: DecodingConfig) -> int:
+    """Positions of a slot that holds any prompt up to the longest, and its response."""
+    return padded_keys(full_length(longest_prompt, config))
 
 
 def prompt_error(model: SDARConfig, prompt: list[int], config: DecodingConfig) -> str | None:

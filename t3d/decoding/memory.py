@@ -6,10 +6,10 @@ from functools import cache
 
 import torch
 
-from t3d.decoding.cache import SlotCache, padded_keys
+from t3d.decoding.cache import SlotCache
 from t3d.decoding.config import DecodingConfig
 from t3d.decoding.draws import row_tiles
-from t3d.decoding.limits import full_length, prefill_chunk
+from t3d.decoding.limits import cache_length, prefill_chunk
 from t3d.devices import GIB, free_memory, usable_memory
 from t3d.errors import ConfigError
 from t3d.sdar.configuration import SDARConfig
@@ -39,7 +39,12 @@ class DecodingMemory:
 
 
 def decoding_memory(
-    model: SDARConfig, dtype: torch.dtype, decoding: DecodingConfig, longest_prompt: int, device: torch.device
+    model: SDARConfig,
+    dtype: torch.dtype,
+    decoding: DecodingConfig,
+    longest_prompt: int,
+    device: torch.device,
+    recorded: bool = False,
 ) -> DecodingMemory:
     """What decoding takes, counted from shapes: keys and values exactly, the rest at most.
 
@@ -49,27 +54,35 @@ def decoding_memory(
         decoding: settings; the length and the block size count.
         longest_prompt: tokens.
         device: that decodes; it need not be there.
+        recorded: forwards are padded, and replayed in memory of their own.
     """
-    length, size = padded_keys(full_length(longest_prompt, decoding)), decoding.block_size
+    length, size = cache_length(longest_prompt, decoding), decoding.block_size
     heads, kv_heads = model.num_attention_heads, model.num_key_value_heads or model.num_attention_heads
     queries = heads * model.head_dim
     # One layer at a time: the residual stream and its norms, and queries, keys and values before and after rotation or
     # else the MLP.  Norms are computed in single precision.
-    widest = max(queries + 2 * kv_heads * model.head_dim, model.intermediate_size)
+    widest = max(queries + 2 * kv_heads * model.head_dim, model.mlp_width)
     mask = heads // kv_heads * length  # a query's row for each head that shares its keys, made for all layers
     token = dtype.itemsize * (3 * model.hidden_size + 3 * widest + mask) + 4 * 2 * max(model.hidden_size, queries)
     # On the host: ids, steps and records of each position, random numbers of each step.
     position = 16 + 4 * len(decoding.record) + (4 * decoding.denoising_steps if decoding.temperature > 0 else 0)
     judged, tiles = LOGIT_BYTES if decoding.top_p == 1 else SORTED_BYTES, row_tiles(model.vocab_size, dtype, device)
     logits = tiles.judged * judged + (tiles.product - tiles.judged) * dtype.itemsize
+    slot, forward = SlotCache.slot_bytes(model, length, dtype), 2 * size * token
+    shared = max(prefill_chunk(size) * token, logits * model.vocab_size)
     return DecodingMemory(
-        shared=max(prefill_chunk(size) * token, logits * model.vocab_size),
-        per_slot=SlotCache.slot_bytes(model, length, dtype) + 2 * size * token + length * position,
+        shared=shared + recorded * (shared + slot),  # the slot that padding writes to
+        per_slot=slot + forward * (1 + 2 * recorded) + length * position,
     )
 
 
 def fitting_slots(
-    model: SDARForCausalLM, decoding: DecodingConfig, longest_prompt: int, wanted: int, sharing: int = 1
+    model: SDARForCausalLM,
+    decoding: DecodingConfig,
+    longest_prompt: int,
+    wanted: int,
+    sharing: int = 1,
+    recorded: bool = False,
 ) -> int:
     """As many of the `wanted` sequences as the model's device has room for now; fewer are logged, once.
 
@@ -79,12 +92,13 @@ def fitting_slots(
         longest_prompt: tokens.
         wanted: sequences.
         sharing: processes that decode on the device, this one among them, each with an equal part of what is free.
+        recorded: see `decoding_memory`.
 
     Raises:
         ConfigError: not even one fits.
     """
     device = model.device
-    needed = decoding_memory(model.config, model.dtype, decoding, longest_prompt, device)
+    needed = decoding_memory(model.config, model.dtype, decoding, longest_prompt, device, recorded)
     room = usable_memory(device) // sharing
     fit = min(wanted, needed.slots(room))
     if fit < 1:

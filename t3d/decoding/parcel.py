@@ -19,9 +19,14 @@ ALIGNED = 16
 class Parcel:
     """Takes arrays, and gives tensors on the device for them; everything is sent when the first one is asked for."""
 
-    def __init__(self, device: torch.device) -> None:
-        """Begins empty."""
-        self.device = device
+    def __init__(self, device: torch.device, fixed: "FixedBuffer | None" = None) -> None:
+        """Begins empty.
+
+        Args:
+            device: where everything goes.
+            fixed: its memory there; None takes new memory.
+        """
+        self.device, self.fixed = device, fixed
         self._waiting: list[NDArray[Any]] = []
         self._sent: list[Tensor] = []
 
@@ -33,9 +38,25 @@ class Parcel:
     def __getitem__(self, number: int) -> Tensor:
         """The tensor of an array."""
         if self._waiting:
-            self._sent += send(self._waiting, self.device)
+            self._sent += send(self._waiting, self.device) if self.fixed is None else self.fixed.send(self._waiting)
             self._waiting = []
         return self._sent[number]
+
+
+class FixedBuffer:
+    """Memory on a device that arrays of the same types and shapes are sent to again and again."""
+
+    def __init__(self, device: torch.device) -> None:
+        """Takes no memory yet: the first arrays say how much."""
+        self.device = device
+        self._there: Tensor | None = None
+
+    def send(self, arrays: Sequence[NDArray[Any]]) -> list[Tensor]:
+        """The arrays as tensors that lie where those of the last call lay."""
+        buffer = packed(arrays, pinned=self.device.type == "cuda")
+        if self._there is None:
+            self._there = torch.empty_like(buffer, device=self.device)
+        return unpacked(self._there.copy_(buffer, non_blocking=True), arrays)
 
 
 def send(arrays: Sequence[NDArray[Any]], device: torch.device) -> list[Tensor]:

@@ -56,6 +56,12 @@ class Spans:
         """Where in a buffer [slots, length] each token lies."""
         return self.positions + np.repeat(self.slots * length, self.counts * self.size)
 
+    def padded(self, num_blocks: int, spare: int) -> "Spans":
+        """The same tokens, and after them first blocks of the slot `spare`, `num_blocks` blocks in all."""
+        padding = np.ones(num_blocks - int(self.counts.sum()), dtype=np.int64)
+        slots, starts = np.concatenate([self.slots, spare * padding]), np.concatenate([self.starts, 0 * padding])
+        return Spans(slots, starts, np.concatenate([self.counts, padding]), self.size)
+
 
 @dataclass(frozen=True)
 class Tile:

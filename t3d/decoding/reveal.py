@@ -5,7 +5,9 @@ from typing import Any
 
 import numpy as np
 import torch
+from jaxtyping import Float
 from numpy.typing import NDArray
+from torch import Tensor
 
 from t3d.decoding.config import DecodingConfig
 from t3d.decoding.draws import Draws
@@ -42,32 +44,40 @@ def reveal(denoising: NDArray[np.int64], draws: Draws, slots: Slots) -> Revealed
     table = slots.table[denoising]
     masked, positions = table["masked"], table["start"][:, None] + np.arange(config.block_size)
     places = positions + (denoising * slots.length)[:, None]  # of the slots' columns laid end to end
-    chosen = _choose(table, draws, config)
+    score = torch.zeros(masked.shape).masked_scatter_(torch.from_numpy(masked), draws.score)
+    chosen = choose(masked, table["step"], score, config)
     _write(slots, table, draws, chosen, places)
     left = masked & ~chosen
     slots.table["masked"][denoising] = left
-    is_end = _is_end(slots, positions - table["prompt"][:, None], places)
+    is_end = find_ends(slots, positions - table["prompt"][:, None], slots.columns["ids"].reshape(-1)[places])
     failed = np.zeros_like(masked)
     failed[masked] = draws.failed.numpy()
-    return Revealed(_is_decided(left, is_end, config.end_early), np.any(failed, axis=1))
+    return Revealed(is_decided(left, is_end, config.end_early), np.any(failed, axis=1))
 
 
-def _choose(table: np.ndarray, draws: Draws, config: DecodingConfig) -> Flags:
-    """Asks the strategy which masked positions are revealed [rows, block]; a block's last step reveals all."""
-    masked, step = torch.from_numpy(table["masked"]), torch.from_numpy(table["step"])
-    last = table["step"] == config.denoising_steps - 1
+def choose(masked: Flags, step: NDArray[np.int64], score: Float[Tensor, "rows block"], config: DecodingConfig) -> Flags:
+    """Asks the strategy which masked positions are revealed [rows, block]; a block's last step reveals all.
+
+    Args:
+        masked: positions [rows, block] that are not revealed yet.
+        step: each row's denoising step within its block, from 0.
+        score: what the strategy ranks by; read where `masked` alone.
+        config: names the strategy.
+    """
+    last = step == config.denoising_steps - 1
     if last.all():
-        return table["masked"]
-    score = torch.zeros(masked.shape).masked_scatter_(masked, draws.score)  # the one that the strategy ranks by
+        return masked
+    left = torch.from_numpy(masked)
+    quota = step_quota(torch.from_numpy(step), config.block_size, config.denoising_steps)
     scores = BlockScores(
-        masked=masked,
+        masked=left,
         confidence=score,
         entropy=score,
-        quota=torch.minimum(step_quota(step, config.block_size, config.denoising_steps), masked.sum(-1)),
+        quota=torch.minimum(quota, left.sum(-1)),
         dynamic_threshold=config.dynamic_threshold,
         eb_threshold=config.eb_threshold,
     )
-    return np.where(last[:, None], table["masked"], STRATEGIES[config.remasking_strategy](scores).numpy())
+    return np.where(last[:, None], masked, STRATEGIES[config.remasking_strategy](scores).numpy())
 
 
 def _write(slots: Slots, table: np.ndarray, draws: Draws, chosen: Flags, places: Positions) -> None:
@@ -79,24 +89,24 @@ def _write(slots: Slots, table: np.ndarray, draws: Draws, chosen: Flags, places:
         column.reshape(-1)[places[chosen]] = steps if name == "step_map" else known[name].numpy()[drawn]
 
 
-def _is_end(slots: Slots, order: Positions, places: Positions) -> Flags:
+def find_ends(slots: Slots, order: Positions, ids: Positions) -> Flags:
     """Where a response ends if nothing before it is masked: at a stop token of its own, or at its limit.
 
     Args:
-        slots: with the step's tokens.
+        slots: tell the stop tokens and the limit.
         order: of each position [rows, block] in its response, from 0; negative in the prompt.
-        places: of the positions in the columns.
+        ids: the tokens there.
     """
-    is_stop = slots.is_stop[slots.columns["ids"].reshape(-1)[places]] & (order >= 0)
+    is_stop = slots.is_stop[ids] & (order >= 0)
     return is_stop | (order == slots.config.max_new_tokens - 1)
 
 
-def _is_decided(left: Flags, is_end: Flags, end_early: bool) -> Flags:
+def is_decided(left: Flags, is_end: Flags, end_early: bool) -> Flags:
     """Which blocks [rows] end their response.
 
     Args:
         left: positions [rows, block] that are still masked.
-        is_end: see `_is_end`.
+        is_end: see `find_ends`.
         end_early: it is enough that nothing up to the end is masked; else the whole block must be revealed.
     """
     is_settled = np.cumsum(left, axis=1) == 0 if end_early else ~left.any(1, keepdims=True)

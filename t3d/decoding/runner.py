@@ -6,6 +6,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from t3d.decoding.buckets import Buffers
 from t3d.decoding.config import DecodingConfig
 from t3d.decoding.draws import Draws, join, judge, row_tiles
 from t3d.decoding.kernel import Kernel
@@ -14,7 +15,13 @@ from t3d.sdar.modeling import SDARForCausalLM
 
 
 class Runner:
-    """Calls the network on what is staged."""
+    """Calls the network on what is staged.
+
+    Attributes:
+        buffers: where steps are padded to and staged; None pads nothing.
+    """
+
+    buffers: Buffers | None = None
 
     def __init__(self, model: SDARForCausalLM, config: DecodingConfig, kernel: Kernel) -> None:
         """Remembers what every forward needs."""
@@ -23,6 +30,11 @@ class Runner:
 
     def run(self, staged: Staged) -> Draws | None:
         """One entry per masked position; None if there are none."""
+        draws = self.forward(staged)
+        return draws if draws is None or staged.bucket is None else draws.at(slice(staged.num_rows))
+
+    def forward(self, staged: Staged) -> Draws | None:
+        """One entry per row, padding included; reads nothing of the host's that changes within a bucket."""
         with self.kernel.within():
             return self.model(
                 staged.ids,

@@ -4,16 +4,20 @@ Running sequences always fill slots 0..n-1, so that attention works on views of 
 next prompt, or else the last sequence moves into it.
 """
 
+from collections import deque
 from typing import Any
 
 import numpy as np
 
-from t3d.decoding.cache import SlotCache, padded_keys
+from t3d.decoding.cache import SlotCache
 from t3d.decoding.config import DecodingConfig
-from t3d.decoding.limits import full_length
+from t3d.decoding.limits import cache_length, full_length
 from t3d.sampling import response_uniforms
 from t3d.sdar.modeling import SDARForCausalLM
 from t3d.trajectory import UNFINISHED, Trajectory
+
+Request = tuple[int, list[int], int]
+"""Index of a prompt, its token ids, and the stream of its random numbers."""
 
 RECORDS = {"logprob": "logprobs", "entropy": "entropies"}
 """The fields of `Draws` and `Trajectory` that `DecodingConfig.record` asks for."""
@@ -35,7 +39,15 @@ class Slots:
         active: sequences in flight.
     """
 
-    def __init__(self, model: SDARForCausalLM, config: DecodingConfig, num_slots: int, longest_prompt: int) -> None:
+    def __init__(
+        self,
+        model: SDARForCausalLM,
+        config: DecodingConfig,
+        num_slots: int,
+        longest_prompt: int,
+        num_spare: int = 0,
+        cache: SlotCache | None = None,
+    ) -> None:
         """Allocates everything for `num_slots` sequences of the greatest length that can occur.
 
         Args:
@@ -43,17 +55,20 @@ class Slots:
             config: decoding settings.
             num_slots: sequences of this engine.
             longest_prompt: tokens of the longest prompt.
+            num_spare: further slots of the cache, which no sequence gets.
+            cache: of `cache_length` positions; None: a slot for each sequence, and the spare ones.
         """
         self.config, self.device, size = config, model.device, config.block_size
-        longest = full_length(longest_prompt, config)
-        self.length = padded_keys(longest)
-        self.cache = SlotCache(model.config, num_slots, self.length, model.dtype, self.device)
+        self.length = cache_length(longest_prompt, config)
+        if cache is None:
+            cache = SlotCache(model.config, num_slots + num_spare, self.length, model.dtype, self.device)
+        self.cache = cache
         counters = ["index", "prompt", "whole", "filled", "start", "step", "steps", "forwards"]
         columns = [(name, np.int64) for name in counters] + [("pending", np.bool_), ("masked", np.bool_, (size,))]
         self.table = np.zeros(num_slots, dtype=np.dtype(columns, align=True))
         types = {"ids": np.int64, "step_map": np.int64} | {RECORDS[name]: np.float32 for name in config.record}
         self.columns = {name: np.zeros((num_slots, self.length), dtype=kind) for name, kind in types.items()}
-        num_blocks = longest // size if config.temperature > 0 else 0
+        num_blocks = full_length(longest_prompt, config) // size if config.temperature > 0 else 0
         self.uniforms = np.zeros((num_slots, num_blocks, config.denoising_steps, size), dtype=np.float32)
         self.is_stop = np.zeros(model.config.vocab_size, dtype=np.bool_)
         self.is_stop[[token for token in config.stop_ids if token < len(self.is_stop)]] = True
@@ -68,6 +83,18 @@ class Slots:
     def running(self) -> np.ndarray:
         """The table of the sequences in flight."""
         return self.table[: self.active]
+
+    def fill(self, waiting: deque[Request]) -> dict[int, list[int]]:
+        """Gives every free slot a request, while there are any: the prompts taken, by their index."""
+        taken: dict[int, list[int]] = {}
+        while self.num_free:
+            try:
+                index, prompt, stream = waiting.popleft()
+            except IndexError:  # asked for, not looked up: another lane may take the last one at any moment
+                break
+            taken[index] = prompt
+            self.add(index, prompt, stream)
+        return taken
 
     def add(self, index: int, prompt: list[int], stream: int) -> None:
         """Puts a prompt into the first free slot."""

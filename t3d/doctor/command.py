@@ -15,7 +15,7 @@ from t3d.doctor.page import count, render
 from t3d.errors import UserError
 
 KINDS = ("sample", "train", "eval")
-TRAIN_GROUPS = {"model", "dataset", "training", "optimizer", "lr_scheduler", "wandb"}
+TRAIN_GROUPS = {"model", "dataset", "training", "optimizer", "lr_scheduler", "validation", "wandb"}
 EVAL_GROUPS = {"execute", "table"}
 EVAL_KEYS = {"evaluation.rollouts", "evaluation.repair_known_bad"}
 DRY_RUN = "--dry-run"

@@ -11,6 +11,8 @@ import torch
 from t3d.config import EvalConfig, RolloutConfig, SampleConfig, load_config
 from t3d.data.benchmarks import load_benchmark
 from t3d.decoding import DecodingConfig
+from t3d.decoding.graphs import are_recorded
+from t3d.decoding.kernel import find_kernel
 from t3d.decoding.limits import prompt_error
 from t3d.decoding.memory import DecodingMemory, decoding_memory
 from t3d.devices import pick_device
@@ -126,12 +128,19 @@ def examine_model(examination: Examination, config: SampleConfig, launched: bool
         examination.examine("output", lambda: room(config, len(asked.items)))
     if patient is None or device is None or decoding is None:
         return
-    dtype = patient.dtype if settings.dtype == "auto" else getattr(torch, settings.dtype)
-    examination.examine("kernel", lambda: machine.decoding_kernel(device, dtype, Heads.of(patient.config)))
+    dtype, heads = (
+        patient.dtype if settings.dtype == "auto" else getattr(torch, settings.dtype),
+        Heads.of(patient.config),
+    )
+    examination.examine("kernel", lambda: machine.decoding_kernel(device, dtype, heads))
+    recorded = examination.obtain(
+        "kernel", lambda: are_recorded(device, find_kernel(device, dtype, heads), settings.cuda_graphs)
+    )
+    longest = 0 if asked is None else asked.longest
     count = settings.max_active if asked is None else len(asked.items) * settings.num_response_per_task
     needed = Needed(
         weights=num_parameters(patient.config) * dtype.itemsize // settings.tensor_parallel_size,
-        decoding=decoding_memory(patient.config, dtype, decoding, 0 if asked is None else asked.longest, device),
+        decoding=decoding_memory(patient.config, dtype, decoding, longest, device, recorded or False),
         wanted=min(settings.max_active, count),
     )
     ranks = Ranks(size=int(os.environ.get("WORLD_SIZE", "1"))) if launched else Ranks()

@@ -18,6 +18,7 @@ from t3d.errors import CheckpointError
 from t3d.sdar.checkpoint import HUB_ID, load_config, resolve_checkpoint
 from t3d.sdar.configuration import SDARConfig
 from t3d.sdar.decoding_layers import pack_layers
+from t3d.sdar.mixture import SDARMoeConfig, build_network
 from t3d.sdar.modeling import SDARForCausalLM
 from t3d.sdar.opening import open_checkpoint
 from t3d.sdar.weights import weights_problem
@@ -26,6 +27,9 @@ from t3d.training.memory import SHAPES, num_parameters
 
 SMALL = {"num_hidden_layers": 2, "hidden_size": 64, "intermediate_size": 128, "layer_types": None}
 """What is shrunk; heads keep their width, which kernels are chosen by."""
+
+SMALL_EXPERTS = {"moe_intermediate_size": 64, "mlp_only_layers": [], "decoder_sparse_step": 1}
+"""Of a mixture's experts, whose number stays."""
 
 PAPERS_MASK = 151_669
 """Id of the mask token of the paper's models, where their files are still on the hub."""
@@ -140,14 +144,15 @@ def shrunk(config: SDARConfig) -> SDARConfig:
     fields.pop("torch_dtype", None)  # the old name of a field that is there, too
     keys = config.num_key_value_heads or config.num_attention_heads
     heads = {"num_attention_heads": config.num_attention_heads // keys, "num_key_value_heads": 1}
-    return SDARConfig(**{**fields, **SMALL, **heads, "head_dim": config.head_dim})
+    small = SMALL | SMALL_EXPERTS if isinstance(config, SDARMoeConfig) else SMALL
+    return type(config)(**{**fields, **small, **heads, "head_dim": config.head_dim})
 
 
 def small_network(config: SDARConfig, device: torch.device, dtype: torch.dtype) -> SDARForCausalLM:
     """A shrunk network with random weights; the random stream of others is left alone."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        return SDARForCausalLM(shrunk(config)).to(device, dtype).eval()  # type: ignore[arg-type]
+        return build_network(shrunk(config)).to(device, dtype).eval()  # type: ignore[arg-type]
 
 
 def decoding_rehearsal(

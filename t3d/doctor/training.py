@@ -7,13 +7,15 @@ import shutil
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import torch
 
-from t3d.config import TrainConfig, load_config
+from t3d.config import ExecuteConfig, SampleConfig, TrainConfig, load_config
 from t3d.doctor import machine, model, output
+from t3d.doctor.decoding import decoding_settings, find_problems, problems
 from t3d.doctor.finding import Examination, Finding, counted
 from t3d.doctor.machine import Device, size_of
 from t3d.doctor.model import Patient
@@ -34,6 +36,7 @@ from t3d.training.schedule import accumulation_steps, samples_per_step
 from t3d.training.settings import loss_settings, state_settings
 from t3d.training.states import StateSettings, TrainingSample, draw_state, sample_stream
 from t3d.training.trackers import unused_wandb
+from t3d.training.validation import sample_configs
 
 STATE_BYTES = 16
 """Of each parameter on disk: single-precision weights, Adam's two moments, and the reference."""
@@ -132,6 +135,8 @@ def examine_training(examination: Examination, arguments: list[str], launched: b
             data = examination.obtain("data", lambda: read_data(config, patient))
             if data is not None:
                 examination.examine("data", lambda: samples(config, data, around))
+    if config.validation.every:
+        examine_validation(examination, config, patient)
     examination.examine("output", lambda: folder(config, patient, data, around))
     examination.examine("trackers", lambda: trackers(config, os.environ))
     if patient is None:
@@ -141,6 +146,28 @@ def examine_training(examination: Examination, arguments: list[str], launched: b
     examination.examine("kernel", lambda: machine.training_kernel(device, dtype, Heads.of(patient.config)))
     if patient.tokenizer is not None:
         examination.examine("rehearsal", lambda: rehearsal(config, patient, device))
+
+
+def examine_validation(examination: Examination, config: TrainConfig, patient: Patient | None) -> None:
+    """Adds what keeps the held-out problems from being decoded, at whichever of the decodings, or graded."""
+    if config.dataset.data_type == "code":
+        examination.examine("sandbox", lambda: machine.sandbox(ExecuteConfig.sandbox, is_needed=True))
+    for asked in sample_configs(config):
+        examination.examine("validation", partial(validation, asked, patient))
+
+
+def validation(asked: SampleConfig, patient: Patient | None) -> Iterator[Finding]:
+    """How many held-out problems there are, and whether they fit the model under one decoding.
+
+    Raises:
+        UserError: no such file, or a bad record (named).
+    """
+    found = find_problems(asked, patient)
+    settings = None if patient is None else decoding_settings(asked, patient)
+    where = f"at {asked.rollout.block_size}/{asked.rollout.denoising_steps_per_block}, "
+    for one in problems(found, patient, settings):
+        cure = one.cure and "validation.max_token lower"
+        yield Finding(one.level, "validation", where + one.text, cure)
 
 
 def launch(config: TrainConfig, around: Launch, num_gpus: int) -> Iterator[Finding]:

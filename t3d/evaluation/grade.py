@@ -68,7 +68,7 @@ def grade(records: Sequence[dict[str, Any]], data_type: str, execute: ExecuteCon
         for record, texts in zip(records, answers, strict=True)
     ]
     decoded = [(index, place) for index, record in enumerate(records) for place in decoded_places(record)]
-    with tqdm(total=len(decoded), desc="grade", unit="answer") as progress:
+    with tqdm(total=len(decoded), desc="grade", unit="answer", leave=None) as progress:
         for start in range(0, len(decoded), execute.num_chunk * 16):
             part = decoded[start : start + execute.num_chunk * 16]
             chosen = [(answers[index][place], records[index]) for index, place in part]

@@ -4,7 +4,6 @@ A name begins with the release's (`eval-<model>-<data set>`), goes on with what 
 of all that decides the contents.
 """
 
-import hashlib
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
@@ -13,7 +12,7 @@ from typing import Any
 from t3d.config import EvalConfig, ExecuteConfig
 from t3d.rollout.run import outputs_name
 from t3d.storage.experiments import EXPERIMENTS
-from t3d.storage.fingerprint import text_digest
+from t3d.storage.fingerprint import file_digest, text_digest
 
 DIGEST_LETTERS = 8
 GRADES_THE_SAME = ("num_chunk", "num_workers", "sandbox", "math_verify")
@@ -39,8 +38,7 @@ def decoded_name(config: EvalConfig, fingerprint: Mapping[str, Any]) -> str:
 
 def given_name(config: EvalConfig, rollouts: Path, dataset: str, checkpoint: str | None) -> str:
     """Name of the results of a given rollout file: the file's own, and a digest of what it holds and is said to be."""
-    content = hashlib.sha256(rollouts.read_bytes()).hexdigest()
-    told = [content, dataset, checkpoint, config.evaluation.data_type, config.evaluation.limit]
+    told = [file_digest(rollouts), dataset, checkpoint, config.evaluation.data_type, config.evaluation.limit]
     return f"{rollouts.stem.removeprefix('outputs-')}-{text_digest(told)[:DIGEST_LETTERS]}"
 
 

@@ -66,7 +66,7 @@ def make_job(config: SampleConfig) -> Job:
     """
     checkpoint = open_checkpoint(str(config.evaluation.checkpoint_path), config.rollout.block_size)
     first, items = machine_share(config)
-    requests = list(_requests(first, items, checkpoint.tokenizer, config))
+    requests = list(iter_requests(first, items, checkpoint.tokenizer, config))
     decoding = decoding_config(config.rollout, checkpoint)
     fingerprint = {
         "model": model_digest(checkpoint.folder),
@@ -136,9 +136,17 @@ def prompt_of(item: dict[str, Any], tokenizer: PreTrainedTokenizerBase, config: 
     )
 
 
-def _requests(
+def iter_requests(
     first: int, items: Sequence[dict[str, Any]], tokenizer: PreTrainedTokenizerBase, config: SampleConfig
 ) -> Iterator[Request]:
+    """Yields every response to decode, by number.
+
+    Args:
+        first: number of the first problem in its data set.
+        items: the problems.
+        tokenizer: of the model.
+        config: how many responses, and how problems are asked.
+    """
     responses = config.rollout.num_response_per_task
     for place, item in enumerate(items):
         prompt, ids = prompt_of(item, tokenizer, config)

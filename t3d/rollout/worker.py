@@ -82,12 +82,13 @@ def decode_share(share: Share, report: Callable[[Done], None]) -> None:
     stored = nullcontext() if share.shard is None else Shard(share.shard, share.fingerprint, share.session)
     with stored as shard:
         started = time.perf_counter()
+        graphs = settings.cuda_graphs if agree is None else False
         for start in range(0, len(share.requests), size):
             requests = share.requests[start : start + size]
             prompts = [request.prompt_ids for request in requests]
             streams = [request.stream for request in requests]
             for place, trajectory in iter_decode(
-                model, prompts, share.decoding, settings.max_active, streams, agree, share.sharing
+                model, prompts, share.decoding, settings.max_active, streams, agree, share.sharing, graphs=graphs
             ):
                 if shard is None:
                     continue

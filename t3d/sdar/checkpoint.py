@@ -24,8 +24,11 @@ from transformers.distributed import DistributedConfig
 from transformers.utils import logging as transformers_logging
 
 from t3d.errors import CheckpointError
+from t3d.sdar.adapter import FOLDER as ADAPTER_FOLDER
+from t3d.sdar.adapter import Adapter
 from t3d.sdar.configuration import SDARConfig
 from t3d.sdar.decoding_layers import compile_layers, pack_layers
+from t3d.sdar.mixture import COUNTS, NETWORKS, SDARMoeConfig, build_network
 from t3d.sdar.modeling import SDARForCausalLM
 from t3d.sdar.weights import empty_network, weights_problem
 from t3d.storage.folders import atomic_folder
@@ -33,7 +36,6 @@ from t3d.storage.paths import model_path, start_of
 
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 WEIGHTS = re.compile(r".*\.(safetensors|bin|pt|pth|gguf)|.*\.(safetensors|bin)\.index\.json")
-MODEL_TYPE, MIXTURE = "sdar", "sdar_moe"
 CHAT_END = "<|im_end|>"
 MAX_SHARD_SIZE = "5GB"
 CARD = "README.md"
@@ -71,22 +73,35 @@ def load_config(folder: Path) -> SDARConfig:
         CheckpointError: no readable `config.json`, or one of another model type, or with impossible values.
     """
     path = folder / "config.json"
-    fields = _read_fields(path)
+    return config_of(path, read_fields(path))
+
+
+def config_of(path: Path, fields: dict[str, Any]) -> SDARConfig:
+    """The configuration that the fields of `config.json` make.
+
+    Args:
+        path: of the file, for messages.
+        fields: what it says.
+
+    Raises:
+        CheckpointError: another model type, or impossible values.
+    """
     kind = fields.get("model_type", "none")
-    if kind != MODEL_TYPE:
-        dense = ", a dense network (mixtures of experts are not supported yet)" if kind == MIXTURE else ""
-        raise CheckpointError(path, f'model_type "{MODEL_TYPE}"{dense}', kind)
-    for name in ("vocab_size", "block_size", "mask_token_id"):
+    if not isinstance(kind, str) or kind not in NETWORKS:
+        raise CheckpointError(path, "model_type " + " or ".join(f'"{name}"' for name in NETWORKS), kind)
+    for name in ("vocab_size", "block_size", "mask_token_id", *(COUNTS if kind == "sdar_moe" else ())):
         value = fields.get(name)
         if type(value) is not int and (name == "vocab_size" or value is not None):  # a bool is an int to isinstance
             raise CheckpointError(path, f"{name}, an integer", fields.get(name, "none"))
+    if not isinstance(dense := fields.get("mlp_only_layers") or [], list):
+        raise CheckpointError(path, "mlp_only_layers, a list of layers' numbers", dense)
     if fields.get("use_sliding_window"):
         raise CheckpointError(path, "use_sliding_window false: every token sees all earlier blocks", "true")
     if (quantized := fields.get("quantization_config")) is not None:
         method = quantized.get("quant_method", quantized) if isinstance(quantized, dict) else quantized
         raise CheckpointError(path, "no quantization_config: quantized weights are not supported", method)
     try:
-        config = SDARConfig.from_pretrained(folder)
+        config = NETWORKS[kind][0].from_dict(copy.deepcopy(fields))
         _try_out(config)
     except (StrictDataclassError, AttributeError, KeyError, RuntimeError, TypeError, ValueError) as error:
         found = f"a value that transformers does not know, {error}" if isinstance(error, KeyError) else error
@@ -98,6 +113,8 @@ def _try_out(config: SDARConfig) -> None:
     """Builds one layer, without memory for it: raises whatever transformers makes of values that are no network's."""
     layer = copy.deepcopy(config)
     layer.num_hidden_layers, layer.layer_types = 1, ["full_attention"]
+    if isinstance(layer, SDARMoeConfig):
+        layer.decoder_sparse_step, layer.mlp_only_layers = 1, []
     empty_network(layer)
     heads, keys = config.num_attention_heads, config.num_key_value_heads or config.num_attention_heads
     if heads % keys:
@@ -106,7 +123,12 @@ def _try_out(config: SDARConfig) -> None:
         raise ValueError(f"layer_types: expected full_attention alone, found {min(strange)}")
 
 
-def _read_fields(path: Path) -> dict[str, Any]:
+def read_fields(path: Path) -> dict[str, Any]:
+    """What a model folder's JSON file says.
+
+    Raises:
+        CheckpointError: no such file, or no JSON object.
+    """
     try:
         fields = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
@@ -141,7 +163,7 @@ def load_model(
     """
     config = config or load_config(folder)
     if random_init:
-        return SDARForCausalLM(config).to(dtype or torch.float32).eval()  # type: ignore[arg-type]
+        return build_network(config).to(dtype or torch.float32).eval()  # type: ignore[arg-type]
     if not any(folder.glob("*.safetensors")):
         raise CheckpointError(folder, "weights (*.safetensors)", "none")
     if problem := weights_problem(folder, config):  # transformers would tell it in a page
@@ -149,7 +171,7 @@ def load_model(
     transformers_logging.disable_progress_bar()
     divided = {} if num_parts == 1 else {"distributed_config": _division(config, num_parts, folder)}
     try:
-        loaded: Any = SDARForCausalLM.from_pretrained(
+        loaded: Any = NETWORKS[config.model_type][1].from_pretrained(
             folder, config=config, dtype=dtype or "auto", output_loading_info=True, use_safetensors=True, **divided
         )
     except (SafetensorError, OSError, TypeError, ValueError, RuntimeError) as error:
@@ -183,10 +205,10 @@ def load_decoder(
     """
     model = load_model(folder, None if dtype == "auto" else getattr(torch, dtype), config=config)
     model.to(device)  # type: ignore[arg-type]
+    if not compiled or model.device.type != "cpu":  # torch.compile cannot read oneDNN's weights
+        pack_layers(model)
     if compiled:
         compile_layers(model)
-    else:
-        pack_layers(model)
     return model
 
 
@@ -236,7 +258,7 @@ def default_stop_ids(folder: Path, tokenizer: PreTrainedTokenizerBase) -> tuple[
     found = {chat_end_id(tokenizer), tokenizer.eos_token_id}
     for name in ("generation_config.json", "config.json"):
         if (folder / name).is_file():
-            ids = _read_fields(folder / name).get("eos_token_id")
+            ids = read_fields(folder / name).get("eos_token_id")
             ids = ids if isinstance(ids, list) else [ids]
             if strange := [token for token in ids if token is not None and type(token) is not int]:
                 raise CheckpointError(folder / name, "eos_token_id, an id or a list of them", strange[0])
@@ -245,7 +267,12 @@ def default_stop_ids(folder: Path, tokenizer: PreTrainedTokenizerBase) -> tuple[
 
 
 def save_model(
-    model: SDARForCausalLM, state: Mapping[str, Tensor], source: Path, target: Path, card: str | None = None
+    model: SDARForCausalLM,
+    state: Mapping[str, Tensor],
+    source: Path,
+    target: Path,
+    card: str | None = None,
+    adapter: Adapter | None = None,
 ) -> None:
     """Writes a model folder that every engine that reads `source` can read; a half-written one is never seen.
 
@@ -259,6 +286,7 @@ def save_model(
         source: the model folder it was trained from.
         target: the folder to write, replaced if it exists.
         card: text of its model card, which takes the place of the one in `source`.
+        adapter: what was merged into the weights, to lie in a folder inside.
     """
     dtype: Any = load_config(source).dtype or torch.float32
     with atomic_folder(target) as folder:
@@ -274,3 +302,5 @@ def save_model(
                 shutil.copyfile(path, folder / path.name)
         if card is not None:
             (folder / CARD).write_text(card, encoding="utf-8")
+        if adapter is not None:
+            adapter.write(folder / ADAPTER_FOLDER)

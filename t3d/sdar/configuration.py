@@ -39,6 +39,11 @@ class SDARConfig(Qwen3Config):
         return super().from_dict(fields, **kwargs)
 
     @property
+    def mlp_width(self) -> int:
+        """Numbers per token of what a layer's MLP holds at a time."""
+        return self.intermediate_size
+
+    @property
     def rotary_base(self) -> float:
         """The RoPE base, wherever the installed transformers keeps it."""
         parameters = self.__dict__.get("rope_parameters") or {}

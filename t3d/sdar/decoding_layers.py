@@ -1,4 +1,4 @@
-"""Faster layers for a model that only decodes: packed on a CPU, or compiled."""
+"""Faster layers for a model that only decodes: fewer products and operations, and compiled."""
 
 from typing import Any
 
@@ -9,21 +9,26 @@ from torch.nn.functional import rms_norm
 from transformers.models.qwen3.modeling_qwen3 import Qwen3DecoderLayer
 
 from t3d.sdar.backend import ATTENTION, attention
-from t3d.sdar.products import PackedLinear, can_pack
+from t3d.sdar.experts import KeptExperts, PackedExperts
+from t3d.sdar.mixture import SparseMLP
+from t3d.sdar.products import PACKED, PackedLinear, Products, products_for
 
 
 class PackedLayer(nn.Module):
-    """Qwen3's layer without gradients on a CPU, in fewer operations: starting these is what a few rows cost.
+    """Qwen3's layer without gradients, in fewer operations: starting these is what a few rows cost.
 
     Queries, keys and values are one product, normalised and rotated together; activation, gate and residual are the
     last act of the products before them.  As in `LastLayer`, the last layer's output projection and MLP work for the
     wanted rows alone.
     """
 
-    def __init__(self, layer: Qwen3DecoderLayer, is_last: bool) -> None:
-        """Packs a copy of the layer's weights."""
+    head_weights: Tensor
+    signs: Tensor
+
+    def __init__(self, layer: Qwen3DecoderLayer, is_last: bool, products: Products) -> None:
+        """Copies the layer's weights into `products`."""
         super().__init__()
-        attend, mlp = layer.self_attn, layer.mlp
+        attend = layer.self_attn
         self.is_last, self.layer_idx = is_last, attend.layer_idx
         self.scaling, self.dim, self.eps = attend.scaling, attend.head_dim, attend.q_norm.variance_epsilon
         self.attention_type = "full_attention"  # transformers 4 asks each layer
@@ -31,12 +36,14 @@ class PackedLayer(nn.Module):
         self.num_queries = attend.q_proj.out_features // self.dim
         self.input_layernorm, self.post_attention_layernorm = layer.input_layernorm, layer.post_attention_layernorm
         weights = [attend.q_norm.weight] * self.num_queries + [attend.k_norm.weight] * self.num_keys
-        self.head_weights = torch.stack([weight.detach() for weight in weights])
-        self.signs = torch.ones(self.dim).index_fill_(0, torch.arange(self.dim // 2), -1)
-        self.qkv_proj = PackedLinear(attend.q_proj, attend.k_proj, attend.v_proj)
-        self.o_proj = PackedLinear(attend.o_proj)
-        self.gate_proj, self.up_proj = PackedLinear(mlp.gate_proj), PackedLinear(mlp.up_proj)
-        self.down_proj = PackedLinear(mlp.down_proj)
+        self.register_buffer("head_weights", torch.stack([weight.detach() for weight in weights]), persistent=False)
+        signs = weights[0].new_ones(self.dim)
+        signs[: self.dim // 2] = -1
+        self.register_buffer("signs", signs, persistent=False)
+        self.qkv_proj = products.linear(attend.q_proj, attend.k_proj, attend.v_proj)
+        self.o_proj = products.linear(attend.o_proj)
+        experts = PackedExperts if products is PACKED else KeptExperts
+        self.mlp = experts(layer.mlp) if isinstance(layer.mlp, SparseMLP) else products.mlp(layer.mlp)
 
     def forward(
         self,
@@ -54,8 +61,7 @@ class PackedLayer(nn.Module):
             )
         hidden_states = self.o_proj(seen, "add", hidden_states)
         normed = self._norm(self.post_attention_layernorm, hidden_states)
-        gated = self.up_proj(normed, "mul", self.gate_proj(normed, "swish"))
-        return self.down_proj(gated, "add", hidden_states)
+        return self.mlp(normed, hidden_states)
 
     def _attend(
         self,
@@ -79,22 +85,20 @@ class PackedLayer(nn.Module):
         return rms_norm(rows, rows.shape[-1:], norm.weight, norm.variance_epsilon)
 
 
-def pack_layers(model: nn.Module) -> None:
+def pack_layers(model: nn.Module, products: Products | None = None) -> None:
     """Replaces the layers and the output head of a model that will not be trained any more, where that is possible.
-
-    It is for single precision on the CPU (see `can_pack`).  Everywhere else nothing happens.
 
     Args:
         model: SDAR.
+        products: which; None: those that suit the device and the type (see `products_for`).
     """
     stack: Any = model.get_submodule("model")
-    fits = stack.config._attn_implementation == ATTENTION and stack.config.hidden_act == "silu"
-    for place, layer in enumerate(stack.layers):
-        linears = [module for module in layer.modules() if isinstance(module, nn.Linear)]
-        if fits and all(can_pack(linear) for linear in linears):
-            stack.layers[place] = PackedLayer(layer, is_last=place == len(stack.layers) - 1)
+    if stack.config._attn_implementation == ATTENTION and stack.config.hidden_act == "silu":
+        for place, layer in enumerate(stack.layers):
+            if chosen := products or products_for(layer):
+                stack.layers[place] = PackedLayer(layer, place == len(stack.layers) - 1, chosen)
     head = model.get_submodule("lm_head")
-    if can_pack(head):
+    if (products or products_for(head)) is PACKED:  # joined, it would be a copy
         model.set_submodule("lm_head", PackedLinear(head))  # type: ignore[arg-type]
 
 

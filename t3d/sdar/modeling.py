@@ -23,7 +23,7 @@ class SDARForCausalLM(Qwen3ForCausalLM):
     Parameter names, and so checkpoints, are Qwen3's.
     """
 
-    config_class = SDARConfig
+    config_class: type[SDARConfig] = SDARConfig
     config: SDARConfig
 
     def __init__(self, config: SDARConfig) -> None:
@@ -106,11 +106,18 @@ class SDARForCausalLM(Qwen3ForCausalLM):
             ~mask, torch.finfo(self.dtype).min
         )
 
-    def recompute_activations(self) -> None:
-        """Keeps no activations inside a layer for the backward pass: less memory, one more forward."""
+    def recompute_activations(self, num_layers: int | None = None) -> None:
+        """Keeps no activations inside a layer for the backward pass: less memory, one more forward.
+
+        Args:
+            num_layers: how many layers, counted from the first; None: all.  The backward pass comes to the first ones
+                last, when the others' activations are gone.
+        """
         newer = "activation_checkpointing_enable" in dir(self)  # transformers' name from 5.x on
         enable = self.activation_checkpointing_enable if newer else self.gradient_checkpointing_enable
         enable({"use_reentrant": False})
+        for number, layer in enumerate(self.model.layers):
+            layer.gradient_checkpointing = num_layers is None or number < num_layers
 
     def generate(self, *args: Any, **kwargs: Any) -> NoReturn:
         """Refuses: token-by-token generation is not how this model decodes; `t3d.decoding.decode` is."""

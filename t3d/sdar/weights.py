@@ -7,6 +7,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from t3d.sdar.configuration import SDARConfig
+from t3d.sdar.mixture import build_network, stored_weights
 from t3d.sdar.modeling import SDARForCausalLM
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
@@ -44,7 +45,7 @@ def weights_problem(folder: Path, config: SDARConfig) -> str | None:
 def empty_network(config: SDARConfig) -> SDARForCausalLM:
     """A network of this shape that takes no memory and computes nothing."""
     with torch.device("meta"):
-        return SDARForCausalLM(config)
+        return build_network(config)
 
 
 def _files(folder: Path) -> list[str]:
@@ -57,7 +58,8 @@ def _files(folder: Path) -> list[str]:
 
 
 def _expected(config: SDARConfig) -> dict[str, list[int]]:
-    expected = {name: list(weight.shape) for name, weight in empty_network(config).state_dict().items()}
+    stored = stored_weights(empty_network(config).state_dict())
+    expected = {name: list(weight.shape) for name, weight in stored.items()}
     if config.tie_word_embeddings:
         expected.pop("lm_head.weight", None)
     return expected

@@ -17,6 +17,11 @@ def text_digest(value: Any) -> str:
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:16]
 
 
+def file_digest(path: Path) -> str:
+    """Digest of all that a file holds."""
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
 def model_digest(folder: Path) -> str:
     """Digest of a model folder: files up to 64 MB whole, larger ones by name, size, ends and samples.
 

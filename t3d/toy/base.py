@@ -14,12 +14,13 @@ from t3d.arguments import ArgumentParser
 from t3d.sdar.configuration import SDARConfig
 from t3d.storage.folders import make_folder
 from t3d.storage.paths import user_path
+from t3d.toy.problems import check_names
 from t3d.toy.tokenizer import TURN_END, build_tokenizer, save_tokenizer
 
 
-def save_base(folder: Path) -> None:
-    """Writes the folder: a small Qwen3 shape with SDAR's fields, and the TinyMath tokenizer."""
-    tokenizer = build_tokenizer()
+def save_base(folder: Path, extra_names: int = 0) -> None:
+    """Writes the folder: a small Qwen3 shape with SDAR's fields, and the TinyMath tokenizer with `extra_names`."""
+    tokenizer = build_tokenizer(extra_names=extra_names)
     config = SDARConfig(
         vocab_size=len(tokenizer),
         hidden_size=128,
@@ -51,8 +52,11 @@ def main(arguments: list[str]) -> None:
         "Write the toy model's folder before training.", "python -m t3d.toy.base --out build/toy/base"
     )
     parser.add_argument("--out", type=user_path, required=True, help="folder to write")
-    folder = make_folder(parser.parse_args(arguments).out)
-    save_base(folder)
+    parser.add_argument("--names", type=int, default=0, help="invented names beside the usual: more words")
+    options = parser.parse_args(arguments)
+    check_names(options.names)
+    folder = make_folder(options.out)
+    save_base(folder, options.names)
     logging.getLogger(__name__).info("%s", folder)
 
 

@@ -39,6 +39,13 @@ stones straws tapes teas tents ticks tiles tins toys trains trays trucks tubes t
 yams""".split()
 CONTAINERS = "bags baskets bins cans cases chests crates drawers packs piles racks rows sacks shelves stacks".split()
 
+FIRST_SYLLABLES = "Ba Be Bo Da De Di Do Fa Fe Ga Go Ha He Ja Jo Ka Ke Ko La Le Lo Ma Me Mo Na Ne No Pa Pe Ra Re".split()
+LAST_SYLLABLES = """bam bar bel bin dan del din dor fan fel gan gel gor han hel kan kel kin lan len lin lon man mel min
+mon nan nel nin nor ran rel rin ron san sel sin son tan tel tin ton van vel vin vor wan wel win wor zan zel zin zon
+bus dus gus kus lus mus nus pus rus sus tus""".split()
+
+MOST_NAMES = len(FIRST_SYLLABLES) * len(LAST_SYLLABLES)
+
 TWO_GROUPS = [
     "{name} has {a} {box} of {b} {x} and {c} {bin} of {d} {y}. How many things does {name} have?",
     "{name} buys {a} {box} of {b} {x} and {c} {bin} of {d} {y}. How many things is that?",
@@ -106,12 +113,35 @@ def operand_tuples(split: str) -> list[Operands]:
     return chosen
 
 
-def generate(split: str, seed: int = 0) -> Iterator[dict[str, Any]]:
+def invented_names(count: int) -> list[str]:
+    """So many names that nobody has, in a mixed order: a larger vocabulary, in which a random word is noise.
+
+    Raises:
+        ValueError: more than there are.
+    """
+    names = [first + last for first in FIRST_SYLLABLES for last in LAST_SYLLABLES]
+    if count > len(names):
+        raise ValueError(f"at most {len(names)} names, not {count}")
+    return [names[place] for place in np.random.default_rng(SEED).permutation(len(names))[:count]]
+
+
+def check_names(count: int) -> None:
+    """Checks the option --names.
+
+    Raises:
+        UserError: fewer than none, or more than there are.
+    """
+    if not 0 <= count <= MOST_NAMES:
+        raise UserError("--names", f"0 to {MOST_NAMES}", count)
+
+
+def generate(split: str, seed: int = 0, extra_names: int = 0) -> Iterator[dict[str, Any]]:
     """Yields an endless stream of problems of one split, no two alike.
 
     Args:
         split: train, validation or test.
         seed: another seed, other problems (of the same operands); no stream is shared between splits.
+        extra_names: number of `invented_names` beside the usual ones.
 
     Yields:
         `question`, `ground_truth_answer`, and `answer`: one of the many worked solutions.
@@ -120,10 +150,10 @@ def generate(split: str, seed: int = 0) -> Iterator[dict[str, Any]]:
     tuples = operand_tuples(split)
     groups = [values for values in tuples if len(values) == 4]
     changes = [values for values in tuples if len(values) == 3]
-    seen = set()
+    names, seen = NAMES + invented_names(extra_names), set()
     while True:
         kind = groups if stream.random() < 0.65 else changes
-        question, steps, result = _problem(kind[stream.integers(len(kind))], stream)
+        question, steps, result = _problem(kind[stream.integers(len(kind))], names, stream)
         if question not in seen:
             seen.add(question)
             final = _pick(FINAL, stream).format(s=result)
@@ -134,11 +164,11 @@ def generate(split: str, seed: int = 0) -> Iterator[dict[str, Any]]:
             }
 
 
-def _problem(operands: Operands, stream: np.random.Generator) -> tuple[str, list[str], int]:
+def _problem(operands: Operands, names: list[str], stream: np.random.Generator) -> tuple[str, list[str], int]:
     """Question, worked steps in a random order and wording, and result."""
     x, y = (str(item) for item in stream.choice(ITEMS, 2, replace=False))
     box, other_box = (str(container) for container in stream.choice(CONTAINERS, 2, replace=False))
-    name = _pick(NAMES, stream)
+    name = _pick(names, stream)
     if len(operands) == 4:
         a, b, c, d = operands
         p, q = a * b, c * d
@@ -175,12 +205,14 @@ def main(arguments: list[str]) -> None:
     parser.add_argument("--split", choices=SPLITS, default="test", help="operands of which split")
     parser.add_argument("--limit", type=int, default=1000, help="number of problems")
     parser.add_argument("--seed", type=int, default=0, help="another seed, other problems of the same split")
+    parser.add_argument("--names", type=int, default=0, help="invented names beside the usual: more words")
     parser.add_argument("--solutions", action="store_true", default=False, help="add a worked `answer` to each problem")
     parser.add_argument("--out", type=user_path, required=True, help="file to write")
     options = parser.parse_args(arguments)
     if options.limit < 1 or options.seed < 0:
         raise UserError("--limit, --seed", "at least 1, at least 0", f"{options.limit}, {options.seed}")
-    problems = list(itertools.islice(generate(options.split, options.seed), options.limit))
+    check_names(options.names)
+    problems = list(itertools.islice(generate(options.split, options.seed, options.names), options.limit))
     if not options.solutions:
         for problem in problems:
             del problem["answer"]

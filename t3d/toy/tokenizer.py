@@ -10,7 +10,7 @@ from t3d.prompts import user_message
 from t3d.storage.files import write_json_atomic
 from t3d.toy.problems import generate
 
-VOCAB_SIZE = 2048
+VOCAB_SIZE = 2048  # at most; more with invented names, each of which becomes a word
 END_OF_TEXT, TURN_START, TURN_END, MASK = "<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|MASK|>"
 CHAT_TEMPLATE = (
     "{%- for message in messages -%}"
@@ -21,8 +21,8 @@ CHAT_TEMPLATE = (
 WORD_OR_DIGIT = r" ?[A-Za-z]+| ?[0-9]|\n| ?[^\sA-Za-z0-9]+|\s"
 
 
-def build_tokenizer(num_problems: int = 20_000) -> PreTrainedTokenizerFast:
-    """Trains the tokenizer on TinyMath's train split; the same each time."""
+def build_tokenizer(num_problems: int = 20_000, extra_names: int = 0) -> PreTrainedTokenizerFast:
+    """Trains the tokenizer on TinyMath's train split (with `extra_names`: see `generate`); the same each time."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
         [
@@ -32,12 +32,12 @@ def build_tokenizer(num_problems: int = 20_000) -> PreTrainedTokenizerFast:
     )
     tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
-        vocab_size=VOCAB_SIZE,
+        vocab_size=VOCAB_SIZE + 2 * extra_names,
         show_progress=False,
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         special_tokens=[AddedToken(token, special=True) for token in (END_OF_TEXT, TURN_START, TURN_END, MASK)],
     )
-    problems = itertools.islice(generate("train"), num_problems)
+    problems = itertools.islice(generate("train", extra_names=extra_names), num_problems)
     texts = (f"{user_message(item, 'math')}\nuser\nassistant\n{item['answer']}" for item in problems)
     tokenizer.train_from_iterator(texts, trainer)
     return PreTrainedTokenizerFast(

@@ -15,6 +15,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 from torch.nn.attention.flex_attention import create_block_mask, flex_attention
+from torch.nn.functional import pad
 
 from t3d.sdar.attention import TrainingTokens, may_see, training_mask
 from t3d.sdar.backend import Attended, AttentionPlan, Keys, Queries, masked_attention
@@ -32,13 +33,14 @@ class PackedPlan(AttentionPlan):
     multiple: ClassVar[int] = 1
     """The row is padded to a multiple of this."""
 
-    def __init__(self, tokens: TrainingTokens, lengths: Sequence[int], device: torch.device) -> None:
+    def __init__(self, tokens: TrainingTokens, lengths: Sequence[int], device: torch.device, longest: int = 0) -> None:
         """Plans the attention of a row.
 
         Args:
             tokens: every token of the row, documents one after the other, on the CPU.
             lengths: tokens of each document.
             device: where the network computes.
+            longest: tokens of the longest row to come, for a kernel that is compiled for each length; 0 if unknown.
         """
 
 
@@ -77,7 +79,7 @@ class Group:
 class TiledPlan(PackedPlan):
     """Scaled dot-product attention tile by tile: on a CPU, where no kernel skips what a mask hides."""
 
-    def __init__(self, tokens: TrainingTokens, lengths: Sequence[int], device: torch.device) -> None:
+    def __init__(self, tokens: TrainingTokens, lengths: Sequence[int], device: torch.device, longest: int = 0) -> None:
         """Cuts the row into groups of documents and those into tiles."""
         self.groups: list[Group] = []
         start = 0
@@ -101,13 +103,28 @@ class TiledPlan(PackedPlan):
 
 
 class FlexPlan(PackedPlan):
-    """flex_attention with a block mask of the row: on CUDA, where its kernel skips hidden blocks of scores."""
+    """flex_attention with a block mask of the row: on CUDA, where its kernel skips hidden blocks of scores.
+
+    The kernel is compiled for the length of its inputs.  So rows of every length are given to it as long as the longest
+    one: pads cost a copy and one block of scores per 128 of them here, while the linear layers see the row as it is.
+    """
 
     multiple = 128
 
-    def __init__(self, tokens: TrainingTokens, lengths: Sequence[int], device: torch.device) -> None:
+    @classmethod
+    def padded_length(cls, length: int, longest: int) -> int:
+        """Tokens that the kernel sees of a row: the longest's, or twice as many while that is too short."""
+        size = -(-longest // cls.multiple) * cls.multiple or length
+        while size < length:
+            size *= 2
+        return size
+
+    def __init__(self, tokens: TrainingTokens, lengths: Sequence[int], device: torch.device, longest: int = 0) -> None:
         """Makes the block mask."""
-        size = len(tokens.block)
+        self.length = len(tokens.block)
+        size = self.padded_length(self.length, longest)
+        self.num_pads = size - self.length
+        tokens = _padded(tokens, self.num_pads)
         moved = TrainingTokens(tokens.block.to(device), tokens.noisy.to(device), tokens.document.to(device))
         self.block_mask = create_block_mask(_mask_mod(moved), None, None, size, size, device)
 
@@ -116,8 +133,9 @@ class FlexPlan(PackedPlan):
         grouped = query.shape[1] != key.shape[1]
         kernel = _flex_kernel(query.device.type)
         # Autocast knows nothing of it, and leaves normalised queries and keys in the weights' precision.
-        query, key = query.to(value.dtype), key.to(value.dtype)
-        return kernel(query, key, value, block_mask=self.block_mask, scale=scale, enable_gqa=grouped).transpose(1, 2)
+        query, key, value = (pad(part.to(value.dtype), (0, 0, 0, self.num_pads)) for part in (query, key, value))
+        seen = kernel(query, key, value, block_mask=self.block_mask, scale=scale, enable_gqa=grouped)
+        return seen[:, :, : self.length].transpose(1, 2)
 
 
 PLANS: dict[str, type[PackedPlan]] = {"cuda": FlexPlan}
@@ -133,6 +151,15 @@ def plan_of(device: torch.device) -> type[PackedPlan]:
 def _flex_kernel(device_type: str) -> Any:
     """flex_attention, compiled where it is meant to be fast; compiling for a CPU takes longer than a test."""
     return flex_attention if device_type == "cpu" else torch.compile(flex_attention)
+
+
+def _padded(tokens: TrainingTokens, num_pads: int) -> TrainingTokens:
+    """The row with pads behind it, which see no more than the pads of their own block of scores: others are skipped."""
+    fill = tokens.block.new_zeros(num_pads)
+    documents = tokens.document.max() + 1 + (len(tokens.block) + torch.arange(num_pads)) // FlexPlan.multiple
+    return TrainingTokens(
+        torch.cat([tokens.block, fill]), torch.cat([tokens.noisy, fill.bool()]), torch.cat([tokens.document, documents])
+    )
 
 
 def _mask_mod(tokens: TrainingTokens) -> Any:

@@ -53,7 +53,8 @@ def save_state(
 ) -> None:
     """Saves model, optimizer and reference after global step `step`; all processes call it together.
 
-    The folder is renamed into place only when every process has written its part.
+    Frozen weights stay out: they are those of the model that the run started from.  The folder is renamed into place
+    only when every process has written its part.
 
     Raises:
         CheckpointError: this process could not write its part.
@@ -67,7 +68,8 @@ def save_state(
     try:
         with saving(target):
             with _without_wrappers(accelerator):
-                accelerator.save_state(str(temporary))
+                # The second argument is heeded by DeepSpeed alone; `_without_wrappers` does the same for the others.
+                accelerator.save_state(str(temporary), exclude_frozen_parameters=True)
             if reference is not None:
                 unwrapped = accelerator.unwrap_model(reference)
                 save_reference(unwrapped, temporary / REFERENCE, accelerator.is_main_process)
@@ -90,8 +92,14 @@ def save_state(
     accelerator.wait_for_everyone()
 
 
-def load_state(accelerator: Accelerator, folder: Path, reference: nn.Module | None) -> int:
+def load_state(accelerator: Accelerator, folder: Path, reference: nn.Module | None, whole: bool = True) -> int:
     """Restores what `save_state` wrote and returns its global step.
+
+    Args:
+        accelerator: of the launch.
+        folder: the state's.
+        reference: the one that was saved.
+        whole: no weight of the model is frozen, and so the state has every one.
 
     Raises:
         CheckpointError: an incomplete or unreadable state (the newest earlier one that is whole is named), one saved
@@ -104,7 +112,8 @@ def load_state(accelerator: Accelerator, folder: Path, reference: nn.Module | No
     _check_launch(accelerator, folder, meta["num_processes"])
     try:
         with _without_wrappers(accelerator):
-            accelerator.load_state(str(folder))
+            strict = "strict" if accelerator.state.deepspeed_plugin is None else "load_module_strict"
+            accelerator.load_state(str(folder), **{strict: whole})
         if reference is not None:
             load_reference(accelerator.unwrap_model(reference), folder / REFERENCE)
     except Exception as error:  # whatever four file formats make of garbage
@@ -138,7 +147,7 @@ def _without_wrappers(accelerator: Accelerator) -> Iterator[None]:
     """
 
     def save(models: list[Any], weights: list[Any], _: str) -> None:
-        weights[:] = [accelerator.unwrap_model(model).state_dict() for model in models[: len(weights)]]
+        weights[:] = [_unfrozen(accelerator.unwrap_model(model)) for model in models[: len(weights)]]
 
     def load(models: list[Any], _: str) -> None:
         models[:] = [accelerator.unwrap_model(model) for model in models]
@@ -149,6 +158,15 @@ def _without_wrappers(accelerator: Accelerator) -> Iterator[None]:
     finally:
         for hook in hooks:
             hook.remove()
+
+
+def _unfrozen(network: nn.Module) -> dict[str, Any]:
+    """A network's weights without those that no training changes."""
+    weights = network.state_dict()
+    for name, weight in network.named_parameters(remove_duplicate=False):
+        if not weight.requires_grad:
+            del weights[name]
+    return weights
 
 
 def saved_samples(folder: Path, per_process: int) -> int | None:

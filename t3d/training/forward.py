@@ -4,12 +4,17 @@ The output head works on the rows that the loss reads, and never on more of them
 a vocabulary of 151,936 the logits of one sample would be larger than everything else that its step keeps.
 """
 
+from contextlib import nullcontext
+
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
+from torch.nn.functional import linear
 
 from t3d.objectives.rows import ReferenceRows, reference_rows, row_values
+from t3d.sdar.mixture import recorded_routing
+from t3d.training.clock import Part, untimed
+from t3d.training.head import chunked
 from t3d.training.loss import LossSettings, sample_losses
 from t3d.training.packing import Batch
 
@@ -18,7 +23,7 @@ CHUNK_BYTES = 128 * 2**20
 
 
 def batch_losses(
-    student: nn.Module, reference: nn.Module | None, batch: Batch, settings: LossSettings
+    student: nn.Module, reference: nn.Module | None, batch: Batch, settings: LossSettings, part: Part = untimed
 ) -> dict[str, Float[Tensor, " samples"]]:
     """The terms of each sample of `batch` (see `sample_losses`).
 
@@ -27,6 +32,7 @@ def batch_losses(
         reference: the frozen reference, if the terms need it.
         batch: the samples in their states.
         settings: the terms.
+        part: measures the networks' parts "reference" and "student".
     """
     inputs = {
         "input_ids": batch.input_ids,
@@ -36,9 +42,12 @@ def batch_losses(
     }
     compared = None
     if reference is not None:
-        with torch.no_grad():
+        with torch.no_grad(), part("reference"):
             compared = reference.get_submodule("lm_head"), reference(**inputs, head=_hidden_rows)
-    return sample_losses(student(**inputs, head=RowHead(batch, settings, compared)), batch, settings)
+    with part("student"):
+        with recorded_routing(student) if settings.router else nullcontext() as routing:
+            rows = student(**inputs, head=RowHead(batch, settings, compared, part))
+        return sample_losses(rows, batch, settings, routing)
 
 
 def _hidden_rows(_lm_head: nn.Module, rows: Float[Tensor, "rows hidden"]) -> Float[Tensor, "rows hidden"]:
@@ -57,6 +66,7 @@ class RowHead:
         batch: Batch,
         settings: LossSettings,
         reference: tuple[nn.Module, Float[Tensor, "rows hidden"]] | None,
+        part: Part = untimed,
     ) -> None:
         """Remembers what the rows are compared with.
 
@@ -64,55 +74,56 @@ class RowHead:
             batch: the rows' targets and uniforms.
             settings: the terms that will be computed.
             reference: its output head and its hidden states of the same rows, if the terms need it.
+            part: measures the part "reference".
         """
-        self.batch, self.settings, self.reference = batch, settings, reference
+        self.batch, self.settings, self.reference, self.part = batch, settings, reference, part
 
     def __call__(self, lm_head: nn.Linear, rows: Float[Tensor, "rows hidden"]) -> dict[str, Tensor]:
         """What `row_values` gives for all rows."""
         size = max(1, CHUNK_BYTES // (4 * lm_head.out_features))
-        num_chunks = _agreed(-(-len(rows) // size), lm_head.weight)
+        num_chunks = self._agreed(-(-len(rows) // size))
         if num_chunks <= 1:
-            return self._values(lm_head, rows, slice(None), None)
-        parts = []
-        for index in range(num_chunks):
-            chunk = slice(index * size, (index + 1) * size)
-            # Drawn fakes are a number per row and are kept; a whole distribution is computed again with the chunk.
-            drawn = None if self.settings.fake_expectation == "exact" else self._reference_rows(chunk)
-            parts.append(
-                checkpoint(
-                    self._values, lm_head, rows[chunk], chunk, drawn, use_reentrant=False, preserve_rng_state=False
-                )
-            )
-        return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+            everything = slice(None)
+            # The reference first: of its logits only what is needed lives on beside the student's.
+            compared = self._reference_rows(everything)
+            return self._values(lm_head(rows), everything, compared)
+        chunks = [slice(index * size, (index + 1) * size) for index in range(num_chunks)]
+        # Drawn fakes are a number per row and are kept; a whole distribution is computed again with the chunk.
+        drawn = None if self.settings.fake_expectation == "exact" else [self._reference_rows(chunk) for chunk in chunks]
+
+        def look(logits: Float[Tensor, "chunk vocab"], index: int) -> dict[str, Tensor]:
+            compared = self._reference_rows(chunks[index], lm_head) if drawn is None else drawn[index]
+            return self._values(logits, chunks[index], compared)
+
+        return chunked(lm_head, rows, chunks, look)
 
     def _values(
-        self, lm_head: nn.Module, rows: Float[Tensor, "chunk hidden"], chunk: slice, drawn: ReferenceRows | None
+        self, logits: Float[Tensor, "chunk vocab"], chunk: slice, reference: ReferenceRows | None
     ) -> dict[str, Tensor]:
-        # The reference first: of its logits only what is needed lives on beside the student's.
-        reference = self._reference_rows(chunk) if drawn is None else drawn
         settings = self.settings
-        return row_values(
-            lm_head(rows), self.batch.targets[chunk], reference, settings.reference_temp, settings.certainty > 0
-        )
+        return row_values(logits, self.batch.targets[chunk], reference, settings.reference_temp, settings.certainty > 0)
 
     @torch.no_grad()
-    def _reference_rows(self, chunk: slice) -> ReferenceRows | None:
+    def _reference_rows(self, chunk: slice, running: nn.Module | None = None) -> ReferenceRows | None:
+        """What the reference says of a chunk; `running` is the head that this is called within."""
         if self.reference is None:
             return None
         head, rows = self.reference
-        return reference_rows(
-            head(rows[chunk]),
-            self.batch.targets[chunk],
-            self.batch.uniforms[chunk],
-            self.settings.fake_expectation,
-            self.settings.reference_temp,
-        )
+        with self.part("reference"):
+            # A head that both networks share is not called within itself: ZeRO-3 takes its weight away behind a call.
+            shared = head is running
+            return reference_rows(
+                linear(rows[chunk], head.get_parameter("weight")) if shared else head(rows[chunk]),
+                self.batch.targets[chunk],
+                self.batch.uniforms[chunk],
+                self.settings.fake_expectation,
+                self.settings.reference_temp,
+            )
 
-
-def _agreed(num_chunks: int, weight: Tensor) -> int:
-    """The most chunks of any process where ZeRO-3 gathers `weight` for each one: every process must take part."""
-    if "ds_id" not in vars(weight):
-        return num_chunks
-    most = torch.tensor(num_chunks, device=weight.device)
-    torch.distributed.all_reduce(most, torch.distributed.ReduceOp.MAX)
-    return int(most)
+    def _agreed(self, num_chunks: int) -> int:
+        """The most chunks of any process where ZeRO-3 gathers the reference's head for each: all must take part."""
+        if self.reference is None or "ds_id" not in vars(self.reference[0].get_parameter("weight")):
+            return num_chunks
+        most = torch.tensor(num_chunks, device=self.batch.input_ids.device)
+        torch.distributed.all_reduce(most, torch.distributed.ReduceOp.MAX)
+        return int(most)

@@ -24,30 +24,31 @@ COMPILING = (RuntimeError, ImportError, OSError, subprocess.SubprocessError)
 
 
 @cache
-def choose_plan(device: torch.device, dtype: torch.dtype, heads: Heads) -> type[PackedPlan]:
+def choose_plan(device: torch.device, dtype: torch.dtype, heads: Heads, longest: int = 0) -> type[PackedPlan]:
     """The plan for packed documents; looked for once, and logged then."""
-    plan, why = find_plan(device, dtype, heads)
+    plan, why = find_plan(device, dtype, heads, longest)
     line = f"training on {device} in {str(dtype).removeprefix('torch.')} with {NAMES.get(plan, plan.__name__)}"
     log.log(logging.WARNING if why else logging.INFO, "%s%s", line, f" ({why})" if why else "")
     return plan
 
 
-def find_plan(device: torch.device, dtype: torch.dtype, heads: Heads) -> tuple[type[PackedPlan], str]:
+def find_plan(device: torch.device, dtype: torch.dtype, heads: Heads, longest: int = 0) -> tuple[type[PackedPlan], str]:
     """The device's plan if it works there, else tiles; and what speaks against the first, empty if nothing does.
 
     Args:
         device: where the network is.
         dtype: precision of attention.
         heads: of the network; what is tried is compiled for them.
+        longest: tokens of the longest row to come, for which it is compiled, too; 0 if unknown.
     """
     plan = plan_of(device)
     if plan is TiledPlan:
         return plan, ""
     try:
-        found, gradient = _attend(plan, device, dtype, heads)
+        found, gradient = _attend(plan, device, dtype, heads, longest)
     except COMPILING as failure:
         return TiledPlan, f"{NAMES.get(plan, plan.__name__)} does not run here: {first_line(failure)}"
-    expected, expected_gradient = _attend(TiledPlan, device, dtype, heads)
+    expected, expected_gradient = _attend(TiledPlan, device, dtype, heads, longest)
     for ours, theirs in ((found, expected), (gradient, expected_gradient)):
         if not (error := relative_error(ours, theirs)) <= TOLERANCE:
             return TiledPlan, f"{NAMES.get(plan, plan.__name__)} computes something else here, off by {error:.0%}"
@@ -55,7 +56,7 @@ def find_plan(device: torch.device, dtype: torch.dtype, heads: Heads) -> tuple[t
 
 
 def _attend(
-    plan: type[PackedPlan], device: torch.device, dtype: torch.dtype, heads: Heads
+    plan: type[PackedPlan], device: torch.device, dtype: torch.dtype, heads: Heads, longest: int
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Attention of one document of 16 blocks of 4 and its noisy copy, and the gradient of the queries, in full."""
     size = 64
@@ -66,6 +67,6 @@ def _attend(
         torch.randn(1, num, 2 * size, heads.dim, generator=generator).to(device, dtype).requires_grad_()
         for num in (heads.queries, heads.keys, heads.keys)
     )
-    seen = plan(tokens, [2 * size], device).attend(0, query, key, value, heads.dim**-0.5)
+    seen = plan(tokens, [2 * size], device, longest).attend(0, query, key, value, heads.dim**-0.5)
     (gradient,) = torch.autograd.grad(seen.float().square().sum(), query)
     return seen.detach().float().cpu(), gradient.float().cpu()

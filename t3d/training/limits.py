@@ -21,6 +21,8 @@ def room_to_train(config: TrainConfig) -> AbstractContextManager[None]:
         levers.append(f"training.batch_size_lm (now {training.batch_size_lm})")
     if not training.gradient_checkpointing_enable:
         levers.append("training.gradient_checkpointing_enable (now false)")
+    elif training.checkpoint_layers is not None:
+        levers.append(f"training.checkpoint_layers (now {training.checkpoint_layers}; null recomputes all)")
     levers.append("the ZeRO stage (accelerate_configs/)")
     expected = "a step that fits into the device's memory (python -m t3d.training.memory tells what does)"
     return room(" or ".join(levers), expected, DeviceFullError)

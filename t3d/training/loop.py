@@ -18,21 +18,24 @@ from tqdm import tqdm
 
 from t3d.cards.model import Run, base_of, model_card
 from t3d.config import TrainConfig, TrainingConfig, save_config
+from t3d.config.validation import BEST
 from t3d.data.benchmarks import leakage_warning
+from t3d.devices import GIB, forget_peak, peak_memory
 from t3d.errors import UserError
 from t3d.sdar.backend import Heads
-from t3d.sdar.checkpoint import save_model
 from t3d.sdar.opening import open_checkpoint
 from t3d.storage.paths import find_data_files
 from t3d.training import fsdp
 from t3d.training.checkpoint import load_state, prune, save_state, saved_steps, saving, step_folder
+from t3d.training.clock import StepClock
 from t3d.training.data import load_samples
 from t3d.training.forward import batch_losses
 from t3d.training.kernel import COMPUTED_IN, choose_plan
 from t3d.training.launch import make_accelerator
 from t3d.training.limits import room_to_train
 from t3d.training.metrics import MetricsLog
-from t3d.training.models import prepare_models
+from t3d.training.models import prepare_models, save_student, whole_weights
+from t3d.training.operations import Work, peak_operations
 from t3d.training.packing import Batch, collate
 from t3d.training.reference import refresh
 from t3d.training.run_folder import open_run_folder, run_inputs, to_train_on
@@ -42,12 +45,14 @@ from t3d.training.schedule import (
     Visit,
     accumulation_steps,
     learning_rate,
+    longest_row,
     micro_batches,
     samples_per_step,
     token_packs,
 )
 from t3d.training.settings import loss_settings, state_settings
 from t3d.training.states import draw_state, sample_stream
+from t3d.training.validation import Validation
 
 log = logging.getLogger(__name__)
 
@@ -85,6 +90,7 @@ class Trainer:
             self.checkpoint.config.vocab_size,
             needs_step_map=self.state_settings.strategy.startswith("trace"),
         )
+        self.validation = Validation(config, self.checkpoint) if config.validation.every else None
         # At most: a response that begins and ends inside blocks is completed to whole ones.
         fill = 2 * max(self.state_settings.block_sizes)
         self.lengths = self.samples.lengths + fill
@@ -98,13 +104,19 @@ class Trainer:
         needs_reference = self.loss_settings.needs_reference
         models = prepare_models(config, accelerator, self.checkpoint, needs_reference, self.peak_rate)
         self.student, self.optimizer, self.reference = models.student, models.optimizer, models.reference
+        networks = [
+            accelerator.unwrap_model(network) for network in (self.student, self.reference) if network is not None
+        ]
+        self.work = [Work.of(network) for network in networks]
         self.skipped = SkippedSteps.counted_by(accelerator, self.optimizer)
         heads = Heads.of(self.checkpoint.config)
-        self.plan = choose_plan(accelerator.device, COMPUTED_IN[accelerator.mixed_precision], heads)
+        self.longest = longest_row(self.lengths, training)
+        self.plan = choose_plan(accelerator.device, COMPUTED_IN[accelerator.mixed_precision], heads, self.longest)
         inputs = partial(run_inputs, self.checkpoint.folder, self.samples.digest)
         self.folder, resume_state = open_run_folder(config, accelerator, inputs)
         self.resumed = resume_state
-        self.step = 0 if resume_state is None else load_state(accelerator, resume_state, self.reference)
+        whole = not config.model.lora_rank
+        self.step = 0 if resume_state is None else load_state(accelerator, resume_state, self.reference, whole)
 
     def run(self) -> Path:
         """Trains to the last step; returns the folder of the final checkpoint."""
@@ -157,7 +169,7 @@ class Trainer:
             disable=metrics_log is None,
         ) as progress:
             while self.step < self.num_steps:
-                metrics = self.train_step()
+                metrics = self.train_step() | self._validate()
                 if metrics_log is not None:
                     metrics_log.write(metrics)
                 speed = f"{metrics['tokens_per_second']:.0f}"
@@ -172,7 +184,9 @@ class Trainer:
         Raises:
             UserError: a loss or gradient that is no number; the weights are still those of the last step.
         """
-        started, training, accelerator = time.perf_counter(), self.config.training, self.accelerator
+        training, accelerator = self.config.training, self.accelerator
+        forget_peak(accelerator.device)
+        clock = StepClock.of(accelerator.device)
         rate = learning_rate(self.step, self.num_steps, self.peak_rate, self.config.lr_scheduler)
         for parameters in self.optimizer.param_groups:
             parameters["lr"] = rate
@@ -186,32 +200,50 @@ class Trainer:
             accelerator.sync_gradients = last = part is parts[-1]
             # FSDP2 sums parts of gradients: whole ones would not fit where whole weights do not.
             with nullcontext() if last or fsdp.is_fsdp(accelerator) else accelerator.no_sync(self.student):
-                batch = self._batch(part)
+                with clock.part("data"):
+                    batch = self._batch(part)
                 with accelerator.autocast():
-                    losses = batch_losses(self.student, self.reference, batch, self.loss_settings)
+                    losses = batch_losses(self.student, self.reference, batch, self.loss_settings, clock.part)
                 done.append((part, losses["loss/total"].detach()))
                 if last:
                     # Before the last backward pass: with DeepSpeed it is also the update.
                     self._check_finite(done)
-                accelerator.backward(losses["loss/total"].sum() * scale)
+                with clock.part("backward"):
+                    accelerator.backward(losses["loss/total"].sum() * scale)
             for name, values in losses.items():
                 totals[name] += values.detach().sum()
             totals["tokens"] += batch.num_tokens
             totals["computed"] += batch.input_ids.numel()
-        grad_norm = self._update()
+            totals["operations"] += sum(work.count(batch.num_tokens, len(batch.logit_rows)) for work in self.work)
+        with clock.part("update"):
+            grad_norm = self._update()
         self.step += 1
-        metrics = self._metrics(totals, grad_norm, rate, started)
+        metrics = self._metrics(totals, grad_norm, rate, clock)
         if self.reference is not None and training.multi_round and self.step % training.round_interval == 0:
             refresh(accelerator.unwrap_model(self.reference), accelerator.unwrap_model(self.student))
         return metrics
 
-    def save(self, target: Path) -> None:
-        """Saves the student's folder `target`, and the state from which the run continues."""
-        weights = self.accelerator.get_state_dict(self.student)
+    def _validate(self) -> dict[str, float]:
+        """The metrics of a validation, where one is due behind this step; the best student is kept."""
+        if self.validation is None or not self.validation.is_due(self.step, self.num_steps):
+            return {}
+        student = self.accelerator.unwrap_model(self.student)
+        found = self.validation.run(student, self.accelerator.device, self.folder)
+        if found.is_best:
+            self._save_student(self.folder / "ckpt" / BEST)
+        return found.metrics
+
+    def _save_student(self, target: Path) -> None:
+        """Saves the student's folder `target`."""
+        weights = whole_weights(self.accelerator, self.student)
         if self.accelerator.is_main_process:
             with saving(target):
                 student = self.accelerator.unwrap_model(self.student)
-                save_model(student, weights, self.checkpoint.folder, target, self._card())
+                save_student(student, weights, self.checkpoint, target, self._card())
+
+    def save(self, target: Path) -> None:
+        """Saves the student's folder `target`, and the state from which the run continues."""
+        self._save_student(target)
         save_state(self.accelerator, self.folder / "state", self.step, self.global_batch, self.reference)
         if self.accelerator.is_main_process:
             for kept in ("ckpt", "state"):
@@ -245,6 +277,7 @@ class Trainer:
             self.accelerator.device,
             visible_rows=self.loss_settings.needs_visible_rows,
             plan=self.plan,
+            longest=self.longest,
         )
 
     def _check_finite(self, done: list[tuple[list[Visit], torch.Tensor]]) -> None:
@@ -284,12 +317,14 @@ class Trainer:
         raise UserError(where, expected, f"nan or inf; last good state: {last[-1] if last else 'none'}")
 
     def _metrics(
-        self, totals: Mapping[str, torch.Tensor], grad_norm: float, rate: float, started: float
+        self, totals: Mapping[str, torch.Tensor], grad_norm: float, rate: float, clock: StepClock
     ) -> dict[str, float]:
         names = sorted(totals)
         summed = self.accelerator.reduce(torch.stack([totals[name].float() for name in names]), "sum").tolist()
         values = dict(zip(names, summed, strict=True))
-        tokens, computed = values.pop("tokens"), values.pop("computed")
+        tokens, computed, operations = (values.pop(name) for name in ("tokens", "computed", "operations"))
+        seconds, device = time.perf_counter() - clock.started, self.accelerator.device
+        peak = self.accelerator.num_processes * peak_operations(self.config.training, device)
         return {
             "step": self.step,
             "epoch": round(self.step * self.global_batch / len(self.samples), 4),
@@ -298,8 +333,12 @@ class Trainer:
             "grad_norm": grad_norm,
             **({} if self.skipped is None else {"skipped_steps": self.skipped.count}),
             **{name: value / self.global_batch for name, value in values.items()},
-            "tokens_per_second": tokens / (time.perf_counter() - started),
+            "tokens_per_second": tokens / seconds,
             "real_token_share": tokens / computed,
+            "mfu": operations / seconds / peak,
+            "peak_memory_gib": peak_memory(device) / GIB,
+            "seconds/step": seconds,
+            **clock.seconds(),
         }
 
     def _round(self) -> int:

@@ -7,11 +7,13 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from t3d.objectives.balance import balance_loss
 from t3d.objectives.certainty import certainty_loss
 from t3d.objectives.cross_entropy import cross_entropy_loss
 from t3d.objectives.ddo import ddo_sample_losses
 from t3d.objectives.path import path_loss, release_path_loss
 from t3d.objectives.samples import group_mean
+from t3d.sdar.mixture import Routing
 from t3d.training.packing import Batch
 
 
@@ -30,6 +32,7 @@ class LossSettings:
     reference_temp: float
     path_loss: str
     num_coarse_steps: int
+    router: float = 0.0
 
     @property
     def needs_reference(self) -> bool:
@@ -43,7 +46,10 @@ class LossSettings:
 
 
 def sample_losses(
-    rows: Mapping[str, Float[Tensor, " rows"]], batch: Batch, settings: LossSettings
+    rows: Mapping[str, Float[Tensor, " rows"]],
+    batch: Batch,
+    settings: LossSettings,
+    routing: Routing | None = None,
 ) -> dict[str, Float[Tensor, " samples"]]:
     """Every term of the objective for each sample of the batch, unweighted, and their weighted sum `loss/total`.
 
@@ -53,6 +59,7 @@ def sample_losses(
         rows: what `t3d.objectives.rows.row_values` gives.
         batch: what the rows are.
         settings: the terms.
+        routing: where a mixture of experts sent its tokens: all of them or, in the last layer, the wanted rows.
     """
     num_samples, real = batch.num_samples, rows["real"]
     hidden = {name: values[batch.masked] for name, values in rows.items()}
@@ -71,6 +78,11 @@ def sample_losses(
     if settings.certainty:
         terms["loss/certainty"] = certainty_loss(hidden["entropy"], hidden["correct"], sample, num_samples)
         total = total + settings.certainty * terms["loss/certainty"]
+    if routing is not None:
+        sample_of = {len(batch.document): batch.document, len(batch.sample): batch.sample}
+        routed = torch.cat([sample_of[len(logits)] for logits in routing.logits])
+        terms["loss/router"] = balance_loss(torch.cat(routing.logits), routing.num_per_token, routed, num_samples)
+        total = total + settings.router * terms["loss/router"]
     return {"loss/total": total, **terms}
 
 

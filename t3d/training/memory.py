@@ -10,7 +10,7 @@ bytes per number that micro-batches are summed in (`training.grad_accum_dtype`):
     optimizer   12 P / N    fp32 master copy and Adam's two moments (4 P each)
     reference   c P         if the objective compares with one; c P / N if sharded (`training.shard_reference`)
     buffers     5e8 c       reduce_bucket_size; s = 3: also up to 1e9 gathered parameters (stage3_max_live_parameters)
-    update      8 P / N     while the optimizer steps: fp32 gradients of the partition, and Adam's denominators
+    update      4 P / N     while the optimizer steps: fp32 gradients of the partition
 
 and without DeepSpeed (s = 0; one process or DDP), where the network's own weights are the master copy:
 
@@ -19,7 +19,12 @@ and without DeepSpeed (s = 0; one process or DDP), where the network's own weigh
     optimizer   8 P
     reference   4 P
     buffers     4 P         N > 1: DDP's gradient buckets
-    update      4 P         Adam's denominators
+    update      0           AdamW is one kernel; 4 P with fp16, for its denominators
+
+Where an adapter of A parameters is trained (`model.lora_rank`), A takes the place of P in every line, and the frozen
+weights are c P beside them (at s = 0 too: published checkpoints are stored in bf16, and stay so).  The backward pass
+holds no gradient of head or embeddings.  Activations are counted as the network's without the adapter: its layers keep
+the inputs that the network's would; what dropout keeps (`model.lora_dropout`) is left out.
 
 FSDP2 is taken to need what ZeRO-3 does: 2 P / N less, its only precise weights being the network's own, and embeddings
 and head gathered from a forward to the end of its backward pass in place of the buffers.
@@ -29,17 +34,20 @@ DeepSpeed's defaults for `zero_optimization`.
 
 Activations are not a formula: one and two layers of the network run on fake tensors, which have shapes and no memory,
 and what autograd keeps for the backward pass is counted.  With L bytes kept per layer and H per layer's input, n
-layers keep n L, or n H if they are recomputed (`gradient_checkpointing_enable`).  On top of that the backward pass
-works on one thing at a time, and the largest counts:
+layers keep n L, or r H + (n - r) L if the first r are recomputed (`gradient_checkpointing_enable`,
+`checkpoint_layers`).  On top of that the backward pass works on one thing at a time, and the largest counts:
 
-    a layer     L / 2 for the gradients of its activations, or 5 L / 4 with the activations if they are recomputed
-    the head    a chunk of logits, at most `CHUNK_BYTES`, of which about `HEAD_TENSORS` live together, beside the
-                gradient of the head's weight, W; with several chunks autograd adds one to the sum of those before,
-                into a third (3 W)
+    a layer     L / 2 for the gradients of its activations, or 5 L / 4 with the activations if they are recomputed, by
+                when what the n - r others kept is gone
+    the head    a chunk of logits, at most `CHUNK_BYTES`, of which about `HEAD_TENSORS` live together; with several
+                chunks, beside the gradient of the head's weight, W, which all of them are added into
     embeddings  their gradient; if the head is tied to them its own waits for it, and is added into a third
 
 Neither coincides with the update, nor with the masks of a row of T tokens, which flex_attention makes from 10 T^2 bytes
 (`MASK_BYTES`) before the forward pass.
+
+Validation (`validation.every`) comes between steps: a copy of the weights in the precision of the checkpoint's files
+(of the products where those are not known), and one sequence that decodes; as many are decoded together as fit.
 
 Attention is counted as a fused kernel keeps it; the tiles that a CPU computes keep up to a quarter more.
 CUDA's context, NCCL and fragmentation are a flat `RESERVE`.  tests/training/test_memory.py compares all but that with
@@ -48,30 +56,28 @@ real steps of small networks on a CPU; no figure was measured on a GPU.
 
 from t3d.entry import run_entry
 
-import json
 import sys
 from collections.abc import Iterator
-from dataclasses import dataclass, field
-from functools import cache
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
-from torch._subclasses.fake_tensor import FakeTensorMode
-from torch.autograd.graph import saved_tensors_hooks
-from transformers import AutoModelForCausalLM
 
 from t3d.config import TrainConfig, TrainingConfig, load_config
 from t3d.config.keys import key
+from t3d.decoding import DecodingConfig
+from t3d.decoding.memory import decoding_memory
 from t3d.devices import GIB
 from t3d.objectives.registry import OBJECTIVES
-from t3d.sdar.backend import AttentionPlan
 from t3d.sdar.checkpoint import load_config as load_model_config
 from t3d.sdar.checkpoint import resolve_checkpoint
 from t3d.sdar.configuration import SDARConfig
-from t3d.sdar.modeling import SDARForCausalLM
+from t3d.sdar.weights import empty_network
+from t3d.training.activations import activations
 from t3d.training.forward import CHUNK_BYTES
+from t3d.training.lora import num_adapter_parameters
+from t3d.training.optimizer import is_fused
 
 EXAMPLE = "python -m t3d.training.memory config=configs/t3d.yaml num_gpus=8"
 BUCKET_NUMBERS = 500_000_000
@@ -124,6 +130,7 @@ class Estimate:
     backward: float
     update: float
     masks: float
+    validation: float = 0.0
 
     @property
     def state(self) -> float:
@@ -133,38 +140,9 @@ class Estimate:
     @property
     def total(self) -> float:
         """The most that a step holds at a time, without `RESERVE`."""
-        return self.state + max(self.buffers + self.activations + self.backward, self.update, self.masks)
-
-
-@dataclass
-class Kept:
-    """Counts what autograd keeps for the backward pass, a storage once, parameters never."""
-
-    parameters: set[int]
-    storages: dict[int, int] = field(default_factory=dict)
-
-    def __call__(self, tensor: Tensor) -> Tensor:
-        """As a hook on saved tensors."""
-        storage = tensor.untyped_storage()
-        if storage._cdata not in self.parameters:
-            self.storages[storage._cdata] = storage.nbytes()
-        return tensor
-
-
-class _FusedAttention(torch.autograd.Function):
-    """Attention as a fused kernel keeps it: its inputs, its output and one number per query and head."""
-
-    @staticmethod
-    def forward(context: Any, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-        seen = torch.empty_like(query)
-        context.save_for_backward(query, key, value, seen, query.new_empty(query.shape[:-1], dtype=torch.float32))
-        return seen
-
-
-class _FusedPlan(AttentionPlan):
-    def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, scale: float) -> Tensor:
-        """Attention of one layer."""
-        return _FusedAttention.apply(query, key, value).transpose(1, 2)
+        return self.state + max(
+            self.buffers + self.activations + self.backward, self.update, self.masks, self.validation
+        )
 
 
 def estimate(config: TrainConfig, shape: SDARConfig, stage: int, num_gpus: int) -> Estimate:
@@ -176,27 +154,33 @@ def estimate(config: TrainConfig, shape: SDARConfig, stage: int, num_gpus: int) 
         stage: 1 to 3 of ZeRO; 0 for training without DeepSpeed.
         num_gpus: GPUs that share the states.
     """
-    training, count = config.training, num_parameters(shape)
+    training, adapter = config.training, num_adapter_parameters(shape, config.model)
+    frozen = num_parameters(shape) if adapter else 0
+    count = adapter or num_parameters(shape)
     computed = 4 if training.mixed_precision == "no" else 2
     stored = 4 if stage == 0 else computed
     weights, gradients = float(stored * count), float(stored * count)
     if stage == 0:
-        optimizer, update = 8.0 * count, 4.0 * count
+        fused = is_fused("cuda", scaled=training.mixed_precision == "fp16")
+        optimizer, update = 8.0 * count, 0.0 if fused else 4.0 * count
         weights += computed * count if computed < 4 else 0
         buffers = 4.0 * count if num_gpus > 1 else 0.0
     else:
-        optimizer, update = 12.0 * count / num_gpus, 8.0 * count / num_gpus
+        optimizer, update = 12.0 * count / num_gpus, 4.0 * count / num_gpus
         buffers = float(BUCKET_NUMBERS * computed)
         gradients = _gradients(training, stage, num_gpus, computed) * count
+    weights += computed * frozen
     if stage == 3:
         weights /= num_gpus
-        buffers += computed * min(count - count / num_gpus, LIVE_PARAMETERS)
+        buffers += computed * min((count + frozen) * (1 - 1 / num_gpus), LIVE_PARAMETERS)
     reference = float(stored * count) if OBJECTIVES[training.objective].ddo > 0 else 0.0
     if stage == 3 and training.shard_reference is not False and reference:
         reference /= num_gpus
-        buffers += computed * shape.vocab_size * shape.hidden_size  # its head, gathered beside the student's
+        if not adapter:
+            buffers += computed * shape.vocab_size * shape.hidden_size  # its head, gathered beside the student's
     tokens, rows = batch_size(config)
-    kept, working = activations(shape, tokens, computed, stage == 0, training.gradient_checkpointing_enable)
+    autocast = stage == 0 and not adapter
+    kept, working = activations(shape, tokens, computed, autocast, training.recomputed_layers)
     return Estimate(
         weights=weights,
         gradients=gradients,
@@ -204,10 +188,24 @@ def estimate(config: TrainConfig, shape: SDARConfig, stage: int, num_gpus: int) 
         reference=reference,
         buffers=buffers,
         activations=kept,
-        backward=_backward(shape, training, rows, (computed, stored), kept, working),
+        backward=_backward(shape, training, rows, (computed, stored), kept, working, bool(adapter)),
         update=update,
         masks=float(MASK_BYTES * tokens**2),
+        validation=_validation(config, shape, computed) if config.validation.every else 0.0,
     )
+
+
+def _validation(config: TrainConfig, shape: SDARConfig, computed: int) -> float:
+    """Bytes of the decoding copy, and of the sequence that needs most."""
+    settings, training = config.validation, config.training
+    dtype: Any = shape.dtype or (torch.bfloat16 if computed == 2 else torch.float32)
+    decodings = [
+        DecodingConfig(0, size, steps, settings.max_token or training.max_gen_length, settings.temperature)
+        for size, steps in settings.decodings
+    ]
+    gpu = torch.device("cuda")
+    needed = [decoding_memory(shape, dtype, one, training.max_prompt_len, gpu) for one in decodings]
+    return float(dtype.itemsize * num_parameters(shape) + max(one.shared + one.per_slot for one in needed))
 
 
 def _gradients(training: TrainingConfig, stage: int, num_gpus: int, computed: int) -> float:
@@ -219,7 +217,13 @@ def _gradients(training: TrainingConfig, stage: int, num_gpus: int, computed: in
 
 
 def _backward(
-    shape: SDARConfig, training: TrainingConfig, rows: int, sizes: tuple[int, int], kept: float, working: float
+    shape: SDARConfig,
+    training: TrainingConfig,
+    rows: int,
+    sizes: tuple[int, int],
+    kept: float,
+    working: float,
+    frozen: bool,
 ) -> float:
     """The most that the backward pass works with beside the kept activations: see the module's docstring.
 
@@ -230,15 +234,16 @@ def _backward(
         sizes: bytes per number of a product, and of a weight.
         kept: bytes of activations.
         working: bytes of a layer.
+        frozen: head and embeddings get no gradient.
     """
     computed, stored = sizes
-    matrix = shape.vocab_size * shape.hidden_size
+    matrix = 0 if frozen else shape.vocab_size * shape.hidden_size
     logits = 4 * rows * shape.vocab_size
     chunk, tensors = min(logits, CHUNK_BYTES), HEAD_TENSORS[training.fake_expectation]
     product = computed * matrix
     # Casts of the weights under autocast give their gradients in the weights' own precision beside the products'.
     single = logits <= CHUNK_BYTES
-    head = max(tensors * chunk, 2 * chunk + product) if single else max(3 * product, product + tensors * chunk)
+    head = max(tensors * chunk, 2 * chunk + product) if single else product + tensors * chunk
     if computed < stored:
         head = max(head, product + stored * matrix)
     waiting = stored * matrix if shape.tie_word_embeddings else 0
@@ -257,50 +262,7 @@ def batch_size(config: TrainConfig) -> tuple[int, int]:
 
 def num_parameters(shape: SDARConfig) -> int:
     """Parameters of a network; tied ones count once."""
-    with torch.device("meta"):
-        return sum(parameter.numel() for parameter in SDARForCausalLM(shape).parameters())
-
-
-def activations(shape: SDARConfig, tokens: int, computed: int, autocast: bool, recompute: bool) -> tuple[float, float]:
-    """Bytes that the layers keep for the backward pass, and bytes that it works with in one layer.
-
-    Args:
-        shape: of the network.
-        tokens: in one micro-batch.
-        computed: bytes per number of the network's products.
-        autocast: the weights are fp32, and only products are computed in fewer bytes.
-        recompute: gradient checkpointing.
-    """
-    fields = shape.to_json_string(use_diff=False)
-    one, two = (kept_bytes(fields, layers, tokens, computed, autocast) for layers in (1, 2))
-    layer, rest = two - one, 2 * one - two
-    layer_input = tokens * shape.hidden_size * (4 if autocast else computed)
-    if recompute:
-        return rest + shape.num_hidden_layers * layer_input, 1.25 * layer
-    return rest + shape.num_hidden_layers * layer, 0.5 * layer
-
-
-@cache
-def kept_bytes(fields: str, layers: int, tokens: int, computed: int, autocast: bool) -> float:
-    """Bytes that autograd keeps of a forward through `layers` layers and the final norm.
-
-    Args:
-        fields: `config.json` of the network.
-        layers: in place of its own number.
-        tokens: of the forward, one row.
-        computed: see `activations`.
-        autocast: see `activations`.
-    """
-    shape = SDARConfig(**{**json.loads(fields), "num_hidden_layers": layers, "layer_types": None})
-    low = computed < 4
-    with FakeTensorMode(), torch.autocast("cpu", torch.bfloat16, enabled=autocast and low):
-        dtype = torch.bfloat16 if low and not autocast else torch.float32
-        network = AutoModelForCausalLM.from_config(shape, dtype=dtype)
-        ids = torch.zeros(1, tokens, dtype=torch.int64)
-        kept = Kept({parameter.untyped_storage()._cdata for parameter in network.parameters()})
-        with saved_tensors_hooks(kept, lambda tensor: tensor):
-            network(ids, _FusedPlan(), torch.zeros_like(ids), head=lambda _head, rows: rows)
-    return float(sum(kept.storages.values()))
+    return sum(parameter.numel() for parameter in empty_network(shape).parameters())
 
 
 def table(config: MemoryConfig, shapes: dict[str, SDARConfig]) -> Iterator[str]:
@@ -308,13 +270,13 @@ def table(config: MemoryConfig, shapes: dict[str, SDARConfig]) -> Iterator[str]:
     tokens, rows = batch_size(config)
     training = config.training
     yield f"GiB per GPU; objective {training.objective}, {training.mixed_precision}, micro-batches of up to"
-    recomputed = (
-        "recomputed"
-        if training.gradient_checkpointing_enable
-        else "kept (training.gradient_checkpointing_enable=false)"
-    )
+    recomputed = {
+        None: "recomputed",
+        0: "kept (training.gradient_checkpointing_enable=false)",
+    }.get(training.recomputed_layers, f"of the first {training.recomputed_layers} layers recomputed")
     yield f"{tokens} tokens ({rows} rows of logits), activations {recomputed}; reserve {RESERVE / GIB:.1f}"
-    parts = ("weights", "gradients", "optimizer", "reference", "buffers", "activations", "backward", "update", "masks")
+    parts = ["weights", "gradients", "optimizer", "reference", "buffers", "activations", "backward", "update", "masks"]
+    parts += ["validation"] if config.validation.every else []
     header = "".join(f"{part:>12}" for part in parts)
     sizes = "".join(f"{f'{capacity} GiB':>15}" for capacity in CAPACITIES)
     for name, shape in shapes.items():

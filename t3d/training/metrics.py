@@ -13,6 +13,9 @@ from t3d.training.trackers import start_trackers
 
 METRICS = "metrics.jsonl"
 
+SCORE = "validation/acc"
+"""The metric that decides which checkpoint is the best; those of single decodings have their names behind it."""
+
 
 class MetricsLog:
     """metrics.jsonl, continued where a resumed run left off, and the trackers of `experiment.trackers`."""

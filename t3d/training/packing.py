@@ -28,6 +28,7 @@ class Batch:
         coarse_step: pi_i of each row.
         sample: sample of each row, 0..num_samples-1.
         block: block of each row; no two samples share a number.
+        document: sample of each token of the row; `num_samples` for padding.
         uniforms: uniform number of each row, for drawing fakes.
         num_samples: samples in the batch.
         num_tokens: tokens of prompts and responses, both copies; neither what fills last blocks nor padding.
@@ -43,6 +44,7 @@ class Batch:
     coarse_step: Int[Tensor, " rows"]
     sample: Int[Tensor, " rows"]
     block: Int[Tensor, " rows"]
+    document: Int[Tensor, " tokens"]
     uniforms: Float[Tensor, " rows"]
     num_samples: int
     num_tokens: int
@@ -54,6 +56,7 @@ def collate(
     device: torch.device,
     visible_rows: bool = False,
     plan: type[PackedPlan] | None = None,
+    longest: int = 0,
 ) -> Batch:
     """Lays out `states` one after the other.
 
@@ -63,6 +66,7 @@ def collate(
         device: where the batch goes.
         visible_rows: also ask for logits at the response's visible positions.
         plan: kind of attention; None takes the device's, untried (see `t3d.training.kernel`).
+        longest: tokens of the longest row to come; 0 if unknown (see `PackedPlan`).
     """
     kind = plan or plan_of(device)
     lengths = [len(state.clean_ids) + len(state.targets) for state in states]
@@ -81,7 +85,7 @@ def collate(
     return Batch(
         input_ids=torch.from_numpy(np.concatenate([*ids, np.full(num_pads, pad_id)]))[None].to(device),
         position_ids=positions[None].to(device),
-        plan=kind(tokens, lengths, device),
+        plan=kind(tokens, lengths, device, longest),
         logit_rows=logit_rows.to(device),
         targets=gather("targets"),
         masked=gather("masked"),
@@ -89,6 +93,7 @@ def collate(
         coarse_step=gather("coarse_step"),
         sample=tokens.document[logit_rows].to(device),
         block=tokens.block[logit_rows].to(device),
+        document=tokens.document.to(device),
         uniforms=gather("uniforms"),
         num_samples=len(states),
         num_tokens=sum(state.num_tokens for state in states),

@@ -1,4 +1,4 @@
-"""Curves of training runs, side by side: loss, log-ratios, gradient norm and learning rate over global steps.
+"""Curves of training runs, side by side: loss, log-ratios, gradient norm, learning rate, validation over global steps.
 
 python -m t3d.training.plot RUN [RUN ...] [--out FILE.png|.svg]
 """
@@ -7,7 +7,7 @@ from t3d.entry import run_entry
 
 import logging
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from t3d.arguments import ArgumentParser
 from t3d.errors import DataError
 from t3d.storage.paths import user_path
-from t3d.training.metrics import METRICS, read_metrics
+from t3d.training.metrics import METRICS, SCORE, read_metrics
 
 log = logging.getLogger(__name__)
 
@@ -38,6 +38,8 @@ class Panel:
     label: str
     metrics: Mapping[str, str]
     smooth: bool = True
+    zero: bool = True
+    """Draw a line at 0, where there are several metrics."""
 
 
 PANELS = (
@@ -46,6 +48,9 @@ PANELS = (
     Panel("gradient norm", {"grad_norm": "-"}),
     Panel("learning rate", {"lr": "-"}, smooth=False),
 )
+
+VALIDATION_STYLES = ("o-", "o--", "o:", "o-.")
+"""Of the score and of each decoding; more decodings than styles begin again."""
 
 Run = list[dict[str, Any]]
 
@@ -70,7 +75,8 @@ def load_runs(folders: Sequence[Path]) -> dict[str, Run]:
 
 def draw(runs: Mapping[str, Run]) -> Figure:
     """One panel per metric that any run has: its values in a pale colour, their smoothed course in a strong one."""
-    panels = [panel for panel in PANELS if any(name in run[-1] for run in runs.values() for name in panel.metrics)]
+    known = {name for run in runs.values() for line in run for name in line}
+    panels = [panel for panel in (*PANELS, validation_panel(known)) if known.intersection(panel.metrics)]
     rows = -(-len(panels) // 2)
     figure = Figure(figsize=(11, 3.4 * rows + 0.6), layout="constrained")
     FigureCanvasAgg(figure)
@@ -82,6 +88,17 @@ def draw(runs: Mapping[str, Run]) -> Figure:
     handles = [Line2D([], [], color=_color(place), lw=2, label=name) for place, name in enumerate(runs)]
     figure.legend(handles=handles, loc="outside upper center", ncols=min(6, len(runs)), frameon=False)
     return figure
+
+
+def validation_panel(known: Collection[str]) -> Panel:
+    """Validation accuracy: the score that decides which checkpoint is the best, and that of each decoding.
+
+    Args:
+        known: names of the metrics of all runs.
+    """
+    names = [SCORE, *sorted(name for name in known if name.startswith(f"{SCORE}_"))]
+    styles = (VALIDATION_STYLES[place % len(VALIDATION_STYLES)] for place in range(len(names)))
+    return Panel("validation accuracy", dict(zip(names, styles, strict=True)), smooth=False, zero=False)
 
 
 def smoothed(values: NDArray[np.float64]) -> NDArray[np.float64]:
@@ -115,7 +132,7 @@ def _draw_panel(axes: Axes, panel: Panel, runs: Mapping[str, Run]) -> None:
         for name, style in panel.metrics.items():
             steps, values = _series(run, name)
             if not panel.smooth:
-                axes.plot(steps, values, style, color=_color(place), lw=1.6)
+                axes.plot(steps, values, style, color=_color(place), lw=1.6, ms=3)
                 continue
             axes.plot(steps, values, style, color=_color(place), lw=0.7, alpha=0.3)
             axes.plot(steps, smoothed(values), style, color=_color(place), lw=1.8)
@@ -125,8 +142,11 @@ def _draw_panel(axes: Axes, panel: Panel, runs: Mapping[str, Run]) -> None:
     axes.grid(alpha=0.25)
     axes.spines[["top", "right"]].set_visible(False)
     if len(panel.metrics) > 1:
-        axes.axhline(0, color="grey", lw=0.8, zorder=0)
-        styles = [Line2D([], [], color="grey", ls=style, label=name) for name, style in panel.metrics.items()]
+        if panel.zero:
+            axes.axhline(0, color="grey", lw=0.8, zorder=0)
+        styles = [
+            Line2D([], [], color="grey", ls=style.lstrip("o"), label=name) for name, style in panel.metrics.items()
+        ]
         axes.legend(handles=styles, fontsize=8, loc="upper left", framealpha=0.85, edgecolor="none")
 
 

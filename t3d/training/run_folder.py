@@ -36,9 +36,14 @@ BATCH_KEYS = ("training.global_batch_size", "training.gradient_accumulation_step
 LENGTH_KEYS = ("training.max_steps", "training.num_train_epochs")
 """Keys that say how long a run is."""
 
-PLACE_KEYS = ("training.shard_reference",)
-"""Keys that say where something lies, not what it is: states hold the whole reference, and either way it computes the
-same."""
+PLACE_KEYS = (
+    "training.shard_reference",
+    "training.device_peak_tflops",
+    "validation.every",
+    "validation.max_active",
+)
+"""Keys that say where something lies, when it is looked at or what is told of it, not what it is.  (States hold the
+whole reference, and either way it computes the same.)"""
 
 INPUTS = "inputs.json"
 """The file of a run that holds the digests of what the keys in it name."""
@@ -155,12 +160,15 @@ def _check_batch(config: TrainConfig, state: Path, folder: Path, num_processes: 
 
 
 def _check_same(config: TrainConfig, folder: Path) -> None:
-    before, given = _recorded(folder), _flat(asdict(config))
+    # A key that is younger than the run had its default's effect.
+    before, given = _flat(asdict(TrainConfig())) | _recorded(folder), _flat(asdict(config))
     for name in {**given, **{name: None for name in before if name.startswith("dataset.prompts.")}}:
         then, now = before.get(name), given.get(name)
         group, _, key = name.partition(".")
         free = group == "wandb" or (group == "experiment" and key in FREE_KEYS)
         free = free or name in (*BATCH_KEYS, *PLACE_KEYS)
+        # Scores of other problems or decodings cannot be compared; without any, there is nothing to compare with.
+        free = free or (group == "validation" and not before.get("validation.every"))
         if not free and then != now:
             longer = f"; {to_train_on(folder, config)}" if name in LENGTH_KEYS else ""
             expected, found = ("null" if value is None else value for value in (then, now))

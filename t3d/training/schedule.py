@@ -123,6 +123,14 @@ def token_packs(
     return packs[process::num_processes]
 
 
+def longest_row(lengths: Lengths, training: TrainingConfig) -> int:
+    """Tokens that no micro-batch of the data has more of: one pack, or the longest samples together."""
+    ordered = sorted(lengths, reverse=True)
+    if training.tokens_per_batch is None:
+        return int(sum(ordered[: training.batch_size_lm]))
+    return int(max(training.tokens_per_batch, ordered[0]))
+
+
 def _spread(ordered: Sequence[Visit], lengths: Lengths, count: int) -> list[list[Visit]]:
     """`ordered` dealt into `count` packs, each visit to the pack with the fewest tokens."""
     packs: list[list[Visit]] = [[] for _ in range(count)]

@@ -46,4 +46,5 @@ def loss_settings(training: TrainingConfig) -> LossSettings:
         reference_temp=training.reference_temp,
         path_loss=training.path_loss,
         num_coarse_steps=-(-training.block_size // training.path_k_steps),
+        router=training.router_aux_weight,
     )

@@ -59,9 +59,9 @@ def widths(monkeypatch):
     seen = []
     slots = engine_module.Slots
 
-    def counted(model, config, num_slots, longest):
+    def counted(model, config, num_slots, longest, **rest):
         seen.append(num_slots)
-        return slots(model, config, num_slots, longest)
+        return slots(model, config, num_slots, longest, **rest)
 
     monkeypatch.setattr(engine_module, "Slots", counted)
     return seen

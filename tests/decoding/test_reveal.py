@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from t3d.decoding import DecodingConfig
-from t3d.decoding.reveal import _is_decided, _is_end
+from t3d.decoding.reveal import find_ends, is_decided
 from t3d.decoding.slots import Slots
 
 STOP = 3
@@ -27,8 +27,8 @@ def flags(text: str) -> np.ndarray:
     ],
 )
 def test_a_block_ends_its_response_once_all_up_to_an_end_is_revealed(left, is_end, early: bool, whole: bool) -> None:
-    assert _is_decided(flags(left), flags(is_end), end_early=True).tolist() == [early]
-    assert _is_decided(flags(left), flags(is_end), end_early=False).tolist() == [whole]
+    assert is_decided(flags(left), flags(is_end), end_early=True).tolist() == [early]
+    assert is_decided(flags(left), flags(is_end), end_early=False).tolist() == [whole]
 
 
 def test_a_response_ends_at_a_stop_token_of_its_own_or_at_its_limit(tiny_model) -> None:
@@ -37,4 +37,4 @@ def test_a_response_ends_at_a_stop_token_of_its_own_or_at_its_limit(tiny_model) 
     # The prompt is the first six: its stop tokens end nothing.
     for start, expected in ((4, [False, False, True, False]), (8, [False, False, True, False])):
         positions = np.arange(start, start + 4)[None]
-        assert _is_end(slots, positions - 6, positions).tolist() == [expected], start
+        assert find_ends(slots, positions - 6, slots.columns["ids"][0][positions]).tolist() == [expected], start

@@ -107,6 +107,14 @@ def test_a_good_rollout_is_all_ok_and_writes_nothing(kind, decoding, tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
+def test_recorded_forwards_are_refused_where_the_command_would(decoding):
+    [wrong] = [
+        one for one in findings("sample", decoding("rollout.cuda_graphs=true"))["kernel"] if one.level == "error"
+    ]
+    assert wrong.text == "rollout.cuda_graphs: True"
+    assert "null or false on cpu with torch's scaled_dot_product_attention" in str(wrong.cure)
+
+
 def test_prompts_are_those_that_the_command_asks(decoding):
     def longest(*overrides: str) -> int:
         return int(findings("sample", decoding(*overrides))["problems"][0].text.split()[-2])
@@ -123,6 +131,19 @@ def test_a_good_training_run_is_all_ok_and_writes_nothing(training, tmp_path):
     assert found.keys() == expected
     assert "6 records, 6 samples" in found["data"][0].text
     assert list(tmp_path.rglob("*")) == before
+
+
+def test_the_problems_that_validate_are_looked_at_before_training_starts(training, dataset, tmp_path):
+    keys = ["validation.every=5", f"validation.dataset={dataset}"]
+    first, second = findings("train", training(*keys))["validation"]
+    assert (first.level, second.level) == ("ok", "ok")
+    assert first.text.startswith(f"at 4/2, {dataset}: 10, longest prompt")
+    assert second.text.startswith("at 4/1, ")
+    bad = tmp_path / "bad.json"
+    bad.write_text('[{"question": "1 + 1"}]')
+    assert "bad.json, record 0" in errors("train", training(*keys, f"validation.dataset={bad}"))["validation"]
+    too_long = errors("train", training(*keys, "validation.max_token=5000"))
+    assert "too long" in too_long["validation"]
 
 
 @pytest.mark.parametrize("objective", ["t3d", "ddo", "dparallel"])
@@ -151,9 +172,9 @@ def test_the_home_of_nobody_is_a_folder_that_is_missing(decoding):
     assert "no such folder" in errors("sample", decoding(model=Path("~nobody.at.all/x")))["checkpoint"]
 
 
-def test_a_mixture_of_experts_is_refused(decoding, copied):
-    change(copied / "config.json", model_type="sdar_moe")
-    assert "sdar_moe" in errors("sample", decoding(model=copied))["checkpoint"]
+def test_a_model_of_another_type_is_refused(decoding, copied):
+    change(copied / "config.json", model_type="qwen3_moe")
+    assert "qwen3_moe" in errors("sample", decoding(model=copied))["checkpoint"]
 
 
 def test_a_mask_that_the_tokenizer_contradicts_is_refused(decoding, copied):

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import Qwen3Config, Qwen3ForCausalLM
+from transformers import Qwen3Config, Qwen3ForCausalLM, Qwen3MoeConfig, Qwen3MoeForCausalLM
 
 SHARED = Path(__file__).parents[3] / "shared" / "data"
 TOKENIZER = SHARED / "sdar-tokenizer"
@@ -88,6 +88,8 @@ PUBLISHED: dict[str, dict[str, Any]] = {
 }
 DENSE = ("SDAR-4B-Chat", "SDAR-8B-Chat.bare")
 
+EXPERTS = ("norm_topk_prob", "decoder_sparse_step", "mlp_only_layers")
+
 SMALL = {
     "hidden_size": 32,
     "intermediate_size": 64,
@@ -97,6 +99,7 @@ SMALL = {
     "num_key_value_heads": 2,
     "head_dim": 16,
 }
+SMALL_EXPERTS = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 24}
 REMOTE_CODE = 'raise RuntimeError("remote code ran")\n'
 
 
@@ -111,17 +114,20 @@ def publish(name: str, folder: Path, tokenizer: Path, shard_size: str = "5GB", *
         **changes: fields of the configuration, "REMOVE" to leave one out.
     """
     fields = PUBLISHED[name] | SMALL
+    kind, shape_of = (Qwen3ForCausalLM, Qwen3Config)
+    if fields["model_type"] == "sdar_moe":
+        fields |= SMALL_EXPERTS
+        kind, shape_of = (Qwen3MoeForCausalLM, Qwen3MoeConfig)
     if tokenizer != TOKENIZER:
         special = {"vocab_size": 1080, "bos_token_id": 0, "eos_token_id": 0, "mask_token_id": 3}
         fields |= {key: value for key, value in special.items() if key in fields}
     fields = {key: value for key, value in (fields | changes).items() if value != "REMOVE"}
     folder.mkdir(parents=True)
-    if fields["model_type"] == "sdar":
-        shape = {key: value for key, value in fields.items() if key in (*SMALL, "vocab_size")}
-        with torch.random.fork_rng():
-            torch.manual_seed(0)
-            network = Qwen3ForCausalLM(Qwen3Config(**shape, rope_theta=1e6, initializer_range=0.2))
-        network.to(torch.bfloat16).save_pretrained(folder, max_shard_size=shard_size)
+    shape = {key: value for key, value in fields.items() if key in (*SMALL, *SMALL_EXPERTS, *EXPERTS, "vocab_size")}
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        network = kind(shape_of(**shape, rope_theta=1e6, initializer_range=0.2))
+    network.to(torch.bfloat16).save_pretrained(folder, max_shard_size=shard_size)
     (folder / "config.json").write_text(json.dumps(fields, indent=2))
     for module in {target.split(".")[0] for target in fields.get("auto_map", {}).values()}:
         (folder / f"{module}.py").write_text(f"# {module}\n{REMOTE_CODE}")

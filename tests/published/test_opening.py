@@ -142,14 +142,6 @@ def test_no_mask_token_anywhere_is_one_error(checkpoint, tmp_path):
         open_checkpoint(str(folder), 4)
 
 
-def test_a_mixture_of_experts_is_told_what_is_supported(checkpoint, tmp_path):
-    folder = publish("SDAR-30B-A3B-Chat", tmp_path / "model", checkpoint)
-    said = r'expected model_type "sdar", a dense network \(mixtures of experts are not supported yet\), found sdar_moe$'
-    for load in (load_model, lambda folder: open_checkpoint(str(folder), 4), lambda folder: shapes_asked(str(folder))):
-        with pytest.raises(CheckpointError, match=said):
-            load(folder)
-
-
 @torch.no_grad()
 @pytest.mark.parametrize("key", ["attn_implementation", "_attn_implementation", "_attn_implementation_internal"])
 @pytest.mark.parametrize("value", ["flex_attention", "flash_attention_2", "eager"])

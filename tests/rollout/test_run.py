@@ -278,8 +278,8 @@ def some_fail(monkeypatch):
     """Makes every third response fail, and the others tell their tokens' figures."""
     decode = worker_module.iter_decode
 
-    def failing(model, prompts, decoding, max_active, streams, *others):
-        for place, trajectory in decode(model, prompts, decoding, max_active, streams, *others):
+    def failing(model, prompts, decoding, max_active, streams, *others, **rest):
+        for place, trajectory in decode(model, prompts, decoding, max_active, streams, *others, **rest):
             if streams[place] % 3 == 1:
                 yield place, Trajectory(trajectory.prompt_ids, [], [], "error", 1, 0, error=f"reason {streams[place]}")
             else:

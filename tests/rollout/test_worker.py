@@ -102,7 +102,7 @@ def test_a_rollout_without_memory_for_one_sequence_ends_and_keeps_what_it_has(se
     left = []
     with monkeypatch.context() as patch:
         decode = worker.iter_decode
-        patch.setattr(worker, "iter_decode", lambda *given: left.extend(given[1]) or decode(*given))
+        patch.setattr(worker, "iter_decode", lambda *given, **rest: left.extend(given[1]) or decode(*given, **rest))
         assert rollout(settings("rollout.max_active=1")).read_bytes() == whole
     assert 0 < len(left) < 10, "goes on from what was stored"
 

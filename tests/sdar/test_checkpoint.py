@@ -126,6 +126,7 @@ MISTAKES = {
     "config no object": lambda folder: (folder / "config.json").write_text("[]"),
     "another model type": edit_config(model_type="qwen3"),
     "no model type": edit_config(model_type="REMOVE"),
+    "a model type that is no name": edit_config(model_type=["sdar"]),
     "block size a string": edit_config(block_size="4"),
     "mask token a bool": edit_config(mask_token_id=True),
     "no vocabulary size": edit_config(vocab_size="REMOVE"),
@@ -165,7 +166,7 @@ def test_messages_name_what_is_missing(published: Path) -> None:
     with pytest.raises(CheckpointError, match=NORM.replace(".", r"\.")):
         load_model(published)
     edit_config(model_type="llama")(published)
-    with pytest.raises(CheckpointError, match='expected model_type "sdar", found llama'):
+    with pytest.raises(CheckpointError, match='expected model_type "sdar" or "sdar_moe", found llama'):
         load_config(published)
 
 

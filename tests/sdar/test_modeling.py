@@ -88,6 +88,23 @@ def test_the_gradient_of_some_rows_is_that_of_the_whole(build_tiny_model, ids: t
         torch.testing.assert_close(gradients[0][name], gradient, rtol=1e-4, atol=1e-5, msg=name)
 
 
+@pytest.mark.parametrize(("num_layers", "expected"), [(None, 3), (2, 2), (1, 1)])
+def test_the_first_layers_alone_are_computed_again_if_so_many_are_asked_for(
+    build_tiny_model, ids: torch.Tensor, num_layers: int | None, expected: int
+) -> None:
+    plain, again = build_tiny_model(num_hidden_layers=3).train(), build_tiny_model(num_hidden_layers=3).train()
+    again.recompute_activations(1)
+    again.recompute_activations(num_layers)
+    calls = []
+    for number, layer in enumerate(again.model.layers):
+        layer.mlp.register_forward_pre_hook(lambda *_, number=number: calls.append(number))
+    for model in (plain, again):
+        model(ids).logits.log_softmax(-1)[..., 5].sum().backward()
+    assert calls == [0, 1, 2, *range(expected)[::-1]]
+    for mine, other in zip(again.parameters(), plain.parameters(), strict=True):
+        torch.testing.assert_close(mine.grad, other.grad, rtol=1e-5, atol=1e-6)
+
+
 @torch.no_grad()
 def test_the_last_layer_works_for_the_wanted_rows_alone(tiny_model, ids: torch.Tensor) -> None:
     sizes: list[int] = []

@@ -8,7 +8,7 @@ from torch import nn
 from t3d.decoding import DecodingConfig, decode
 from t3d.sdar.checkpoint import load_decoder, load_model
 from t3d.sdar.decoding_layers import PackedLayer, pack_layers
-from t3d.sdar.products import PackedLinear
+from t3d.sdar.products import JOINED, JoinedLinear, PackedLinear, Products
 
 # Shapes of the built-in teacher, of the bench's model and of SDAR-4B.
 SHAPES = [(128, 128), (384, 128), (512, 512), (1664, 512), (2560, 1024)]
@@ -41,19 +41,54 @@ def test_what_cannot_be_packed_stays_as_it_is(build_tiny_model) -> None:
 
 
 @torch.inference_mode()
+@pytest.mark.parametrize("products", [None, JOINED], ids=["packed", "joined"])
 @pytest.mark.parametrize("bias", [False, True])
-def test_packed_layers_give_the_same_logits(build_tiny_model, bias: bool) -> None:
+def test_packed_layers_give_the_same_logits(build_tiny_model, bias: bool, products: Products | None) -> None:
     torch.manual_seed(0)
     model = build_tiny_model(attention_bias=bias)
     for parameter in model.parameters():
         parameter.add_(0.1 * torch.randn_like(parameter))  # norms and biases have effects of their own
     ids, rows = torch.randint(model.config.vocab_size, (2, 12)), torch.tensor([3, 4, 17])
     full, some = model(ids).logits, model(ids, logit_rows=rows).logits
-    pack_layers(model)
+    pack_layers(model, products)
     assert all(isinstance(layer, PackedLayer) for layer in model.model.layers)
     torch.testing.assert_close(model(ids).logits, full, rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(model(ids, logit_rows=rows).logits, some, rtol=1e-4, atol=1e-5)
-    assert torch.equal(model(ids, logit_rows=rows).logits, model(ids).logits.flatten(0, 1)[rows])
+    if products is None:
+        assert torch.equal(model(ids, logit_rows=rows).logits, model(ids).logits.flatten(0, 1)[rows])
+
+
+@torch.inference_mode()
+def test_joined_layers_keep_their_type_move_and_decode_the_same(build_tiny_model) -> None:
+    model = build_tiny_model()
+    config = DecodingConfig(model.config.mask_token_id, 4, 2, max_new_tokens=12, temperature=0.5)
+    prompts = [[1, 2, 3, 4, 5], [6], [7, 8]]
+    expected = decode(model, prompts, config)
+    pack_layers(model, JOINED)
+    assert sum(isinstance(module, JoinedLinear) for module in model.modules()) == 4 * 2
+    assert decode(model, prompts, config) == expected
+    ids = torch.tensor([[1, 2, 3, 4]])
+    exact = model(ids).logits
+    model.bfloat16()
+    assert {buffer.dtype for name, buffer in model.named_buffers() if "inv_freq" not in name} == {torch.bfloat16}
+    torch.testing.assert_close(model(ids).logits.float(), exact, rtol=0.1, atol=0.1)
+
+
+def test_joined_layers_take_half_the_operations(build_tiny_model) -> None:
+    """On a GPU each is a launch, and at few sequences launches are the time that a forward takes."""
+
+    def operations(model: nn.Module) -> int:
+        with torch.inference_mode(), torch.profiler.profile() as profiled:
+            model(torch.tensor([[1, 2, 3, 4]]))
+        made = ("aten::view", "aten::transpose", "aten::slice", "aten::unsqueeze", "aten::expand", "aten::select")
+        names = [event.name for event in profiled.events() if event.cpu_parent is None]
+        return sum(name.startswith("aten::") and name not in made for name in names)
+
+    one, two = (build_tiny_model(num_hidden_layers=layers) for layers in (1, 2))
+    before = operations(two) - operations(one)
+    for model in (one, two):
+        pack_layers(model, JOINED)
+    assert 2 * (operations(two) - operations(one)) <= before, before
 
 
 def test_a_model_without_its_own_weights_left_decodes_the_same(checkpoint) -> None:

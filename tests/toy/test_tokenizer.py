@@ -8,6 +8,7 @@ from t3d.prompts import build_prompt
 from t3d.sdar import SDARConfig
 from t3d.sdar.checkpoint import default_stop_ids, load_config, load_tokenizer
 from t3d.toy.base import save_base
+from t3d.toy.problems import invented_names
 from t3d.toy.tokenizer import CHAT_TEMPLATE, END_OF_TEXT, MASK, TURN_END, TURN_START, build_tokenizer
 
 SDAR_TOKENIZER = Path(__file__).parents[3] / "shared" / "data" / "sdar-tokenizer"
@@ -142,3 +143,10 @@ def test_saving_it_twice_gives_the_same_bytes(base, tmp_path):
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == {
         path.name: path.read_bytes() for path in base.iterdir()
     }
+
+
+def test_with_invented_names_each_is_a_word_and_there_are_thousands():
+    words = build_tokenizer(extra_names=2000)
+    ids = [words.encode(f" {name}", add_special_tokens=False) for name in invented_names(2000)]
+    assert len(words) > 3000
+    assert sum(len(each) == 1 for each in ids) > 1900

@@ -149,7 +149,7 @@ def test_padding_to_a_round_number_changes_no_row(tiny_model, monkeypatch: pytes
     torch.testing.assert_close(rows(padded), rows(plain), rtol=1e-4, atol=1e-5)
 
 
-PADDED = ("input_ids", "position_ids", "plan")
+PADDED = ("input_ids", "position_ids", "document", "plan")
 
 
 def test_nearly_every_computed_token_of_a_math_like_mix_is_real() -> None:

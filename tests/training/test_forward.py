@@ -132,18 +132,61 @@ def test_no_tensor_is_larger_than_a_chunk_of_logits(build_tiny_model, monkeypatc
     assert largest.elements == len(batch.targets) * vocab, "the test sees what it looks for"
 
 
-def test_one_chunk_computes_the_head_once(models, monkeypatch) -> None:
+class HeadProducts(TorchDispatchMode):
+    """Counts products that give logits, and results as large as the head's weight beside the sum of its gradient."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.logits = self.gradients = 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        result = function(*args, **(kwargs or {}))
+        if function is torch.ops.aten.mm.default:
+            self.logits += result.shape[-1] == VOCAB
+            self.gradients += result.shape[0] == VOCAB
+        return result
+
+
+def test_one_chunk_computes_the_head_once_and_more_compute_it_again_into_one_gradient(
+    build_tiny_model, monkeypatch
+) -> None:
+    batch = make_batch(KINDS["no reference"])
+    student = build_tiny_model(intermediate_size=40)  # no other matrix has as many rows as the head
+    for rows, logits, weights in ((1000, 1, 1), (math.ceil(len(batch.targets) / 2), 2 * 2, 0)):
+        rows_per_chunk(monkeypatch, rows)
+        with HeadProducts() as products:
+            gradients((student, None), KINDS["no reference"], batch)
+        assert (products.logits, products.gradients) == (logits, weights)
+
+
+@pytest.mark.parametrize("frozen", ["head", "all but the head"])
+def test_chunks_make_no_gradient_that_nobody_asked_for(build_tiny_model, monkeypatch, frozen: str) -> None:
+    """As adapters train: the head itself need not be trained."""
+    batch, found = make_batch(), []
+    for rows in (1000, 4):
+        rows_per_chunk(monkeypatch, rows)
+        student = build_tiny_model(seed=0)
+        for name, weight in student.named_parameters():
+            weight.requires_grad_(name.startswith("lm_head") != (frozen == "head"))
+        batch_losses(student, build_tiny_model(seed=1), batch, SETTINGS)["loss/total"].sum().backward()
+        found.append([weight.grad for weight in student.parameters()])
+    for mine, other in zip(*found, strict=True):
+        assert (mine is None) == (other is None)
+        if mine is not None:
+            torch.testing.assert_close(mine, other, rtol=1e-4, atol=1e-5)
+
+
+def test_what_zero_3_hangs_on_the_head_runs_once_around_all_chunks(models, monkeypatch) -> None:
+    """It gathers the head's weight before a call of the module, and again before the gradient of what that gave."""
     student, _ = models
+    rows_per_chunk(monkeypatch, 4)
     calls = []
-    handle = student.lm_head.register_forward_hook(lambda *_: calls.append(1))
-    try:
-        gradients(models, SETTINGS, make_batch())
-        assert len(calls) == 1
-        rows_per_chunk(monkeypatch, math.ceil(len(make_batch().targets) / 2))
-        gradients(models, SETTINGS, make_batch())
-        assert len(calls) == 1 + 2 * 2
-    finally:
-        handle.remove()
+    handle = student.lm_head.register_forward_hook(lambda _module, _inputs, values: calls.append(values))
+    gradients(models, SETTINGS, make_batch())
+    handle.remove()
+    assert len(calls) == 1
+    assert all(isinstance(values, torch.Tensor) for values in calls[0])
+    assert "forward" not in vars(student.lm_head), "the module is left as it was"
 
 
 def test_each_model_runs_once(models, monkeypatch) -> None:

@@ -11,13 +11,17 @@ from t3d.sdar.backend import Heads, masked_attention
 from t3d.training import attention
 from t3d.training.attention import FlexPlan, TiledPlan
 from t3d.training.kernel import choose_plan, find_plan
+from t3d.training.launch import make_accelerator
+from t3d.training.loop import Trainer
+from tests.training.test_attention import draw_states, layout, random_inputs
+from tests.training.test_models import configure
 
 CPU, HEADS = torch.device("cpu"), Heads(4, 2, 16)
 
 
 def flex_by_hand(query, key, value, block_mask, scale, enable_gqa):
     """What flex_attention documents, from the function in the block mask."""
-    assert enable_gqa
+    assert enable_gqa == (query.shape[1] != key.shape[1])
     size = query.shape[2]
     mask = create_mask(block_mask.mask_mod, None, None, size, size, "cpu")
     return masked_attention(query, key, value, mask[:, :1], scale)
@@ -89,6 +93,45 @@ def test_a_wrong_gradient_is_found(flex):
     plan, why = find_plan(CPU, torch.float32, HEADS)
     assert plan is TiledPlan
     assert why == "flex_attention computes something else here, off by 50%"
+
+
+def test_rows_padded_for_the_kernel_give_what_they_give_alone(flex):
+    flex(flex_by_hand)
+    states = draw_states([(3, 5), (40, 90)])
+    tokens, lengths = layout(states)
+    results = []
+    for longest in (0, 1000):
+        inputs = random_inputs(sum(lengths))
+        plan = FlexPlan(tokens, lengths, CPU, longest)
+        seen = plan.attend(0, *inputs, scale=0.3)
+        weights = torch.randn(seen.shape, generator=torch.Generator().manual_seed(1))
+        results.append((seen, *torch.autograd.grad((seen * weights).sum(), inputs)))
+    for alone, padded in zip(*results, strict=True):
+        torch.testing.assert_close(padded, alone, rtol=1e-5, atol=1e-6)
+    looked_at = (plan.block_mask.kv_num_blocks + plan.block_mask.full_kv_num_blocks)[0, 0].tolist()
+    num_blocks = -(-sum(lengths) // 128)
+    assert looked_at[num_blocks:] == [1] * (8 - num_blocks), "of 8 blocks of scores, pads are computed in their own"
+
+
+@pytest.mark.parametrize(("length", "longest", "seen"), [(256, 0, 256), (256, 500, 512), (640, 500, 1024)])
+def test_a_row_is_padded_to_the_longest_or_where_it_is_longer_to_few_lengths(length, longest, seen):
+    assert FlexPlan.padded_length(length, longest) == seen
+
+
+def test_a_runs_kernel_is_given_one_length_from_its_trial_on(flex, checkpoint, trajectories, tmp_path):
+    lengths = []
+
+    def kernel(query, *given, **layout):
+        lengths.append(query.shape[2])
+        return flex_by_hand(query, *given, **layout)
+
+    flex(kernel)
+    config = configure(checkpoint, trajectories, tmp_path / "run", "training.batch_size_lm=2")
+    trainer = Trainer(config, make_accelerator(config))
+    assert trainer.plan is FlexPlan
+    trainer.train_step()
+    assert len(lengths) > 2 * 4 * 2
+    assert set(lengths) == {-(-trainer.longest // 128) * 128}
 
 
 def test_a_cpu_has_no_other_kernel_to_try():

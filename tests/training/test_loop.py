@@ -15,10 +15,13 @@ from t3d.config import TrainConfig, load_config
 from t3d.errors import CheckpointError, ConfigError, DataError, DeviceFullError, UserError
 from t3d.objectives.registry import OBJECTIVES
 from t3d.sdar import SDARForCausalLM
+from t3d.sdar.checkpoint import load_model
+from t3d.sdar.opening import open_checkpoint
 from t3d.storage.experiments import newest_checkpoint
 from t3d.training.forward import batch_losses
 from t3d.training.launch import make_accelerator
 from t3d.training.loop import Trainer, train
+from t3d.training.validation import Validation
 from tests import launching
 
 ROOT = Path(__file__).parents[2]
@@ -78,12 +81,30 @@ def test_every_objective_trains_and_its_checkpoint_loads(checkpoint, trajectorie
 def test_metrics_hold_what_the_contract_names(checkpoint, trajectories, tmp_path):
     run(checkpoint, trajectories, tmp_path / "run")
     names = {"step", "epoch", "round", "lr", "grad_norm", "tokens_per_second", "ratio/real", "ratio/fake"}
+    names |= {"mfu", "peak_memory_gib"}
+    names |= {f"seconds/{part}" for part in ("step", "data", "student", "reference", "backward", "update")}
     names |= {"real_token_share"} | {f"loss/{term}" for term in ("total", "ddo", "ddo_real", "ddo_fake", "path")}
     lines = metrics(tmp_path / "run")
     assert all(line.keys() == names for line in lines)
     assert [line["round"] for line in lines] == [0, 0, 1]
     assert lines[0]["lr"] == pytest.approx(0.5e-3)
     assert lines[1]["lr"] == pytest.approx(1e-3)
+    for line in lines:
+        parts = sum(seconds for name, seconds in line.items() if name.startswith("seconds/"))
+        assert line["seconds/step"] < parts <= 2 * line["seconds/step"]
+        assert 0.05 < line["peak_memory_gib"] < 100
+        assert line["mfu"] is None, "nobody knows what this processor can do"
+
+
+def test_what_the_device_can_do_may_be_said_when_a_run_goes_on(checkpoint, trajectories, tmp_path):
+    whole = run(checkpoint, trajectories, tmp_path / "run")
+    for step in ("ckpt/step-000002", "ckpt/optimized", "state/step-000003"):
+        shutil.rmtree(tmp_path / "run" / step)
+    again = ("experiment.resume_from=latest", "training.device_peak_tflops=1.0")
+    assert_equal(run(checkpoint, trajectories, tmp_path / "run", *again), whole)
+    found = [line["mfu"] for line in metrics(tmp_path / "run")]
+    assert found[:2] == [None, None]
+    assert 0 < found[2] < 1
 
 
 def test_log_ratios_are_exactly_zero_at_the_start_and_after_a_refresh(checkpoint, trajectories, tmp_path):
@@ -279,6 +300,14 @@ def test_what_changes_no_weight_may_change(stopped, tmp_path):
     assert [line["step"] for line in metrics(tmp_path / "run")] == [1, 2, 3, 4]
 
 
+def test_a_run_from_before_a_key_was_there_resumes_with_its_default_alone(stopped, tmp_path):
+    path = tmp_path / "run/config.yaml"
+    path.write_text("".join(line for line in path.read_text().splitlines(True) if "lora_rank" not in line))
+    with pytest.raises(ConfigError, match=r"model\.lora_rank: expected 0, as in the run to resume .*, found 4"):
+        stopped("model.lora_rank=4")
+    stopped()
+
+
 def test_a_run_from_before_inputs_were_recorded_resumes_with_a_warning(stopped, tmp_path, caplog):
     recorded = tmp_path / "run/inputs.json"
     content = recorded.read_text()
@@ -406,14 +435,34 @@ def eight_samples(checkpoint: Path, trajectories: Path, folder: Path, *overrides
     return arguments(checkpoint, trajectories, folder, *steps, *overrides)
 
 
+ADAPTER = ["model.lora_rank=4", "training.gradient_checkpointing_enable=true", "optimizer.params.learning_rate=1e-2"]
+
 SMALL_CHUNKS = """
-import sys
+import os, shutil, sys
+import accelerate
+import torch
+from deepspeed.runtime.zero.config import DeepSpeedZeroConfig
 import t3d.training.forward
 from t3d.config import TrainConfig, load_config
 from t3d.training.loop import train
 
+accelerate.Accelerator.end_training = lambda self: self.wait_for_everyone()  # the group is wanted again
 t3d.training.forward.CHUNK_BYTES = 4 * 20 * 1080  # 20 rows of TinyMath's vocabulary
+# Else ZeRO-3 would keep all weights of so small a network whole.
+DeepSpeedZeroConfig.model_fields["param_persistence_threshold"].default = 0
+DeepSpeedZeroConfig.model_rebuild(force=True)
 train(load_config(TrainConfig, sys.argv[1:], "", ""))
+
+# In the same processes: an adapter's run, which is then cut after the second of three steps, and resumed.
+[place] = [given.partition("=")[2] + "-lora" for given in sys.argv if given.startswith("experiment.output_dir=")]
+lora = [*sys.argv[1:], *ADAPTER, f"experiment.output_dir={place}"]
+final = train(load_config(TrainConfig, lora, "", ""))
+if os.environ["RANK"] == "0":
+    shutil.move(final, f"{place}/uncut")
+    shutil.rmtree(f"{place}/state/step-000003")
+    os.truncate(f"{place}/metrics.jsonl", 0)
+torch.distributed.barrier()
+train(load_config(TrainConfig, [*lora, "experiment.resume_from=latest"], "", ""))
 """
 
 
@@ -437,9 +486,32 @@ def single(checkpoint, trajectories, tmp_path_factory) -> dict[str, torch.Tensor
     return load_file(train(load_config(TrainConfig, settings, "", "")) / "model.safetensors")
 
 
+@pytest.fixture(scope="module")
+def single_adapter(checkpoint, trajectories, tmp_path_factory) -> dict[str, torch.Tensor]:
+    """Weights, an adapter's merged into them, that one process ends with."""
+    folder = tmp_path_factory.mktemp("single_adapter") / "run"
+    settings = eight_samples(checkpoint, trajectories, folder, "training.batch_size_lm=8", *ADAPTER)
+    return load_file(train(load_config(TrainConfig, settings, "", "")) / "model.safetensors")
+
+
+def assert_validated_as_by_one_process(given: list[str]) -> None:
+    """A finished run's last validation, by however many processes, against this one's of its last checkpoint."""
+    config = load_config(TrainConfig, given, "", "")
+    folder, source = Path(str(config.experiment.output_dir)), open_checkpoint(config.model.pretrained_model, 8)
+    network = load_model(folder / "ckpt/optimized")
+    found = Validation(config, source).run(network, torch.device("cpu"), folder).metrics
+    last = metrics(folder)[-1]
+    assert {name for name in last if name.startswith("validation/")} == found.keys()
+    assert all(last[name] == value for name, value in found.items() if name != "validation/seconds")
+
+
 @pytest.mark.slow
-def test_two_processes_equal_one(checkpoint, trajectories, tmp_path, single):
-    assert not launch_two(eight_samples(checkpoint, trajectories, tmp_path / "run"), ACCELERATE_USE_CPU="true")
+def test_two_processes_equal_one(checkpoint, trajectories, dataset, tmp_path, single):
+    """And what each validates of the problems is together what one process validates."""
+    keys = ["validation.every=2", f"validation.dataset={dataset}", "validation.max_token=14"]
+    settings = eight_samples(checkpoint, trajectories, tmp_path / "run", *keys)
+    assert not launch_two(settings, ACCELERATE_USE_CPU="true")
+    assert_validated_as_by_one_process(settings)
     assert_close(single, load_file(tmp_path / "run/ckpt/optimized/model.safetensors"), tolerance=1e-6)
 
 
@@ -484,10 +556,15 @@ except UserError as error:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("stage", [0, 1, 2, 3])
-def test_two_processes_with_several_chunks_and_forwards_equal_one(checkpoint, trajectories, tmp_path, single, stage):
-    """Packed to a token budget, the head in chunks that are computed again: DDP, then DeepSpeed's stages."""
+def test_two_processes_with_several_chunks_and_forwards_equal_one(
+    checkpoint, trajectories, tmp_path, single, single_adapter, stage
+):
+    """Packed to a token budget, the head in chunks that are computed again: DDP, then DeepSpeed's stages.
+
+    And so with an adapter, whose frozen weights student and reference share: its run resumes exactly, too.
+    """
     folder, script = tmp_path / "run", tmp_path / "chunks.py"
-    script.write_text(SMALL_CHUNKS)
+    script.write_text(SMALL_CHUNKS.replace("ADAPTER", str(ADAPTER)))
     environment = {"ACCELERATE_USE_CPU": "true"}
     if stage:
         environment = {
@@ -501,6 +578,11 @@ def test_two_processes_with_several_chunks_and_forwards_equal_one(checkpoint, tr
     assert_close(single, load_file(folder / "ckpt/optimized/model.safetensors"), tolerance=1e-5)
     ratios = [line["ratio/real"] for line in metrics(folder)]
     assert ratios[0] == ratios[2] == 0
+    lora = tmp_path / "run-lora"
+    resumed = load_file(lora / "ckpt/optimized/model.safetensors")
+    assert_equal(load_file(lora / "uncut/model.safetensors"), resumed)
+    assert_close(single_adapter, resumed, tolerance=1e-5)
+    assert metrics(lora)[-1]["ratio/real"] == 0, "a round began with the last step"
 
 
 @pytest.mark.slow

@@ -27,7 +27,8 @@ STATES = {"random": "uniform", "all_mask": "all_mask", "trace": "trace"}
 
 
 def settings_of(options: Options, size: int) -> LossSettings:
-    shared = {field.name for field in dataclasses.fields(LossSettings)} - {"num_coarse_steps"}
+    # The oracle has no experts: tests/training/test_mixture.py holds the loss of their routers.
+    shared = {field.name for field in dataclasses.fields(LossSettings)} - {"num_coarse_steps", "router"}
     values = {name: getattr(options, name) for name in shared}
     return LossSettings(**values, num_coarse_steps=math.ceil(size / options.path_k_steps))
 

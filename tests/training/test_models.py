@@ -87,6 +87,20 @@ def test_a_sharded_reference_needs_zero_3(checkpoint, trajectories, tmp_path):
         Trainer(config, make_accelerator(config))
 
 
+def test_more_layers_to_recompute_than_there_are_is_an_error(checkpoint, trajectories, tmp_path):
+    recompute = "training.gradient_checkpointing_enable=true"
+    config = configure(checkpoint, trajectories, tmp_path / "run", recompute, "training.checkpoint_layers=5")
+    with pytest.raises(
+        ConfigError, match=r"training\.checkpoint_layers: expected null, or at most 4, the layers of the model, found 5"
+    ):
+        Trainer(config, make_accelerator(config))
+    config = configure(checkpoint, trajectories, tmp_path / "run", recompute, "training.checkpoint_layers=3")
+    layers = Trainer(config, make_accelerator(config)).student.model.layers
+    assert [layer.gradient_checkpointing for layer in layers] == [True, True, True, False]
+    with pytest.raises(ConfigError, match=r"checkpoint_layers: expected null, unless gradient_checkpointing_enable is"):
+        configure(checkpoint, trajectories, tmp_path / "run", "training.checkpoint_layers=3")
+
+
 def test_without_deepspeed_too_scaled_updates_that_overflow_are_left_out_and_counted(
     checkpoint, trajectories, tmp_path
 ):

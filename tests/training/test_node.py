@@ -7,9 +7,21 @@ from pathlib import Path
 import pytest
 from safetensors.torch import load_file
 
-from tests.training.test_loop import assert_equal, eight_samples, launch_two, metrics
+from tests.training.test_loop import (
+    assert_equal,
+    assert_validated_as_by_one_process,
+    eight_samples,
+    launch_two,
+    metrics,
+)
+from tests.training.test_validation import MEASURED, without_validation
 
 SHARDED = {"ACCELERATE_USE_DEEPSPEED": "true", "ACCELERATE_DEEPSPEED_ZERO3_SAVE_16BIT_MODEL": "true"}
+
+
+def computed(line: dict) -> dict:
+    return {name: value for name, value in line.items() if not name.startswith(MEASURED)}
+
 
 PROBE = """
 import json, math, sys
@@ -162,7 +174,11 @@ accelerator.end_training()
 
 @pytest.mark.slow
 @pytest.mark.parametrize("precision", ["no", "bf16"])
-def test_a_sharded_reference_changes_no_bit_through_refresh_and_resume(checkpoint, trajectories, tmp_path, precision):
+def test_a_sharded_reference_changes_no_bit_through_refresh_and_resume(
+    checkpoint, trajectories, dataset, tmp_path, precision
+):
+    """And validation, which gathers divided weights, changes none: the run with a whole reference has none."""
+    keys = ["validation.every=1", f"validation.dataset={dataset}", "validation.max_token=14"]
     script = tmp_path / "shares.py"
     script.write_text(SHARES)
 
@@ -173,13 +189,11 @@ def test_a_sharded_reference_changes_no_bit_through_refresh_and_resume(checkpoin
         assert not told, told[-3000:]
         return load_file(tmp_path / name / "ckpt/optimized/model.safetensors")
 
-    whole, sharded = run("whole", "training.shard_reference=false"), run("sharded")
+    whole, sharded = run("whole", "training.shard_reference=false"), run("sharded", *keys)
     assert_equal(whole, sharded)
-    lines = [
-        [{name: value for name, value in line.items() if "per_second" not in name} for line in metrics(tmp_path / name)]
-        for name in ("whole", "sharded")
-    ]
+    lines = [[computed(line) for line in without_validation(metrics(tmp_path / name))] for name in ("whole", "sharded")]
     assert lines[0] == lines[1]
+    assert_validated_as_by_one_process(eight_samples(checkpoint, trajectories, tmp_path / "sharded", *keys))
     assert lines[0][1]["ratio/real"] != 0
     assert lines[0][0]["ratio/real"] == lines[0][2]["ratio/real"] == 0
     last = "state/step-000003/reference.safetensors"
@@ -187,7 +201,7 @@ def test_a_sharded_reference_changes_no_bit_through_refresh_and_resume(checkpoin
     for step in ("000002", "000003"):
         shutil.rmtree(tmp_path / "sharded/state" / f"step-{step}")
     where = "false" if precision == "bf16" else "null"  # either continues from either's state
-    assert_equal(whole, run("sharded", "experiment.resume_from=latest", f"training.shard_reference={where}"))
+    assert_equal(whole, run("sharded", *keys, "experiment.resume_from=latest", f"training.shard_reference={where}"))
 
 
 SUMS = """

@@ -59,6 +59,22 @@ def test_the_layout_written_out() -> None:
     ]
 
 
+@torch.no_grad()
+def test_samples_of_several_block_sizes_share_a_row_as_each_would_have_it_alone(build_tiny_model) -> None:
+    """As `training.block_size_choices` draws them: layout and logits are those of that one block size."""
+    model = build_tiny_model().double()
+    sample, sizes = TrainingSample([1, 2, 3], list(range(10, 21)), list(range(1, 12)), ended=True), (1, 2, 4, 8)
+    states = [draw(sample, index=index, block_sizes=sizes) for index in range(12)]
+    assert {state.block_size for state in states} == set(sizes)
+    # Of one size each, and told apart by nothing but the size: the same visit draws the same numbers.
+    for index, state in enumerate(states):
+        alone = draw(sample, index=index, block_sizes=(state.block_size,) * len(sizes))
+        assert all(np.array_equal(value, vars(alone)[name]) for name, value in vars(state).items())
+    together = forward(model, collate(states, PAD, CPU))
+    apart = torch.cat([forward(model, collate([state], PAD, CPU)) for state in states])
+    torch.testing.assert_close(together, apart)
+
+
 def test_visible_rows_add_what_counts_and_nothing_else() -> None:
     state = draw(TrainingSample([1, 2, 3], [4, 5], [1, 2], ended=True), 2, mask_ratios=(0.5,))
     batch = collate([state], PAD, CPU, visible_rows=True)

@@ -52,6 +52,22 @@ def test_steps_without_a_gradient_norm_are_left_out_of_its_curve(runs):
     assert [len(line.get_xdata()) for line in panel.lines] == [STEPS - 3] * 2
 
 
+def test_validation_accuracy_has_a_panel_with_a_curve_for_each_decoding(runs):
+    """Few steps have it, and the last one need not."""
+    lines = [json.loads(line) for line in (runs[1] / "metrics.jsonl").read_text().splitlines()[:STEPS]]
+    for place in (19, 39):
+        lines[place] |= {"validation/acc": 0.5, "validation/acc_4/2": 0.6, "validation/acc_4/1": 0.4}
+    (runs[1] / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    panel = draw(load_runs(runs)).axes[-1]
+    assert panel.get_title(loc="left") == "validation accuracy"
+    curves = [line for line in panel.lines if len(line.get_xdata())]
+    assert [line.get_xdata().tolist() for line in curves] == [[20, 40]] * 3
+    assert [line.get_ydata()[0] for line in curves] == [0.5, 0.4, 0.6]
+    assert len({line.get_linestyle() for line in curves}) == 3
+    names = [text.get_text() for text in panel.get_legend().get_texts()]
+    assert names == ["validation/acc", "validation/acc_4/1", "validation/acc_4/2"]
+
+
 def test_metrics_that_no_run_has_get_no_panel(runs):
     titles = [axes.get_title(loc="left") for axes in draw(load_runs(runs[1:])).axes]
     assert titles == ["loss (total)", "gradient norm", "learning rate"]

@@ -1,10 +1,11 @@
 import itertools
 import math
 
+import numpy as np
 import pytest
 
-from t3d.config import SchedulerConfig, SchedulerParams
-from t3d.training.schedule import SampleOrder, learning_rate, micro_batches, token_packs
+from t3d.config import SchedulerConfig, SchedulerParams, TrainingConfig
+from t3d.training.schedule import SampleOrder, learning_rate, longest_row, micro_batches, token_packs
 
 
 def rate(step: int, num_steps: int = 120, shape: str = "cosine", warmup: int = 20, floor: float = 0.1) -> float:
@@ -113,3 +114,11 @@ def test_token_packs_written_out() -> None:
     assert token_packs(visits, [20, 60, 30, 40], 90, 0, 1) == [[(0, 1), (0, 0)], [(0, 3), (0, 2)]]
     assert token_packs(visits, [20, 60, 30, 40], 150, 0, 1) == [[(0, 1), (0, 3), (0, 2), (0, 0)]]
     assert token_packs(visits, [20, 60, 30, 40], 150, 1, 2) == [[(0, 3), (0, 2)]]
+
+
+def test_the_longest_row_is_the_longest_samples_together_or_a_pack() -> None:
+    lengths = np.array([5, 30, 20, 10])
+    assert longest_row(lengths, TrainingConfig(batch_size_lm=1)) == 30
+    assert longest_row(lengths, TrainingConfig(batch_size_lm=3)) == 60
+    assert longest_row(lengths, TrainingConfig(batch_size_lm=3, tokens_per_batch=40)) == 40
+    assert longest_row(lengths, TrainingConfig(batch_size_lm=3, tokens_per_batch=7)) == 30

@@ -1,0 +1,72 @@
+"""An arena's rows by decoding: each with its accuracy, and its difference from the baseline."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from t3d.arena.results import ArenaResults, Student
+from t3d.arena.statistics import Estimate, estimate, paired, table
+
+MEAN = "few-step mean"
+"""What stands for a row: the mean over `config.averaged()`, a problem's value being that mean."""
+
+
+@dataclass(frozen=True)
+class Compared:
+    """A row at a decoding (or `MEAN`).
+
+    Attributes:
+        accuracy: in 0-1.
+        difference: from the baseline's, paired by problem and by the seeds that both have; None: it is the baseline,
+            or there is no seed in common.
+        tokens_per_forward: mean over the seeds; None for `MEAN`.
+    """
+
+    accuracy: Estimate
+    difference: Estimate | None
+    tokens_per_forward: float | None
+
+
+def compare(results: ArenaResults) -> dict[tuple[str, str], Compared]:
+    """Every row (or combination of a grid) with at least one finished student, at every decoding and `MEAN`."""
+    config = results.config
+    baseline = config.reference_row()
+    found = {}
+    for row in config.students():
+        students = _finished(results, row)
+        if not students:
+            continue
+        for name in (*config.decodings, MEAN):
+            names = config.averaged() if name == MEAN else [name]
+            accuracy = estimate(np.array([_values(student, names) for student in students]))
+            difference = None if row == baseline else _difference(_finished(results, baseline), students, names)
+            costs = [student.scores[each].tokens_per_forward for student in students for each in names]
+            known = [cost for cost in costs if cost is not None]
+            cost = math.fsum(known) / len(known) if known and name != MEAN else None
+            found[row, name] = Compared(accuracy, difference, cost)
+    return found
+
+
+def _difference(baseline: Sequence[Student], students: Sequence[Student], names: list[str]) -> Estimate | None:
+    """Of `students` and the baseline, by the seeds that both have; the teacher has one answer for every seed."""
+    pairs = [
+        (one, other)
+        for one in baseline
+        for other in students
+        if one.seed == other.seed or one.seed is None or other.seed is None
+    ]
+    if not pairs:
+        return None
+    a, b = (np.array([_values(student, names) for student in side]) for side in zip(*pairs, strict=True))
+    return paired(a, b)
+
+
+def _finished(results: ArenaResults, row: str) -> list[Student]:
+    return [student for student in results.students if student.row == row and student.scores]
+
+
+def _values(student: Student, names: list[str]) -> np.ndarray:
+    """A problem's share of right answers over the decodings."""
+    return table([student.scores[name].graded for name in names]).mean(axis=0)

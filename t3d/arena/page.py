@@ -1,0 +1,173 @@
+"""The page of an arena's results: Markdown with tables and figures, every number from the JSON files.
+
+python -m t3d.arena.page toy_paper/results/methods.json --out docs/toy_results.md
+"""
+
+from t3d.entry import run_entry
+
+import logging
+from collections.abc import Mapping
+from pathlib import Path
+
+from t3d.arena.comparison import MEAN, Compared, compare
+from t3d.arena.figures import cost_figure, rows_figure
+from t3d.arena.results import ArenaResults, load
+from t3d.arena.settings import ArenaConfig
+from t3d.arena.statistics import Estimate
+from t3d.arguments import ArgumentParser
+from t3d.errors import DataError
+from t3d.storage.files import atomic_writer
+from t3d.storage.folders import make_folder
+from t3d.storage.paths import user_path
+from t3d.tables.plots import svg
+
+EXAMPLE = "python -m t3d.arena.page toy_paper/results/methods.json --out docs/toy_results.md"
+HEAD = """# Measured at toy scale
+
+Written by `python -m t3d.arena.page` from the results of `python -m t3d.arena`; no number is by hand.
+
+Accuracy is in % ± its standard error over seeds *and* problems: what other seeds of training and other problems would
+change. A difference is paired by problem and seed, with its 95 % interval over both (Student's t, Satterthwaite's
+degrees of freedom); it is bold where that interval leaves out 0. Intervals are not corrected for their number: of
+twenty true zeros one would be bold. {mean} is the mean over the few-step decodings, a decoding being block
+size/denoising steps per block. A row with one training seed, and the teacher, has the uncertainty of the problems
+alone.
+"""
+
+
+def page(parts: Mapping[str, ArenaResults], figures: str) -> tuple[str, dict[str, str]]:
+    """The page's text, and its figures by file name.
+
+    Args:
+        parts: results by the arena's name.
+        figures: the folder of the figures, as seen from the page.
+    """
+    texts, drawn = [HEAD.format(mean=MEAN.capitalize())], {}
+    for name, results in parts.items():
+        compared = compare(results)
+        names = {row: _name(results.config, row) for row in results.config.students()}
+        drawn[f"{name}.svg"] = svg(rows_figure(results.config, compared, names))
+        lines = [_about(results), _accuracies(results, compared, names), f"![{MEAN}]({figures}/{name}.svg)"]
+        if results.config.grids:
+            lines.append(_choices(results))
+        elif len(names) > 1:
+            lines.append(_differences(results, compared, names))
+        if any(" " in decoding for decoding in results.config.decodings):
+            drawn[f"{name}-cost.svg"] = svg(cost_figure(results.config, compared, names))
+            lines.append(f"![Accuracy against tokens per forward]({figures}/{name}-cost.svg)")
+        lines += _failures(results, names)
+        texts.append("\n\n".join(lines) + "\n")
+    return "\n".join(texts), drawn
+
+
+def _about(results: ArenaResults) -> str:
+    """What was measured, and how."""
+    config = results.config
+    spent = sum(student.seconds or 0.0 for student in results.students)
+    facts = (
+        f"{config.world}: {config.num_rollouts} rollouts, {len(results.problems)} problems of the {config.split} split,"
+        f" seeds {', '.join(map(str, config.seeds))}; keys of every student: {_code(config.common)}. Commit"
+        f" {results.environment['git_commit'] or 'unknown'}, torch {results.environment['torch']},"
+        f" {spent / 3600:.1f} process hours on {results.environment['device']}."
+    )
+    return "\n\n".join(filter(None, [f"## {config.title or config.name}", config.text.strip(), facts]))
+
+
+def _accuracies(results: ArenaResults, compared: Mapping[tuple[str, str], Compared], names: Mapping[str, str]) -> str:
+    columns = [*results.config.decodings, MEAN]
+    rows = []
+    for row, name in names.items():
+        found = [compared.get((row, column)) for column in columns]
+        if not all(found):
+            continue
+        mean = compared[row, MEAN].accuracy
+        parts = ["-" if mean.over_seeds is None else f"{100 * mean.over_seeds:.1f}", f"{100 * mean.over_problems:.1f}"]
+        rows.append([name, str(mean.seeds), *(_accuracy(each.accuracy) for each in found if each), " / ".join(parts)])
+    return _table(["", "seeds", *columns, "its error over seeds / problems"], rows)
+
+
+def _differences(results: ArenaResults, compared: Mapping[tuple[str, str], Compared], names: Mapping[str, str]) -> str:
+    columns = [*results.config.decodings, MEAN]
+    rows = []
+    for row, name in names.items():
+        found = [compared[row, column].difference for column in columns if (row, column) in compared]
+        if any(found):
+            rows.append([name, *(_difference(each) for each in found)])
+    return f"Against {names[results.config.reference_row()]}, in points:\n\n{_table(['', *columns], rows)}"
+
+
+def _failures(results: ArenaResults, names: Mapping[str, str]) -> list[str]:
+    """Which students have no figures, by the reason."""
+    by_reason: dict[str, list[str]] = {}
+    for student in results.students:
+        if student.error:
+            by_reason.setdefault(student.error, []).append(f"{names[student.row]} (seed {student.seed})")
+    if not by_reason:
+        return []
+    told = [f"- {reason}: {', '.join(students)}" for reason, students in by_reason.items()]
+    return ["\n".join(["Without figures:", "", *told])]
+
+
+def _choices(results: ArenaResults) -> str:
+    """What each grid chose, and what each of its combinations was."""
+    tried: dict[str, list[str]] = {student.row: student.keys for student in results.students}
+    rows = [
+        [_name(results.config, row), _code(" ".join(keys)), "chosen" if keys in results.chosen.values() else ""]
+        for row, keys in tried.items()
+    ]
+    return _table(["combination", "keys", ""], rows)
+
+
+def _name(config: ArenaConfig, row: str) -> str:
+    """What people read for a row, or for a combination of a grid: the grid's name and its number."""
+    if row in config.labels:
+        return config.labels[row]
+    grid, _, number = row.rpartition(" ")
+    return f"{config.labels[grid]} {number}" if grid in config.labels else row
+
+
+def _accuracy(found: Estimate) -> str:
+    return f"{100 * found.mean:.1f} ± {100 * found.stderr:.1f}"
+
+
+def _difference(found: Estimate | None) -> str:
+    if found is None:
+        return "-"
+    text = f"{100 * found.mean:+.1f} [{100 * found.low:+.1f}, {100 * found.high:+.1f}]"
+    return f"**{text}**" if found.low > 0 or found.high < 0 else text
+
+
+def _code(text: str) -> str:
+    return f"`{text}`" if text else "none"
+
+
+def _table(head: list[str], rows: list[list[str]]) -> str:
+    lines = [head, ["---"] * len(head), *rows]
+    return "\n".join(f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in line)} |" for line in lines)
+
+
+def main(arguments: list[str]) -> None:
+    """Writes the page of the files that the command line names."""
+    parser = ArgumentParser(__doc__ or "", EXAMPLE)
+    parser.add_argument("results", type=user_path, nargs="+", help="results of arenas, in the page's order")
+    parser.add_argument("--out", type=user_path, default=Path("docs/toy_results.md"), help="page to write")
+    options = parser.parse_args(arguments)
+    parts: dict[str, ArenaResults] = {}
+    for path in options.results:
+        results = load(path)
+        if not any(student.scores for student in results.students):
+            raise DataError(path, "at least one finished student", "none")
+        if results.config.name in parts:
+            raise DataError(path, "an arena of another name", f"{results.config.name} again")
+        parts[results.config.name] = results
+    folder = options.out.with_suffix("")
+    text, drawn = page(parts, folder.name)
+    make_folder(folder)
+    for path, content in {options.out: text, **{folder / name: figure for name, figure in drawn.items()}}.items():
+        with atomic_writer(path) as file:
+            file.write(content)
+    logging.getLogger(__name__).info("%s", options.out)
+
+
+if __name__ == "__main__":
+    run_entry(main)

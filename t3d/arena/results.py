@@ -1,0 +1,109 @@
+"""The results of an arena: one JSON file with every figure, from the records of its jobs."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from t3d.arena.plan import Job
+from t3d.arena.settings import ArenaConfig, alternatives, results_path
+from t3d.arena.work import Record, Score
+from t3d.errors import DataError
+from t3d.evaluation.environment import environment
+from t3d.storage.fields import read_fields
+from t3d.storage.files import read_json, write_json_atomic
+from t3d.storage.folders import make_folder
+
+
+@dataclass(frozen=True)
+class Student:
+    """A row with a seed (None: the teacher itself), what it scored by decoding, and why it failed, if it did."""
+
+    row: str
+    seed: int | None
+    keys: list[str]
+    scores: dict[str, Score] = field(default_factory=dict)
+    train_s: float | None = None
+    seconds: float | None = None
+    error: str | None = None
+
+
+@dataclass(frozen=True)
+class ArenaResults:
+    """Every figure of an arena.
+
+    Attributes:
+        config: its settings.
+        environment: versions, commit and machine.
+        problems: digests of the evaluated problems, in the order of `Score.graded`.
+        students: its rows' students.
+        chosen: grid -> the keys of its best combination, by the mean accuracy over `config.averaged()`.
+    """
+
+    config: ArenaConfig
+    environment: dict[str, Any]
+    problems: list[str]
+    students: list[Student]
+    chosen: dict[str, list[str]] = field(default_factory=dict)
+
+
+def collect(config: ArenaConfig, jobs: Sequence[Job], errors: Mapping[int, str]) -> ArenaResults:
+    """Reads the records that there are.
+
+    Args:
+        config: the arena.
+        jobs: its jobs.
+        errors: number of a job -> why it failed.
+
+    Raises:
+        DataError: a record cannot be read, or records are of different problems.
+    """
+    students: list[Student] = []
+    problems: list[str] = []
+    for number, job in enumerate(jobs):
+        if not job.record.exists():
+            students.append(Student(job.row, job.seed, job.keys, error=errors.get(number, "not done yet")))
+            continue
+        record = read_fields(Record, read_json(job.record), job.record)
+        if problems and problems != record.problems:
+            raise DataError(job.record, "the problems of the other records", "others")
+        problems = record.problems
+        students.append(Student(job.row, job.seed, job.keys, record.scores, record.train_s, record.seconds))
+    return ArenaResults(config, environment(), problems, students, _chosen(config, students))
+
+
+def save(results: ArenaResults) -> Path:
+    """Writes the file of an arena's figures, whole or not at all."""
+    path = results_path(results.config)
+    make_folder(path.parent)
+    write_json_atomic(path, asdict(results))
+    return path
+
+
+def load(path: Path) -> ArenaResults:
+    """Reads what `save` wrote.
+
+    Raises:
+        DataError: another kind of file; the field is named.
+    """
+    return read_fields(ArenaResults, read_json(path), path)
+
+
+def few_step_mean(config: ArenaConfig, student: Student) -> float:
+    """Mean accuracy over the decodings that stand for a row."""
+    names = config.averaged()
+    return sum(student.scores[name].acc for name in names) / len(names)
+
+
+def _chosen(config: ArenaConfig, students: Sequence[Student]) -> dict[str, list[str]]:
+    """What each grid chose; a grid with a combination that failed chooses nothing."""
+    found = {}
+    for row, text in config.grids.items():
+        tried = [
+            [student for student in students if student.row == f"{row} {number}"]
+            for number in range(1, len(alternatives(text)) + 1)
+        ]
+        if all(student.scores for same in tried for student in same):
+            best = max(tried, key=lambda same: sum(few_step_mean(config, student) for student in same))
+            found[row] = best[0].keys
+    return found

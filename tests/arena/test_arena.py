@@ -1,0 +1,116 @@
+"""The runner with a tiny teacher: real rollouts, students and evaluations, in processes of their own."""
+
+import json
+import logging
+import os
+import re
+import signal
+import time
+from pathlib import Path
+
+import pytest
+
+from t3d.arena.__main__ import run
+from t3d.arena.page import main as write_page
+from t3d.arena.pool import run_each
+from t3d.arena.results import ArenaResults, load
+from t3d.arena.settings import ArenaConfig, results_path
+from t3d.errors import DataError
+
+FAILING = "config=toy/sft dataset.optimization_data={solutions} training.max_prompt_len=1"
+
+
+def end_self(how: str) -> None:
+    """A task of a process."""
+    if how == "killed":
+        os.kill(os.getpid(), signal.SIGKILL)
+    if how == "slow":
+        time.sleep(600)
+    if how != "well":
+        raise DataError("file", "a record", how)
+
+
+def test_a_task_that_fails_ends_alone_and_says_why_in_a_line(tmp_path):
+    tasks = [(how, tmp_path / f"{how}.log") for how in ("none", "killed", "well")]
+    found = dict(run_each(end_self, tasks, 2))
+    assert found[0] is not None
+    assert found[0].endswith("file: expected a record, found none")
+    assert (found[1], found[2]) == ("ended by SIGKILL", None)
+
+
+def test_stopping_ends_the_processes(tmp_path):
+    running = run_each(end_self, [("well", tmp_path / "a.log"), ("slow", tmp_path / "b.log")], 2)
+    assert next(running) == (0, None)
+    started = time.monotonic()
+    running.close()  # what Ctrl-C does
+    assert time.monotonic() - started < 60
+
+
+@pytest.fixture(scope="module")
+def config(checkpoint, tmp_path_factory) -> ArenaConfig:
+    folder = tmp_path_factory.mktemp("arena")
+    return ArenaConfig(
+        name="tiny",
+        folder=str(folder),
+        links=str(folder / "train"),
+        teacher=str(checkpoint),
+        num_rollouts=4,
+        rollout="config=toy/sdar_sample rollout.max_token=12",
+        num_problems=3,
+        evaluation="config=toy/eval rollout.max_token=8 execute.num_workers=1 execute.math_verify=false",
+        decodings={"4/1": ""},
+        seeds=[1, 2],
+        common="training.max_steps=1 training.batch_size_lm=2",
+        rows={"original": "", "td": "config=toy/td", "broken": FAILING},
+        labels={"td": "Naive TD"},
+        baseline="original",
+    )
+
+
+@pytest.fixture(scope="module")
+def results(config) -> ArenaResults:
+    return run(config)
+
+
+def students(folder: str) -> dict[Path, int]:
+    return {path: path.stat().st_mtime_ns for path in Path(folder).glob("students/*/ckpt/student/model.safetensors")}
+
+
+def test_all_rows_and_seeds_are_measured_and_a_failure_is_told_of(config, results):
+    assert [(each.row, each.seed, each.error is None) for each in results.students] == [
+        ("original", None, True),
+        *(("td", 1, True), ("broken", 1, False)),
+        *(("td", 2, True), ("broken", 2, False)),
+    ]
+    assert "max_prompt_len" in str(results.students[2].error)
+    assert load(results_path(config)) == results
+    assert len(results.problems) == 3
+    for each in results.students:
+        for score in each.scores.values():
+            assert score.graded.count("1") / 3 == pytest.approx(score.acc)
+    assert len(students(config.folder)) == 2
+    assert (Path(config.folder) / "train/td/ckpt/student/model.safetensors").is_file()
+
+
+def test_a_second_run_does_what_is_missing_and_nothing_else(config, results, caplog):
+    """A kill leaves a student without its record: here one is taken away, and what failed is tried again."""
+    before = students(config.folder)
+    [first, *others] = Path(config.folder).glob("records/*.json")
+    kept = {path: path.stat().st_mtime_ns for path in others}
+    content = json.loads(first.read_text())
+    first.unlink()
+    with caplog.at_level(logging.INFO):
+        again = run(config)
+    assert "5 students, 2 of them done" in caplog.text
+    assert json.loads(first.read_text())["scores"] == content["scores"]
+    assert {path: path.stat().st_mtime_ns for path in others} == kept
+    assert students(config.folder) == before
+    assert [each.scores for each in again.students] == [each.scores for each in results.students]
+
+
+def test_the_page_is_written_from_the_file(config, results, tmp_path):
+    write_page([str(results_path(config)), "--out", str(tmp_path / "page.md")])
+    text = (tmp_path / "page.md").read_text()
+    assert "| Naive TD | 2 |" in text
+    assert re.search(r"^- .*max_prompt_len.*: broken \(seed 1\), broken \(seed 2\)$", text, re.MULTILINE)
+    assert (tmp_path / "page/tiny.svg").read_text().startswith("<?xml")
