@@ -296,7 +296,7 @@ class Trainer:
         """
         accelerator = self.accelerator
         norm = accelerator.clip_grad_norm_(self.student.parameters(), self.config.gradient_limit or math.inf)
-        grad_norm = math.nan if norm is None else float(norm)
+        grad_norm = math.nan if norm is None else float(fsdp.whole(norm))
         bad = norm is not None and not math.isfinite(grad_norm)
         if self.skipped is None and (bad or self.optimizer.step_was_skipped):
             self._refuse_gradient()
