@@ -7,6 +7,7 @@ from accelerate.commands.config.config_args import load_config_from_file
 from accelerate.commands.launch import _validate_launch_command, launch_command_parser
 from accelerate.utils.launch import prepare_multi_gpu_env
 
+from t3d.config import TrainConfig
 from t3d.training.fsdp import plugin_of
 
 FOLDER = Path(__file__).parents[1] / "accelerate_configs"
@@ -56,8 +57,8 @@ def test_what_accelerate_launch_makes_of_an_fsdp2_file_trains_here(path, monkeyp
     for name, value in prepare_multi_gpu_env(asked).items():
         if "FSDP" in name:
             monkeypatch.setenv(name, value)
-    plugin = plugin_of("bf16")
-    assert plugin.reshard_after_forward is True
+    monkeypatch.setenv("WORLD_SIZE", "2")  # by torchrun, which it starts
+    assert plugin_of(TrainConfig()).reshard_after_forward is True
 
 
 def test_the_cpu_file_needs_no_accelerator():

@@ -25,6 +25,7 @@ from t3d.sdar.checkpoint import chat_end_id
 from t3d.sdar.configuration import SDARConfig
 from t3d.sdar.opening import Checkpoint
 from t3d.storage.paths import cache_root, find_data_files, user_path
+from t3d.training import fsdp
 from t3d.training.data import iter_samples
 from t3d.training.forward import batch_losses
 from t3d.training.kernel import COMPUTED_IN, find_plan
@@ -101,7 +102,7 @@ def launch_of(environment: Mapping[str, str], num_gpus: int, launched: bool) -> 
     processes = int(environment.get("WORLD_SIZE", "1"))
     deepspeed = environment.get("ACCELERATE_USE_DEEPSPEED") == "true"
     stage = int(environment.get("ACCELERATE_DEEPSPEED_ZERO_STAGE", "2")) if deepspeed else 0
-    sharded = environment.get("ACCELERATE_USE_FSDP", "").lower() in TRUE
+    sharded = environment.get(fsdp.ASKED, "").lower() in TRUE
     return Launch(processes, int(environment.get("GROUP_WORLD_SIZE", "1")), stage, sharded)
 
 
@@ -174,9 +175,11 @@ def launch(config: TrainConfig, around: Launch, num_gpus: int) -> Iterator[Findi
     """Whether the launch is the one that the configuration asks for, and uses the GPUs.
 
     Raises:
-        ConfigError: its processes cannot share `training.global_batch_size`.
+        ConfigError: its processes cannot share `training.global_batch_size`, or FSDP2 cannot train this.
     """
     experiment, training = config.experiment, config.training
+    if around.fsdp:
+        fsdp.check_launch(config)
     batch, accumulation = samples_per_step(training, around.processes), accumulation_steps(training, around.processes)
     deepspeed = {None: "", 0: ", no DeepSpeed"}.get(around.stage, f", ZeRO-{around.stage}")
     sharding = ", FSDP2" if around.fsdp else deepspeed

@@ -8,7 +8,8 @@ backward pass, so that the loss may use the head as often as it likes, on any pr
 """
 
 import os
-from typing import Any
+import warnings
+from typing import Any, cast
 
 import torch
 from accelerate import Accelerator
@@ -18,8 +19,10 @@ from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 
+from t3d.config import TrainConfig
 from t3d.errors import ConfigError
 from t3d.sdar.modeling import SDARForCausalLM
+from t3d.training.kernel import COMPUTED_IN
 
 ASKED = "ACCELERATE_USE_FSDP"
 STATES = "pytorch_model_fsdp_0"
@@ -40,22 +43,36 @@ the others with random weights.  Recomputation is `training.gradient_checkpointi
 """
 
 
-def plugin_of(mixed_precision: str) -> FullyShardedDataParallelPlugin:
-    """Settings of FSDP2 for accelerate, from the launch's variables.
-
-    Gradients are summed over processes in single precision, and nothing is cast on its way into or out of a layer:
-    rotary angles and losses keep their own precision.
+def check_launch(config: TrainConfig) -> None:
+    """Looks at a launch with FSDP, by its variables, and at what it is to train.
 
     Raises:
-        ConfigError: the launch or the precision is not one that trains here.
+        ConfigError: it trains otherwise than here, or one process alone; or the configuration asks for fp16, whose
+            losses would need a scaler, or for an adapter, whose reference shares weights with the student.
     """
     for name, expected in REQUIRED.items():
         found = os.environ.get(name, "1" if name == "FSDP_VERSION" else expected)
         if found.lower() != expected.lower():
             raise ConfigError(name, f"{expected} (accelerate_configs/1_node_8_gpus_fsdp2.yaml)", found)
-    if mixed_precision == "fp16":
-        raise ConfigError("training.mixed_precision", "bf16 or no with FSDP2", mixed_precision)
-    dtype = torch.bfloat16 if mixed_precision == "bf16" else torch.float32
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+        raise ConfigError(ASKED, "false, or a launch of several processes", "a launch of one process")
+    if config.training.mixed_precision == "fp16":
+        raise ConfigError("training.mixed_precision", "bf16 or no with FSDP2", config.training.mixed_precision)
+    if config.model.lora_rank:
+        raise ConfigError("model.lora_rank", "0 with FSDP2 (adapters: DDP or DeepSpeed)", config.model.lora_rank)
+
+
+def plugin_of(config: TrainConfig) -> FullyShardedDataParallelPlugin:
+    """Settings of FSDP2 for accelerate.
+
+    Gradients are summed over processes in single precision, and nothing is cast on its way into or out of a layer:
+    rotary angles and losses keep their own precision.
+
+    Raises:
+        ConfigError: see `check_launch`.
+    """
+    check_launch(config)
+    dtype = COMPUTED_IN[config.training.mixed_precision]
     policy = MixedPrecisionPolicy(dtype, torch.float32, cast_forward_inputs=False)
     return FullyShardedDataParallelPlugin(
         fsdp_version=2, mixed_precision_policy=policy, auto_wrap_policy="NO_WRAP", cpu_ram_efficient_loading=False
@@ -89,6 +106,8 @@ def shard_both(
         shard_reference: or move it to the device as it is.
         accelerator: of the launch.
     """
+    # torch warns of layers that return views, because it would not see one that is changed in place: none is here.
+    warnings.filterwarnings("ignore", "FSDP2-wrapped module", UserWarning)
     plugin, device = accelerator.state.fsdp_plugin, accelerator.device
     computed = plugin.mixed_precision_policy.param_dtype
     if reference is not None and shard_reference:
@@ -115,6 +134,8 @@ def shard(network: SDARForCausalLM, plugin: Any, device: torch.device, dtype: to
         root = module is network
         reshard = None if root else plugin.reshard_after_forward
         fully_shard(module, mesh=mesh, mp_policy=plugin.mixed_precision_policy, reshard_after_forward=reshard)
+        # gloo takes a mean for a sum before torch 2.9: it is asked for the sum, which is then divided.
+        cast(FSDPModule, module).set_force_sum_reduction_for_comms(device.type == "cpu")
     for buffer in network.buffers():
         buffer.data = buffer.data.to(device)
 

@@ -28,7 +28,7 @@ def make_accelerator(config: TrainConfig) -> Accelerator:
     Raises:
         ConfigError: the launch made other numbers of machines or processes than `experiment.num_node` and
             `experiment.num_processes`, a launcher that was asked for several processes started one, DeepSpeed was
-            asked for and is not what runs, FSDP likewise or not as it trains here (`fsdp.plugin_of`), or
+            asked for and is not what runs, FSDP is not as it trains here (`fsdp.check_launch`), or
             `training.grad_accum_dtype` or `training.global_batch_size` is not for this launch.
     """
     training = config.training
@@ -39,7 +39,7 @@ def make_accelerator(config: TrainConfig) -> Accelerator:
     if deepspeed_asked and not is_deepspeed_available():
         raise ConfigError("ACCELERATE_USE_DEEPSPEED", "false, or DeepSpeed installed (pip install deepspeed)", "none")
     fsdp_asked = os.environ.get(fsdp.ASKED, "").lower() in TRUE
-    fsdp_plugin = fsdp.plugin_of(training.mixed_precision) if fsdp_asked else None
+    fsdp_plugin = fsdp.plugin_of(config) if fsdp_asked else None
     backend = {"backend": "gloo"} if several_on_cpu else {}
     if deepspeed_asked and not torch.cuda.is_available():
         import deepspeed.ops
@@ -68,9 +68,6 @@ def make_accelerator(config: TrainConfig) -> Accelerator:
         expected = "false, or a launch that DeepSpeed can run (ACCELERATE_USE_DEEPSPEED=true, no ACCELERATE_USE_CPU)"
         found = f"a launch of type {accelerator.distributed_type.value}"
         raise ConfigError("ACCELERATE_USE_DEEPSPEED", expected, found)
-    if fsdp_asked and not fsdp.is_fsdp(accelerator):
-        found = f"a launch of type {accelerator.distributed_type.value}"
-        raise ConfigError(fsdp.ASKED, "false, or a launch of several processes", found)
     asked = config.experiment.num_processes
     if asked is not None and asked != accelerator.num_processes:
         raise ConfigError("experiment.num_processes", f"a launch of {asked} processes", accelerator.num_processes)

@@ -313,6 +313,17 @@ def test_fsdp2_is_named_and_estimated_as_zero3():
     assert "an estimate: FSDP2, as ZeRO-3, " in finding.text
 
 
+def test_what_fsdp2_cannot_train_is_refused_where_the_command_would(training, monkeypatch):
+    for name, value in {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2", "WORLD_SIZE": "1"}.items():
+        monkeypatch.setenv(name, value)
+    assert "a launch of one process" in errors("train", training())["launch"]
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    (finding,) = findings("train", training())["launch"]
+    assert finding.level == "ok"
+    assert "2 processes on 1 machine, FSDP2; " in finding.text
+    assert errors("train", training("model.lora_rank=4"))["launch"] == "model.lora_rank: 4"
+
+
 def test_a_rollout_file_to_grade_needs_no_model(tmp_path):
     path = tmp_path / "outputs.json"
     path.write_text(json.dumps([{"question": "1+1?", "ground_truth_answer": "2", "full_output": ["2", "3"]}]))

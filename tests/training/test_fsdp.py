@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from pathlib import Path
 
 import pytest
 import torch
@@ -9,18 +10,29 @@ from safetensors.torch import load_file
 
 from t3d.config import TrainConfig, load_config
 from t3d.errors import CheckpointError, ConfigError
+from t3d.sdar.mixture import STACKED
 from t3d.training import fsdp
 from t3d.training.launch import make_accelerator
 from t3d.training.loop import train
-from tests.training.test_loop import SMALL_CHUNKS, assert_close, assert_equal, eight_samples, launch, metrics, single
+from tests.training.test_loop import (
+    assert_close,
+    assert_equal,
+    assert_validated_as_by_one_process,
+    eight_samples,
+    launch,
+    metrics,
+    single,
+)
+from tests.training.test_mixture import mixture
 
-__all__ = ["single"]
+__all__ = ["mixture", "single"]
 
 FSDP2 = {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2", "ACCELERATE_USE_CPU": "true"}
 
 PROBE = """
-import json, math, sys
+import json, math, sys, warnings
 import torch
+warnings.simplefilter("error", UserWarning)
 import t3d.training.forward as forward
 from torch.distributed.tensor import DTensor
 from safetensors.torch import load_file
@@ -107,33 +119,129 @@ def test_student_and_reference_are_in_parts_and_equal_where_they_should_be(
     assert held == [found["whole"]] * 2
 
 
-@pytest.mark.slow
-def test_processes_equal_one_however_many_resume(checkpoint, trajectories, tmp_path, single):
-    """Packed, in chunks; bit for bit on as many processes, but for rounding on others, and never without FSDP2."""
-    folder, script = tmp_path / "run", tmp_path / "chunks.py"
-    script.write_text(SMALL_CHUNKS)
-    batch = ["training.tokens_per_batch=150", "training.batch_size_lm=2", "training.global_batch_size=8"]
-    settings = eight_samples(checkpoint, trajectories, folder, *batch)
-    told = launch(2, settings, script, **FSDP2)
+RUNS = """
+import json, shutil, sys
+import accelerate
+import torch
+import t3d.training.forward
+from t3d.config import TrainConfig, load_config
+from t3d.training.loop import train
+
+accelerate.Accelerator.end_training = lambda self: self.wait_for_everyone()  # the group is wanted again
+t3d.training.forward.CHUNK_BYTES = 4 * 20 * 1080  # 20 rows of TinyMath's vocabulary
+for given in json.loads(sys.argv[1]):
+    train(load_config(TrainConfig, [*given, *sys.argv[2:]], "", ""))
+"""
+"""Runs one after the other in the same processes, with the head in chunks."""
+
+CLIPPED = ["training.max_grad_norm=0.1", "optimizer.params.epsilon=1e-5"]
+EXPERTS = ["training.router_aux_weight=0.1", "optimizer.params.epsilon=1e-4", "optimizer.params.learning_rate=3e-4"]
+RECOMPUTED = ["training.gradient_checkpointing_enable=true", "training.checkpoint_layers=1"]
+
+
+@pytest.fixture(scope="module")
+def given(checkpoint, mixture, trajectories, dataset, tmp_path_factory) -> dict[str, list[str]]:
+    """Arguments of each run, by its folder's name."""
+    folder = tmp_path_factory.mktemp("fsdp")
+    packed = ["training.tokens_per_batch=150", "training.batch_size_lm=2", "training.global_batch_size=8", *RECOMPUTED]
+    packed += ["validation.every=2", f"validation.dataset={dataset}", "validation.max_token=14"]
+    one_each = ["training.batch_size_lm=1", "training.gradient_accumulation_steps=4"]
+    asked = {
+        "packed": (checkpoint, packed),
+        "clipped": (checkpoint, [*CLIPPED, *one_each]),
+        **({"experts": (mixture, [*EXPERTS, *RECOMPUTED, "training.batch_size_lm=4"])} if STACKED else {}),
+    }
+    return {
+        name: eight_samples(source, trajectories, folder / name, *overrides)
+        for name, (source, overrides) in asked.items()
+    }
+
+
+def launch_runs(processes: int, *runs: list[str], folder: Path) -> None:
+    """Runs them in this order."""
+    script = folder / "runs.py"
+    script.write_text(RUNS)
+    told = launch(processes, [json.dumps(runs)], script, **FSDP2)
     assert not told, told[-3000:]
-    whole = load_file(folder / "ckpt/optimized/model.safetensors")
-    assert_close(single, whole, tolerance=1e-5)
-    first = metrics(folder)
-    assert first[0]["ratio/real"] == first[2]["ratio/real"] == 0
-    reference = load_file(folder / "state/step-000003/reference.safetensors")
+
+
+@pytest.fixture(scope="module")
+def trained(given, tmp_path_factory) -> Path:
+    """Folder of what two processes trained."""
+    launch_runs(2, *given.values(), folder=tmp_path_factory.mktemp("script"))
+    return folder_of(given["packed"]).parent
+
+
+def folder_of(run: list[str]) -> Path:
+    [place] = [argument.partition("=")[2] for argument in run if argument.startswith("experiment.output_dir=")]
+    return Path(place)
+
+
+def weights_of(folder: Path) -> dict[str, torch.Tensor]:
+    return load_file(folder / "ckpt/optimized/model.safetensors")
+
+
+@pytest.fixture
+def alone(trajectories, tmp_path):
+    """Trains in this process, all samples in one batch; returns the run's folder."""
+
+    def fit(source: Path, *overrides: str) -> Path:
+        settings = eight_samples(source, trajectories, tmp_path / "alone", "training.batch_size_lm=8", *overrides)
+        train(load_config(TrainConfig, settings, "", ""))
+        return tmp_path / "alone"
+
+    return fit
+
+
+@pytest.mark.slow
+def test_two_processes_equal_one_packed_in_chunks_some_layers_recomputed(trained, given, single):
+    """And what each validates of the problems is together what one process validates."""
+    assert_close(single, weights_of(trained / "packed"), tolerance=1e-5)
+    ratios = [line["ratio/real"] for line in metrics(trained / "packed")]
+    assert [ratio == 0 for ratio in ratios] == [True, False, True]
+    assert_validated_as_by_one_process(given["packed"])
+
+
+@pytest.mark.slow
+def test_one_sample_each_accumulated_and_clipped_equals_one_process_one_batch(trained, checkpoint, alone):
+    folder = alone(checkpoint, *CLIPPED)
+    assert_close(weights_of(folder), weights_of(trained / "clipped"), tolerance=1e-5)
+    ours, theirs = ([line["grad_norm"] for line in metrics(place)] for place in (trained / "clipped", folder))
+    assert ours == pytest.approx(theirs, rel=1e-4)
+    assert min(ours) > 0.2, "clipping was at work"
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not STACKED, reason="several processes are refused: see test_mixture")
+def test_a_mixture_of_experts_trains_as_in_one_process(trained, mixture, alone):
+    ours = weights_of(trained / "experts")
+    assert any("experts.5.down_proj" in name for name in ours)
+    assert_close(weights_of(alone(mixture, *EXPERTS)), ours, tolerance=1e-5)
+
+
+@pytest.mark.slow
+def test_any_number_of_processes_resumes_and_none_without_fsdp2(trained, given, tmp_path):
+    """Bit for bit on as many processes, but for rounding on others."""
+    folder, again = trained / "packed", [*given["packed"], "experiment.resume_from=latest"]
+    whole, reference = weights_of(folder), load_file(folder / "state/step-000003/reference.safetensors")
     for processes in (2, 4):
         shutil.rmtree(folder / "state/step-000003")
-        told = launch(processes, [*settings, "experiment.resume_from=latest"], script, **FSDP2)
-        assert not told, told[-3000:]
-        again = load_file(folder / "ckpt/optimized/model.safetensors")
+        launch_runs(processes, again, folder=tmp_path)
         assert_equal(reference, load_file(folder / "state/step-000003/reference.safetensors"))
         if processes == 2:
-            assert_equal(whole, again)
+            assert_equal(whole, weights_of(folder))
         else:
-            assert_close(whole, again, tolerance=1e-5)
-    config = load_config(TrainConfig, [*settings, "experiment.resume_from=latest"], "", "")
+            assert_close(whole, weights_of(folder), tolerance=1e-5)
     with pytest.raises(CheckpointError, match=r"a launch with FSDP2, as .*, found a launch without DeepSpeed or FSDP2"):
-        train(config)
+        train(load_config(TrainConfig, again, "", ""))
+
+
+@pytest.fixture
+def two_processes(monkeypatch) -> TrainConfig:
+    """What a launch of two looks like; gives a configuration to train."""
+    for name, value in {**FSDP2, "WORLD_SIZE": "2"}.items():
+        monkeypatch.setenv(name, value)
+    return TrainConfig()
 
 
 @pytest.mark.parametrize(
@@ -147,31 +255,32 @@ def test_processes_equal_one_however_many_resume(checkpoint, trajectories, tmp_p
         ("FSDP_TRANSFORMER_CLS_TO_WRAP", "LlamaDecoderLayer"),
     ],
 )
-def test_a_launch_that_asks_for_another_fsdp_is_refused_by_name(monkeypatch, name, value):
-    monkeypatch.setenv("FSDP_VERSION", "2")
+def test_a_launch_that_asks_for_another_fsdp_is_refused_by_name(two_processes, monkeypatch, name, value):
     monkeypatch.setenv(name, value)
     with pytest.raises(ConfigError, match=rf"{name}: expected .*1_node_8_gpus_fsdp2\.yaml\), found {value}"):
-        fsdp.plugin_of("bf16")
+        make_accelerator(two_processes)
 
 
-def test_fp16_is_refused(monkeypatch):
-    monkeypatch.setenv("FSDP_VERSION", "2")
+def test_fp16_is_refused(two_processes):
+    two_processes.training.mixed_precision = "fp16"
     with pytest.raises(ConfigError, match=r"training\.mixed_precision: expected bf16 or no with FSDP2, found fp16"):
-        fsdp.plugin_of("fp16")
+        make_accelerator(two_processes)
 
 
-def test_gradients_are_summed_in_single_precision_and_nothing_else_is_cast(monkeypatch):
-    monkeypatch.setenv("FSDP_VERSION", "2")
-    policy = fsdp.plugin_of("bf16").mixed_precision_policy
+def test_an_adapter_is_refused(two_processes):
+    two_processes.model.lora_rank = 8
+    with pytest.raises(ConfigError, match=r"model\.lora_rank: expected 0 with FSDP2 \(adapters: .*\), found 8"):
+        make_accelerator(two_processes)
+
+
+def test_one_process_is_refused(two_processes, monkeypatch):
+    monkeypatch.delenv("WORLD_SIZE")
+    with pytest.raises(ConfigError, match=r"ACCELERATE_USE_FSDP: expected false, or .*, found a launch of one process"):
+        make_accelerator(two_processes)
+
+
+def test_gradients_are_summed_in_single_precision_and_nothing_else_is_cast(two_processes):
+    policy = fsdp.plugin_of(two_processes).mixed_precision_policy
     assert (policy.param_dtype, policy.reduce_dtype) == (torch.bfloat16, torch.float32)
     assert policy.output_dtype is None
     assert not policy.cast_forward_inputs
-
-
-def test_fsdp_in_one_process_is_refused(monkeypatch):
-    config = TrainConfig()
-    config.training.mixed_precision = "no"
-    for name, value in FSDP2.items():
-        monkeypatch.setenv(name, value)
-    with pytest.raises(ConfigError, match=r"ACCELERATE_USE_FSDP: expected false, or .*, found a launch of type NO"):
-        make_accelerator(config)
