@@ -30,7 +30,7 @@ from t3d.training.data import iter_samples
 from t3d.training.forward import batch_losses
 from t3d.training.kernel import COMPUTED_IN, find_plan
 from t3d.training.launch import TRUE
-from t3d.training.memory import RESERVE, estimate, num_parameters
+from t3d.training.memory import RESERVE, estimate, estimate_fsdp2, num_parameters
 from t3d.training.packing import collate
 from t3d.training.run_folder import find_run
 from t3d.training.schedule import accumulation_steps, samples_per_step
@@ -61,11 +61,6 @@ class Launch:
     machines: int
     stage: int | None
     fsdp: bool = False
-
-    @property
-    def estimated(self) -> int | None:
-        """The stage of ZeRO whose memory this launch takes, or a little less."""
-        return 3 if self.fsdp else self.stage
 
 
 @dataclass(frozen=True)
@@ -303,11 +298,10 @@ def memory(config: TrainConfig, shape: SDARConfig, around: Launch, found: Sequen
     least = min(gpus or found, key=lambda device: device.free)
     share = least.free if gpus else least.free // max(1, around.processes // around.machines)
     free = f"{size_of(share)} free" + (f" on {least.name}" if gpus else " per process")
-    stages = (0, 1, 2, 3) if around.estimated is None else (around.estimated,)
-    needed = {stage: needed_bytes(config, shape, stage, around.processes, bool(gpus)) for stage in stages}
-    words = {stage: f"{'no DeepSpeed' if stage == 0 else f'ZeRO-{stage}'} {size_of(needed[stage])}" for stage in stages}
-    if around.fsdp:
-        words = {3: f"FSDP2, as ZeRO-3, {size_of(needed[3])}"}
+    stages = (0, 1, 2, 3) if around.stage is None else (around.stage,)
+    needed = {stage: needed_bytes(config, shape, stage, around, bool(gpus)) for stage in stages}
+    without_stage = "FSDP2" if around.fsdp else "no DeepSpeed"
+    words = {stage: f"{without_stage if stage == 0 else f'ZeRO-{stage}'} {size_of(needed[stage])}" for stage in stages}
     fitting = [stage for stage in stages if needed[stage] <= share]
     text = f"an estimate: {', '.join(words.values())} per {'GPU' if gpus else 'process'}; {free}"
     if fitting:
@@ -318,9 +312,13 @@ def memory(config: TrainConfig, shape: SDARConfig, around: Launch, found: Sequen
     yield Finding("error", "memory", text, cure)
 
 
-def needed_bytes(config: TrainConfig, shape: SDARConfig, stage: int, processes: int, on_gpu: bool) -> float:
+def needed_bytes(config: TrainConfig, shape: SDARConfig, stage: int, around: Launch, on_gpu: bool) -> float:
     """Bytes of a step on each device."""
-    return estimate(config, shape, stage, processes).total + (RESERVE if on_gpu else 0)
+    if around.fsdp:
+        found = estimate_fsdp2(config, shape, around.processes)
+    else:
+        found = estimate(config, shape, stage, around.processes)
+    return found.total + (RESERVE if on_gpu else 0)
 
 
 def trackers(config: TrainConfig, environment: Mapping[str, str]) -> Iterator[Finding]:

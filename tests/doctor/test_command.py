@@ -21,7 +21,7 @@ from t3d.doctor.training import launch_of, memory
 from t3d.errors import ConfigError, UserError
 from t3d.sdar.configuration import SDARConfig
 from t3d.toy.problems import generate
-from t3d.training.memory import SHAPES
+from t3d.training.memory import RESERVE, SHAPES, estimate_fsdp2
 
 CONFIG = Path(__file__).parents[2] / "configs" / "t3d.yaml"
 
@@ -304,13 +304,15 @@ def test_stages_that_fit_eight_gpus_are_named():
     assert finding.level == "error"
 
 
-def test_fsdp2_is_named_and_estimated_as_zero3():
+def test_memory_under_fsdp2_is_estimated():
     around = launch_of({"WORLD_SIZE": "8", "ACCELERATE_USE_FSDP": "true"}, 8, launched=True)
-    assert (around.processes, around.stage, around.estimated) == (8, 0, 3)
+    assert (around.processes, around.stage, around.fsdp) == (8, 0, True)
     cards = [Device(f"cuda:{index}", "A100", (8, 0), 39 * GIB, 37 * GIB, 40 * GIB) for index in range(8)]
     config = load_config(TrainConfig, [f"config={CONFIG}"], "", "")
-    (finding,) = memory(config, SDARConfig(**SHAPES["SDAR-4B-Chat"]), around, cards)
-    assert "an estimate: FSDP2, as ZeRO-3, " in finding.text
+    shape = SDARConfig(**SHAPES["SDAR-4B-Chat"])
+    (finding,) = memory(config, shape, around, cards)
+    needed = estimate_fsdp2(config, shape, 8).total + RESERVE
+    assert f"an estimate: FSDP2 {needed / GIB:.1f} GiB per GPU" in finding.text
 
 
 def test_what_fsdp2_cannot_train_is_refused_where_the_command_would(training, monkeypatch):

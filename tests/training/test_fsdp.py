@@ -10,10 +10,12 @@ from safetensors.torch import load_file
 
 from t3d.config import TrainConfig, load_config
 from t3d.errors import CheckpointError, ConfigError
+from t3d.sdar.checkpoint import load_config as load_config_of
 from t3d.sdar.mixture import STACKED
 from t3d.training import fsdp
 from t3d.training.launch import make_accelerator
 from t3d.training.loop import train
+from t3d.training.memory import estimate_fsdp2
 from tests.training.test_loop import (
     assert_close,
     assert_equal,
@@ -54,6 +56,9 @@ def noted(*inputs):
 def precise():
     return {name: weight.full_tensor().clone() for name, weight in trainer.student.named_parameters()}
 
+def held(tensors):
+    return sum((tensor.to_local() if isinstance(tensor, DTensor) else tensor).nbytes for tensor in tensors)
+
 def same(ours, theirs):
     return all(torch.equal(ours[name], theirs[name]) for name in ours)
 
@@ -61,9 +66,7 @@ forward.row_values = noted
 begun = precise()
 found = {
     "in parts": [all(isinstance(weight, DTensor) for weight in network.parameters()) for network in networks],
-    "held": [sum(weight.to_local().numel() for weight in network.parameters()) for network in networks],
-    "whole": sum(weight.numel() for weight in trainer.student.parameters()),
-    "weights": [str(next(network.parameters()).dtype) for network in networks],
+    "bytes": {name: held(network.parameters()) for name, network in zip(("weights", "reference"), networks)},
     "exact": same(begun, load_file(config.model.pretrained_model + "/model.safetensors")),
     "frequencies": [str(buffer.dtype) for network in networks for buffer in network.buffers()],
     "plan": trainer._plan(),
@@ -75,6 +78,8 @@ for _ in range(3):
     largest.clear()
 before = precise()
 found["moved"] = not same(before, begun)
+moments = [state[name] for state in trainer.optimizer.state.values() for name in ("exp_avg", "exp_avg_sq")]
+found["bytes"]["optimizer"] = held(moments)
 list(trainer.student.parameters())[-1].register_post_accumulate_grad_hook(
     lambda weight: weight.grad.to_local().mul_(math.nan if rank == 1 else 1)
 )
@@ -89,25 +94,23 @@ trainer.accelerator.end_training()
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("precision", ["no", "bf16"])
-def test_student_and_reference_are_in_parts_and_equal_where_they_should_be(
-    checkpoint, trajectories, tmp_path, precision
-):
+@pytest.mark.parametrize("shard_reference", [True, False])
+def test_in_bf16_both_are_in_parts_and_equal_where_they_should_be(checkpoint, trajectories, tmp_path, shard_reference):
     """Single-precision weights as they were loaded; log-ratios of exactly 0; a gradient that is none is refused."""
     script, folder = tmp_path / "probe.py", tmp_path / "run"
     script.write_text(PROBE)
-    overrides = [f"training.mixed_precision={precision}", "training.batch_size_lm=2", "training.max_steps=4"]
+    overrides = ["training.mixed_precision=bf16", "training.batch_size_lm=2", "training.max_steps=4"]
     overrides += ["training.gradient_accumulation_steps=2", "training.fake_expectation=argmax"]
-    overrides += ["training.gradient_checkpointing_enable=true"]
-    told = launch(2, eight_samples(checkpoint, trajectories, folder, *overrides), script, **FSDP2)
+    overrides += ["training.gradient_checkpointing_enable=true", f"training.shard_reference={shard_reference}"]
+    given = eight_samples(checkpoint, trajectories, folder, *overrides)
+    told = launch(2, given, script, **FSDP2)
     assert not told, told[-3000:]
-    held = [0, 0]
+    expected = estimate_fsdp2(load_config(TrainConfig, given, "", ""), load_config_of(checkpoint), 2)
     for rank in (0, 1):
         found = json.loads((folder / f"rank-{rank}.json").read_text())
-        assert found["in parts"] == [True, True]
-        held = [sum(parts) for parts in zip(held, found["held"], strict=True)]
-        assert max(found["held"]) < 0.6 * found["whole"]
-        assert found["weights"] == ["torch.float32", "torch.float32" if precision == "no" else "torch.bfloat16"]
+        assert found["in parts"] == [True, shard_reference]
+        for name, size in found["bytes"].items():
+            assert size == pytest.approx(vars(expected)[name], rel=0.02), name
         assert set(found["frequencies"]) == {"torch.float32"}
         assert found["exact"]
         assert "on cpu, FSDP2, " in found["plan"]
@@ -116,7 +119,6 @@ def test_student_and_reference_are_in_parts_and_equal_where_they_should_be(
         assert "global step 4, samples [" in found["error"]
         assert "expected a finite gradient" in found["error"]
         assert found["unchanged"]
-    assert held == [found["whole"]] * 2
 
 
 RUNS = """
