@@ -134,7 +134,7 @@ def shard(network: SDARForCausalLM, plugin: Any, device: torch.device, dtype: to
         root = module is network
         reshard = None if root else plugin.reshard_after_forward
         fully_shard(module, mesh=mesh, mp_policy=plugin.mixed_precision_policy, reshard_after_forward=reshard)
-        # gloo takes a mean for a sum before torch 2.9: it is asked for the sum, which is then divided.
+        # torch 2.8's gloo takes a mean for a sum: it is asked for the sum, which is then divided.
         cast(FSDPModule, module).set_force_sum_reduction_for_comms(device.type == "cpu")
     for buffer in network.buffers():
         buffer.data = buffer.data.to(device)
