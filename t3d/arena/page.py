@@ -11,9 +11,9 @@ from pathlib import Path
 
 from t3d.arena.comparison import MEAN, Compared, compare
 from t3d.arena.figures import cost_figure, rows_figure
+from t3d.arena.markdown import accuracy, difference, table
 from t3d.arena.results import ArenaResults, load
-from t3d.arena.settings import ArenaConfig
-from t3d.arena.statistics import Estimate
+from t3d.arena.summary import put
 from t3d.arguments import ArgumentParser
 from t3d.errors import DataError
 from t3d.storage.files import atomic_writer
@@ -45,7 +45,7 @@ def page(parts: Mapping[str, ArenaResults], figures: str) -> tuple[str, dict[str
     texts, drawn = [HEAD.format(mean=MEAN.capitalize())], {}
     for name, results in parts.items():
         compared = compare(results)
-        names = {row: _name(results.config, row) for row in results.config.students()}
+        names = {row: results.config.label(row) for row in results.config.students()}
         drawn[f"{name}.svg"] = svg(rows_figure(results.config, compared, names))
         lines = [_about(results), _accuracies(results, compared, names), f"![{MEAN}]({figures}/{name}.svg)"]
         if results.config.grids:
@@ -82,8 +82,8 @@ def _accuracies(results: ArenaResults, compared: Mapping[tuple[str, str], Compar
             continue
         mean = compared[row, MEAN].accuracy
         parts = ["-" if mean.over_seeds is None else f"{100 * mean.over_seeds:.1f}", f"{100 * mean.over_problems:.1f}"]
-        rows.append([name, str(mean.seeds), *(_accuracy(each.accuracy) for each in found if each), " / ".join(parts)])
-    return _table(["", "seeds", *columns, "its error over seeds / problems"], rows)
+        rows.append([name, str(mean.seeds), *(accuracy(each.accuracy) for each in found if each), " / ".join(parts)])
+    return table(["", "seeds", *columns, "its error over seeds / problems"], rows)
 
 
 def _differences(results: ArenaResults, compared: Mapping[tuple[str, str], Compared], names: Mapping[str, str]) -> str:
@@ -92,8 +92,8 @@ def _differences(results: ArenaResults, compared: Mapping[tuple[str, str], Compa
     for row, name in names.items():
         found = [compared[row, column].difference for column in columns if (row, column) in compared]
         if any(found):
-            rows.append([name, *(_difference(each) for each in found)])
-    return f"Against {names[results.config.reference_row()]}, in points:\n\n{_table(['', *columns], rows)}"
+            rows.append([name, *(difference(each) for each in found)])
+    return f"Against {names[results.config.reference_row()]}, in points:\n\n{table(['', *columns], rows)}"
 
 
 def _failures(results: ArenaResults, names: Mapping[str, str]) -> list[str]:
@@ -112,38 +112,14 @@ def _choices(results: ArenaResults) -> str:
     """What each grid chose, and what each of its combinations was."""
     tried: dict[str, list[str]] = {student.row: student.keys for student in results.students}
     rows = [
-        [_name(results.config, row), _code(" ".join(keys)), "chosen" if keys in results.chosen.values() else ""]
+        [results.config.label(row), _code(" ".join(keys)), "chosen" if keys in results.chosen.values() else ""]
         for row, keys in tried.items()
     ]
-    return _table(["combination", "keys", ""], rows)
-
-
-def _name(config: ArenaConfig, row: str) -> str:
-    """What people read for a row, or for a combination of a grid: the grid's name and its number."""
-    if row in config.labels:
-        return config.labels[row]
-    grid, _, number = row.rpartition(" ")
-    return f"{config.labels[grid]} {number}" if grid in config.labels else row
-
-
-def _accuracy(found: Estimate) -> str:
-    return f"{100 * found.mean:.1f} ± {100 * found.stderr:.1f}"
-
-
-def _difference(found: Estimate | None) -> str:
-    if found is None:
-        return "-"
-    text = f"{100 * found.mean:+.1f} [{100 * found.low:+.1f}, {100 * found.high:+.1f}]"
-    return f"**{text}**" if found.low > 0 or found.high < 0 else text
+    return table(["combination", "keys", ""], rows)
 
 
 def _code(text: str) -> str:
     return f"`{text}`" if text else "none"
-
-
-def _table(head: list[str], rows: list[list[str]]) -> str:
-    lines = [head, ["---"] * len(head), *rows]
-    return "\n".join(f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in line)} |" for line in lines)
 
 
 def main(arguments: list[str]) -> None:
@@ -151,6 +127,7 @@ def main(arguments: list[str]) -> None:
     parser = ArgumentParser(__doc__ or "", EXAMPLE)
     parser.add_argument("results", type=user_path, nargs="+", help="results of arenas, in the page's order")
     parser.add_argument("--out", type=user_path, default=Path("docs/toy_results.md"), help="page to write")
+    parser.add_argument("--readme", type=user_path, help="text whose table is to be of the first results' rows")
     options = parser.parse_args(arguments)
     parts: dict[str, ArenaResults] = {}
     for path in options.results:
@@ -160,6 +137,8 @@ def main(arguments: list[str]) -> None:
         if results.config.name in parts:
             raise DataError(path, "an arena of another name", f"{results.config.name} again")
         parts[results.config.name] = results
+    if options.readme is not None:
+        put(next(iter(parts.values())), options.readme)
     folder = options.out.with_suffix("")
     text, drawn = page(parts, folder.name)
     make_folder(folder)

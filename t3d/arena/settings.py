@@ -52,6 +52,7 @@ class ArenaConfig:
     )
     tuned: str | None = key(None, "results of an arena with grids, which tuned=NAME looks into")
     labels: dict[str, str] = key({}, "row -> its name on the page")
+    summary: list[str] = key([], "rows of the README's table (empty: all)")
     baseline: str | None = key(None, "row that the others are compared with, by problem and seed; null: the first")
     processes: int = key(2, "cells worked on at a time, each by a process of one thread", low=1)
 
@@ -73,6 +74,7 @@ class ArenaConfig:
             ("few_step", self.few_step, [*self.decodings]),
             ("labels", [*self.labels], known),
             ("baseline", baselines, known),
+            ("summary", self.summary, known),
         ):
             if unknown := [name for name in names if name not in of]:
                 raise ConfigError(where, f"any of {', '.join(of)}", unknown[0])
@@ -93,6 +95,13 @@ class ArenaConfig:
                 for number, keys in enumerate(alternatives(text), 1)
             }
         return {row: self._with_tuned(row, shlex.split(text)) for row, text in self.rows.items()}
+
+    def label(self, row: str) -> str:
+        """What people read for a row, or for a combination of a grid: the grid's name and its number."""
+        if row in self.labels:
+            return self.labels[row]
+        grid, _, number = row.rpartition(" ")
+        return f"{self.labels[grid]} {number}" if grid in self.labels else row
 
     def reference_row(self) -> str:
         """The row that the others are compared with."""

@@ -52,7 +52,7 @@ DDO_SETTINGS = {
     "training.multi_round": "reference refreshed in rounds",
     "training.round_interval": "steps per round",
 }
-PATH_SETTINGS = {"training.path_k_steps": "tokens per coarse step of the path loss"}
+PATH_SETTINGS = {"training.path_k_steps": "tokens per coarse step"}
 """Those that only some objectives heed."""
 LORA_SETTINGS = {"model.lora_dropout": "LoRA dropout", "model.lora_targets": "LoRA layers"}
 """Those of a run that trains an adapter, beside its rank and alpha."""
@@ -219,23 +219,35 @@ def _table(base: Base, run: Run) -> str:
 
 def _settings(config: dict[str, Any]) -> list[tuple[str, Any]]:
     """What matters of a configuration: the objective, and the settings that it heeds."""
-    name, path = recorded(config, "training.objective"), recorded(config, "training.lambda_path")
+    name = recorded(config, "training.objective")
     objective = OBJECTIVES.get(name, Objective("unknown"))
-    path = objective.path if path is None else path
-    certainty = recorded(config, "training.certainty_weight")
-    certainty = objective.certainty if certainty is None else certainty
+    path = _weight(config, "lambda_path", objective.path)
+    certainty = _weight(config, "certainty_weight", objective.certainty)
+    soft = _weight(config, "soft_weight", objective.soft)
+    ranking = recorded(config, "training.ranking_weight")
     rank, alpha = recorded(config, "model.lora_rank"), recorded(config, "model.lora_alpha")
     heeded = {
         **SETTINGS,
         **(TRACE_SETTINGS if objective.states == "trace" else {}),
         **(DDO_SETTINGS if objective.ddo else {}),
-        **(PATH_SETTINGS if path else {}),
+        **(PATH_SETTINGS if path or soft or ranking else {}),
         **(LORA_SETTINGS if rank else {}),
     }
     settings = [(title, recorded(config, key)) for key, title in heeded.items()]
-    weights = [("weight of the path loss", path or None), ("weight of the certainty term", certainty or None)]
+    weights = [
+        ("weight of the path loss", path or None),
+        ("weight of the certainty term", certainty or None),
+        ("weight of soft targets", soft or None),
+        ("weight of the ranking term", ranking or None),
+    ]
     adapter = [("LoRA rank", rank), ("LoRA alpha", 2.0 * rank if alpha is None else alpha)] if rank else []
     return [("objective", name), *settings, *adapter, *weights]
+
+
+def _weight(config: dict[str, Any], name: str, preset: float) -> float:
+    """A term's weight: the objective's own, unless the configuration says otherwise."""
+    found = recorded(config, f"training.{name}")
+    return preset if found is None else float(found)
 
 
 def _loading(folder: Path) -> str:

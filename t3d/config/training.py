@@ -57,6 +57,10 @@ class TrainingConfig:
     certainty_weight: float | None = key(
         None, "weight of the certainty term; null: the objective's (dparallel 2, else 0)", low=0
     )
+    ranking_weight: float = key(0.0, "weight of the term that ranks confidences by the teacher's order", low=0)
+    soft_weight: float | None = key(
+        None, "weight of soft targets for tokens revealed late; null: the objective's (near_far 1, else 0)", low=0
+    )
     router_aux_weight: float = key(
         0.0, "mixtures of experts: weight of the loss that keeps experts evenly used, per sample", low=0
     )
@@ -116,13 +120,27 @@ class TrainingConfig:
         """Weight of the path loss: the objective's, unless `lambda_path` says otherwise."""
         return OBJECTIVES[self.objective].path if self.lambda_path is None else self.lambda_path
 
+    @property
+    def soft_targets(self) -> float:
+        """Weight of the soft targets: the objective's, unless `soft_weight` says otherwise."""
+        return OBJECTIVES[self.objective].soft if self.soft_weight is None else self.soft_weight
+
+    @property
+    def orders_tokens(self) -> bool:
+        """True if a term looks at coarse steps, whose number follows from the block size."""
+        return self.path_weight > 0 or self.ranking_weight > 0 or self.soft_targets > 0
+
     def __post_init__(self) -> None:
         """Checks values against each other."""
         if not self.mask_ratios or not all(0 < ratio <= 1 for ratio in self.mask_ratios):
             raise ConfigError("training.mask_ratios", "a non-empty list of ratios in (0, 1]", self.mask_ratios)
         sizes = self.block_size_choices
-        if sizes is not None and (not sizes or min(sizes) < 1 or self.path_weight):
-            raise ConfigError("training.block_size_choices", "sizes of at least 1, and no path loss", sizes)
+        if sizes is not None and (not sizes or min(sizes) < 1 or self.orders_tokens):
+            expected = "sizes of at least 1, and no path loss, ranking or soft targets"
+            raise ConfigError("training.block_size_choices", expected, sizes)
+        if (self.ranking_weight or self.soft_targets) and self.path_k_steps >= self.block_size:
+            expected = f"below block_size ({self.block_size}) with ranking or soft targets: two coarse steps or more"
+            raise ConfigError("training.path_k_steps", expected, self.path_k_steps)
         if self.grad_accum_dtype == "bfloat16" and self.mixed_precision != "bf16":
             expected = "auto or float32, unless mixed_precision is bf16"
             raise ConfigError("training.grad_accum_dtype", expected, self.grad_accum_dtype)

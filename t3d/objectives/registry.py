@@ -17,6 +17,7 @@ class Objective:
         ddo: weight of traj-DDO (Eq. 7).
         path: weight of the path loss (Eq. 8) unless `training.lambda_path` says otherwise.
         certainty: weight of the certainty term unless `training.certainty_weight` says otherwise.
+        soft: weight of soft targets for what is revealed late unless `training.soft_weight` says otherwise.
     """
 
     states: str
@@ -24,6 +25,7 @@ class Objective:
     ddo: float = 0.0
     path: float = 0.0
     certainty: float = 0.0
+    soft: float = 0.0
 
 
 OBJECTIVES: dict[str, Objective] = {
@@ -33,4 +35,6 @@ OBJECTIVES: dict[str, Objective] = {
     "td": Objective(states="trace", cross_entropy=1),
     "ddo": Objective(states="trace", ddo=1),
     "t3d": Objective(states="trace", ddo=1, path=0.2),
+    "near_far": Objective(states="trace", path=1, soft=1),
 }
+"""The paper's, and `near_far`, which is ours: hard targets near in the trajectory, soft ones far."""

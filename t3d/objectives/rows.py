@@ -19,11 +19,13 @@ class ReferenceRows:
         real: log p_ref of each row's recorded token, in nats.
         fakes: the reference's own token of each row, or None where its expectation is computed.
         log_probs: log p_ref of the fakes [rows], or of every token [rows, vocab].
+        whole: log p_ref of every token, where the soft term compares distributions.
     """
 
     real: Float[Tensor, " rows"]
     fakes: Int[Tensor, " rows"] | None
     log_probs: Float[Tensor, " rows"] | Float[Tensor, "rows vocab"]
+    whole: Float[Tensor, "rows vocab"] | None = None
 
 
 @torch.no_grad()
@@ -33,6 +35,7 @@ def reference_rows(
     uniforms: Float[Tensor, " rows"],
     fake_expectation: str,
     temperature: float,
+    soft: bool = False,
 ) -> ReferenceRows:
     """Looks at the reference's logits once.
 
@@ -42,16 +45,18 @@ def reference_rows(
         uniforms: numbers that sampled fakes are drawn by.
         fake_expectation: argmax, sample or exact; see `TrainingConfig`.
         temperature: of p_ref in d_fake.
+        soft: keep the whole distribution.
     """
     log_probs = full_log_softmax(logits)
+    whole = log_probs if soft else None
     real = token_log_probs(log_probs, targets)
     if fake_expectation == "exact":
-        return ReferenceRows(real, None, log_probs)
+        return ReferenceRows(real, None, log_probs, whole)
     if fake_expectation == "argmax":
         _, fakes = best_tokens(log_probs)
     else:
         fakes = draw_tokens(tempered(log_probs, temperature).softmax(-1), uniforms)
-    return ReferenceRows(real, fakes, token_log_probs(log_probs, fakes))
+    return ReferenceRows(real, fakes, token_log_probs(log_probs, fakes), whole)
 
 
 def row_values(
@@ -60,6 +65,7 @@ def row_values(
     reference: ReferenceRows | None,
     temperature: float,
     certainty: bool,
+    confidence: bool = False,
 ) -> dict[str, Tensor]:
     """Per-row quantities, [rows] each, in nats.
 
@@ -72,10 +78,12 @@ def row_values(
         reference: what the ratios are formed with; None leaves them out.
         temperature: of p_ref in d_fake.
         certainty: also return what the certainty term needs.
+        confidence: also return what the ranking term needs.
 
     Returns:
         `real`, log p_theta(target); with a reference `real_ratio`, log p_theta/p_ref of the target, and `fake_ratio`,
-        the same of the reference's own token; with `certainty` the `entropy` at temperature 0.5 and `correct`.
+        the same of the reference's own token, and with its `whole` distribution `divergence`, KL(p_ref || p_theta);
+        with `certainty` the `entropy` at temperature 0.5 and `correct`; with `confidence` that of the likeliest token.
     """
     log_probs = full_log_softmax(logits)
     fakes = None if reference is None else reference.fakes
@@ -88,7 +96,11 @@ def row_values(
             values["fake_ratio"] = expected_log_ratio(log_probs, reference.log_probs, temperature)
         else:
             values["fake_ratio"] = picked[:, 1] - reference.log_probs
+        if reference.whole is not None:
+            values["divergence"] = -expected_log_ratio(log_probs, reference.whole, 1.0)
     if certainty:
         values["entropy"] = sharpened_entropy(log_probs)
         values["correct"] = best_tokens(log_probs.detach())[1] == targets
+    if confidence:
+        values["confidence"] = log_probs.amax(-1)
     return values

@@ -89,7 +89,8 @@ class RowHead:
             return self._values(lm_head(rows), everything, compared)
         chunks = [slice(index * size, (index + 1) * size) for index in range(num_chunks)]
         # Drawn fakes are a number per row and are kept; a whole distribution is computed again with the chunk.
-        drawn = None if self.settings.fake_expectation == "exact" else [self._reference_rows(chunk) for chunk in chunks]
+        whole = self.settings.fake_expectation == "exact" or self.settings.soft > 0
+        drawn = None if whole else [self._reference_rows(chunk) for chunk in chunks]
 
         def look(logits: Float[Tensor, "chunk vocab"], index: int) -> dict[str, Tensor]:
             compared = self._reference_rows(chunks[index], lm_head) if drawn is None else drawn[index]
@@ -101,7 +102,14 @@ class RowHead:
         self, logits: Float[Tensor, "chunk vocab"], chunk: slice, reference: ReferenceRows | None
     ) -> dict[str, Tensor]:
         settings = self.settings
-        return row_values(logits, self.batch.targets[chunk], reference, settings.reference_temp, settings.certainty > 0)
+        return row_values(
+            logits,
+            self.batch.targets[chunk],
+            reference,
+            settings.reference_temp,
+            certainty=settings.certainty > 0,
+            confidence=settings.ranking > 0,
+        )
 
     @torch.no_grad()
     def _reference_rows(self, chunk: slice, running: nn.Module | None = None) -> ReferenceRows | None:
@@ -118,6 +126,7 @@ class RowHead:
                 self.batch.uniforms[chunk],
                 self.settings.fake_expectation,
                 self.settings.reference_temp,
+                soft=self.settings.soft > 0,
             )
 
     def _agreed(self, num_chunks: int) -> int:

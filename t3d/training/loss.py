@@ -12,7 +12,9 @@ from t3d.objectives.certainty import certainty_loss
 from t3d.objectives.cross_entropy import cross_entropy_loss
 from t3d.objectives.ddo import ddo_sample_losses
 from t3d.objectives.path import path_loss, release_path_loss
+from t3d.objectives.ranking import ranking_loss
 from t3d.objectives.samples import group_mean
+from t3d.objectives.soft import soft_loss
 from t3d.sdar.mixture import Routing
 from t3d.training.packing import Batch
 
@@ -33,11 +35,13 @@ class LossSettings:
     path_loss: str
     num_coarse_steps: int
     router: float = 0.0
+    ranking: float = 0.0
+    soft: float = 0.0
 
     @property
     def needs_reference(self) -> bool:
         """True if the reference's forward is needed."""
-        return self.ddo > 0
+        return self.ddo > 0 or self.soft > 0
 
     @property
     def needs_visible_rows(self) -> bool:
@@ -78,6 +82,14 @@ def sample_losses(
     if settings.certainty:
         terms["loss/certainty"] = certainty_loss(hidden["entropy"], hidden["correct"], sample, num_samples)
         total = total + settings.certainty * terms["loss/certainty"]
+    if settings.ranking:
+        confidence, steps, block = hidden["confidence"], batch.coarse_step[batch.masked], batch.block[batch.masked]
+        terms["loss/ranking"] = ranking_loss(confidence, steps, block, sample, num_samples)
+        total = total + settings.ranking * terms["loss/ranking"]
+    if settings.soft:
+        steps, num_steps = batch.coarse_step[batch.masked], settings.num_coarse_steps
+        terms["loss/soft"] = soft_loss(hidden["divergence"], steps, num_steps, sample, num_samples)
+        total = total + settings.soft * terms["loss/soft"]
     if routing is not None:
         sample_of = {len(batch.document): batch.document, len(batch.sample): batch.sample}
         routed = torch.cat([sample_of[len(logits)] for logits in routing.logits])

@@ -77,7 +77,6 @@ from t3d.config.keys import key
 from t3d.decoding import DecodingConfig
 from t3d.decoding.memory import decoding_memory
 from t3d.devices import GIB
-from t3d.objectives.registry import OBJECTIVES
 from t3d.sdar.checkpoint import load_config as load_model_config
 from t3d.sdar.checkpoint import resolve_checkpoint
 from t3d.sdar.configuration import SDARConfig
@@ -86,12 +85,14 @@ from t3d.training.activations import activations
 from t3d.training.forward import CHUNK_BYTES
 from t3d.training.lora import num_adapter_parameters
 from t3d.training.optimizer import is_fused
+from t3d.training.settings import loss_settings
 
 EXAMPLE = "python -m t3d.training.memory config=configs/t3d.yaml num_gpus=8"
 BUCKET_NUMBERS = 500_000_000
 LIVE_PARAMETERS = 1_000_000_000
 HEAD_TENSORS = {"argmax": 3, "sample": 3, "exact": 6}
-"""Tensors of the size of a chunk's fp32 logits, by `training.fake_expectation`; "exact" keeps the reference's too."""
+"""Tensors of the size of a chunk's fp32 logits, by `training.fake_expectation`; "exact" keeps the reference's too, and
+so do soft targets with any."""
 MASK_BYTES = 10
 """Per pair of tokens of a row, at most, while `create_block_mask` works; what stays is small."""
 RESERVE = 1.5 * GIB
@@ -181,7 +182,7 @@ def estimate(config: TrainConfig, shape: SDARConfig, stage: int, num_gpus: int) 
     if stage == 3:
         weights /= num_gpus
         buffers += computed * min((count + frozen) * (1 - 1 / num_gpus), LIVE_PARAMETERS)
-    reference = float(stored * count) if OBJECTIVES[training.objective].ddo > 0 else 0.0
+    reference = float(stored * count) if loss_settings(training).needs_reference else 0.0
     if stage == 3 and training.shard_reference is not False and reference:
         reference /= num_gpus
         if not adapter:
@@ -267,7 +268,8 @@ def _backward(
     computed, stored = sizes
     matrix = 0 if frozen else shape.vocab_size * shape.hidden_size
     logits = 4 * rows * shape.vocab_size
-    chunk, tensors = min(logits, CHUNK_BYTES), HEAD_TENSORS[training.fake_expectation]
+    kind = "exact" if training.soft_targets else training.fake_expectation
+    chunk, tensors = min(logits, CHUNK_BYTES), HEAD_TENSORS[kind]
     product = computed * matrix
     # Casts of the weights under autocast give their gradients in the weights' own precision beside the products'.
     single = logits <= CHUNK_BYTES

@@ -47,4 +47,6 @@ def loss_settings(training: TrainingConfig) -> LossSettings:
         path_loss=training.path_loss,
         num_coarse_steps=-(-training.block_size // training.path_k_steps),
         router=training.router_aux_weight,
+        ranking=training.ranking_weight,
+        soft=training.soft_targets,
     )

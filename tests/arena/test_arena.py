@@ -113,4 +113,14 @@ def test_the_page_is_written_from_the_file(config, results, tmp_path):
     text = (tmp_path / "page.md").read_text()
     assert "| Naive TD | 2 |" in text
     assert re.search(r"^- .*max_prompt_len.*: broken \(seed 1\), broken \(seed 2\)$", text, re.MULTILINE)
+    readme = tmp_path / "README.md"
+    readme.write_text("before\n<!-- toy results: how -->\nold\n<!-- end of toy results -->\nafter\n")
+    write_page([str(results_path(config)), "--out", str(tmp_path / "page.md"), "--readme", str(readme)])
+    before, mark, *lines, end, after = readme.read_text().splitlines()
+    assert (before, mark, end, after) == ("before", "<!-- toy results: how -->", "<!-- end of toy results -->", "after")
+    assert [line.split(" | ")[0] for line in lines] == ["| ", "| ---", "| original", "| Naive TD"]
+    readme.write_text("no marks")
+    with pytest.raises(DataError, match="expected a text with"):
+        write_page([str(results_path(config)), "--out", str(tmp_path / "other.md"), "--readme", str(readme)])
+    assert not (tmp_path / "other.md").exists()
     assert (tmp_path / "page/tiny.svg").read_text().startswith("<?xml")

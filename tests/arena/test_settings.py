@@ -117,7 +117,8 @@ def test_the_arenas_that_come_with_t3d_can_be_planned(path, tmp_path, monkeypatc
     monkeypatch.chdir(tmp_path)
     write_json_atomic(tmp_path / "chosen.json", {"chosen": {name: ["config=toy/td"] for name in TUNED}})
     keys = [f"config={path}", f"folder={tmp_path}", "num_rollouts=2", "seeds=[1]"]
-    keys += {"tuned": ["tuned=chosen.json"], "vocabulary": ["teacher=t3d/toy/teacher"]}.get(path.stem, [])
+    bundled = ["teacher=t3d/toy/teacher"]  # in place of one that another command makes
+    keys += {"tuned": ["tuned=chosen.json"], "vocabulary": bundled, "round2": bundled}.get(path.stem, [])
     config = load_config(ArenaConfig, keys, "", "")
     names = config.students()
     assert [job.row for job in planned(config)] == [*names]

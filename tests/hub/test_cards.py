@@ -66,6 +66,14 @@ def test_a_card_tells_the_settings_that_its_objective_heeds(tmp_path):
     assert "certainty" not in text
     config["training"]["objective"] = "dparallel"
     assert "| weight of the certainty term | 2 |" in model_card(Base("B"), Run(config), tmp_path)
+    config["training"] |= {"objective": "near_far", "lambda_path": None, "ranking_weight": 0.5}
+    lines = model_card(Base("B"), Run(config), tmp_path).splitlines()
+    for line in (
+        "| weight of soft targets | 1 |",
+        "| weight of the ranking term | 0.5 |",
+        "| tokens per coarse step | 4 |",
+    ):
+        assert line in lines
 
 
 def test_a_model_without_a_run_claims_none(tmp_path):

@@ -32,6 +32,8 @@ class Options:
     post_num: int = 0
     alignment: str = "absolute"
     pad_id: int = 46
+    ranking: float = 0.0
+    soft: float = 0.0
 
 
 @dataclass
@@ -122,6 +124,13 @@ def fake_ratio(token: Token, options: Options) -> Tensor:
     return ratios[-1]
 
 
+def divergence(token: Token) -> Tensor:
+    """KL of the student from the reference, token by token of the vocabulary."""
+    assert token.reference is not None
+    pairs = zip(token.reference, token.student, strict=True)
+    return sum((theirs.exp() * (theirs - ours) for theirs, ours in pairs), torch.zeros(()))
+
+
 def mean(values: list[Tensor]) -> Tensor:
     """Mean; 0 of nothing."""
     return sum(values, torch.zeros((), dtype=torch.double)) / max(1, len(values))
@@ -192,4 +201,23 @@ def oracle_losses(
                 entropies.append(-(sharpened * sharpened.log()).sum())
         terms["loss/certainty"] = mean(entropies)
         total = total + options.certainty * terms["loss/certainty"]
-    return {"loss/total": total, **terms}
+    ours = own_terms(hidden, state, options)
+    total = total + options.ranking * ours.get("loss/ranking", 0) + options.soft * ours.get("loss/soft", 0)
+    return {"loss/total": total, **terms, **ours}
+
+
+def own_terms(hidden: list[Token], state: State, options: Options) -> dict[str, Tensor]:
+    """The terms that are not the paper's."""
+    terms: dict[str, Tensor] = {}
+    if options.ranking:
+        pairs = [
+            (early.student.max(), late.student.max())
+            for early in hidden
+            for late in hidden
+            if early.block == late.block and early.pi < late.pi
+        ]
+        terms["loss/ranking"] = mean([softplus(late - early) for early, late in pairs])
+    if options.soft:
+        levels = math.ceil(state.block_size / options.path_k_steps)
+        terms["loss/soft"] = mean([(token.pi - 1) / levels * divergence(token) for token in hidden])
+    return terms

@@ -617,8 +617,8 @@ config = load_config(TrainConfig, sys.argv[1:], "", "")
 trainer = loop.Trainer(config, make_accelerator(config))
 true_values, largest = forward.row_values, []
 
-def noted(*inputs):
-    values = true_values(*inputs)
+def noted(*inputs, **wanted):
+    values = true_values(*inputs, **wanted)
     largest.append(max(values[name].abs().max().item() for name in ("real_ratio", "fake_ratio")))
     return values
 

@@ -117,6 +117,12 @@ VARIANTS = {
     "response alignment": dataclasses.replace(T3D, alignment="response", post_num=2),
     "every term": dataclasses.replace(T3D, cross_entropy=0.7, certainty=1.5, path=0.3, ddo=0.9, ddo_level="token"),
     "naive td with path": dataclasses.replace(PRESETS["td"], path=0.2),
+    "ranking": dataclasses.replace(PRESETS["td"], ranking=0.7, path_k_steps=1, post_num=2),
+    "ranking in pairs": dataclasses.replace(T3D, ranking=0.7, path_k_steps=2),
+    "soft targets": dataclasses.replace(PRESETS["td"], soft=0.6, path_k_steps=1),
+    "soft targets, drawn fakes": dataclasses.replace(
+        T3D, soft=0.6, ranking=0.3, path_k_steps=2, fake_expectation="sample", reference_temp=1.0
+    ),
 }
 
 
@@ -133,10 +139,10 @@ def assert_equal_to_oracle(student, reference, samples, states, options: Options
 @pytest.mark.parametrize("size", [4, 8])
 @pytest.mark.parametrize("name", OBJECTIVES)
 def test_every_objective_equals_the_oracle(student, reference, name: str, size: int) -> None:
-    options = dataclasses.replace(PRESETS[name], post_num=2)
+    options = dataclasses.replace(PRESETS[name], post_num=2, path_k_steps=2)
     samples = make_samples()
     states = draw_states(samples, options, size, STATES[OBJECTIVES[name].states])
-    assert loss_settings(TrainingConfig(objective=name, block_size=size)) == settings_of(options, size)
+    assert loss_settings(TrainingConfig(objective=name, block_size=size, path_k_steps=2)) == settings_of(options, size)
     assert_equal_to_oracle(student, reference, samples, states, options, size)
 
 
@@ -155,7 +161,7 @@ def test_other_states_equal_the_oracle(student, reference, strategy: str) -> Non
     assert_equal_to_oracle(student, reference, samples, draw_states(samples, T3D, 4, strategy), T3D, 4)
 
 
-@pytest.mark.parametrize("variant", ["token ratios", "exact fakes", "every term"])
+@pytest.mark.parametrize("variant", ["token ratios", "exact fakes", "every term", "soft targets, drawn fakes"])
 def test_gradients_equal_the_oracles(student, reference, variant: str) -> None:
     options, samples = VARIANTS[variant], make_samples(2)
     states = draw_states(samples, options, 4)
