@@ -48,8 +48,8 @@ trainer = Trainer(config, make_accelerator(config))
 networks, rank = (trainer.student, trainer.reference), trainer.accelerator.process_index
 true_values, largest = forward.row_values, []
 
-def noted(*inputs):
-    values = true_values(*inputs)
+def noted(*inputs, **wanted):
+    values = true_values(*inputs, **wanted)
     largest.append(max(values[name].abs().max().item() for name in ("real_ratio", "fake_ratio")))
     return values
 
