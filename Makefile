@@ -5,7 +5,7 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 OLDEST := .venv-oldest
 
-.PHONY: help install demo clean-demo paper clean-paper test test-oldest bench gpu lint toy-teacher
+.PHONY: help install demo clean-demo paper clean-paper test test-oldest bench gpu lint toy-teacher world-teacher
 
 help:
 	@echo "make demo         rollout, preprocess, train, evaluate and report on the built-in tiny model (CPU, minutes)"
@@ -17,6 +17,7 @@ help:
 	@echo "make bench        decoding and training speed beside peers, to bench_results/"
 	@echo "make gpu          parity and speed on one card in nine minutes, to bench_results/ (GPU=cpu TINY=1: try it)"
 	@echo "make toy-teacher  train the built-in model again"
+	@echo "make world-teacher  train the teacher of the GSM-Symbolic world, to build/toy_world (CPU, an estimated 1.5 hours)"
 	@echo "make install      create $(VENV) and install everything"
 
 install: $(VENV)/.installed
@@ -69,3 +70,7 @@ gpu:
 
 toy-teacher: install
 	BIN=$(BIN) t3d/toy/train_teacher.sh
+
+world-teacher: install
+	$(BIN)/pip install --quiet -c constraints.txt -e ".[world]"
+	BIN=$(BIN) t3d/toy/train_world_teacher.sh

@@ -15,6 +15,7 @@ COMMANDS = {
     "train": ("t3d.commands.train", "stage 3: train a student (several processes: accelerate launch -m t3d train)"),
     "eval": ("t3d.commands.eval", "decode a benchmark with a checkpoint, grade it, write results"),
     "table": ("t3d.commands.table", "evaluate many checkpoints and decodings, and lay them out as a table"),
+    "meter": ("t3d.tables.meter", "what few-step decoding costs models, in nats and without labels"),
     "report": ("t3d.tables.report", "one HTML file of tables and results, with plots"),
     "view": ("t3d.viewer.__main__", "one HTML page that replays how responses were denoised"),
     "chat": ("t3d.chat.__main__", "talk with a model in the terminal"),

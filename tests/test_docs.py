@@ -24,6 +24,7 @@ SCHEMAS = {
     "eval.py": EvalConfig,
     "train/self_ddo_sdar_full.py": TrainConfig,
     "t3d.reproduce": ReproduceConfig,
+    "t3d.tables.meter": EvalConfig,
 }
 
 

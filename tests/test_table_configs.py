@@ -120,7 +120,7 @@ def test_make_paper_runs_the_arena_and_fills_every_table(tmp_path):
     python.chmod(0o755)
     smaller = {"BIN": "bin", "PAPER_SEEDS": "3 4", "PAPER_STEPS": "7", "PAPER_PROBLEMS": "9", "PAPER_ROLLOUTS": "8"}
     subprocess.run([ROOT / "t3d/toy/paper.sh"], cwd=tmp_path, env=os.environ | smaller, check=True)
-    arena, *tables, report, page = (tmp_path / "calls").read_text().splitlines()
+    arena, *tables, meter, report, page = (tmp_path / "calls").read_text().splitlines()
     module, *keys = arena.removeprefix("-m ").split()
     config = load_config(ArenaConfig, keys, "", "")
     assert (module, config.name, config.links) == ("t3d.arena", "paper", "toy_paper/train")
@@ -129,7 +129,9 @@ def test_make_paper_runs_the_arena_and_fills_every_table(tmp_path):
     assert [table.split()[1:] for table in tables] == [
         [f"config=configs/toy/tables/table{number}.yaml", "evaluation.limit=9"] for number in range(1, 8)
     ]
+    assert meter == "-m t3d.tables.meter config=configs/toy/tables/table1.yaml evaluation.limit=9"
     assert report.startswith("-m t3d.tables.report")
+    assert "toy_paper/results/meter-table1.json" in report
     assert page.startswith("-m t3d.arena.page toy_paper/results/paper.json")
     for number in range(1, 8):
         for path in load(f"toy/tables/table{number}.yaml").table.checkpoints.values():

@@ -27,11 +27,12 @@ RUNS = ((0, 8, 1), (1, 200, 2), (3, 0, 40), (4, 12, 5), (5, 96, 1))
 SCALE = 0.3
 
 
-def _spans(runs: tuple[tuple[int, int, int], ...]) -> Spans:
+def spans_of(runs: tuple[tuple[int, int, int], ...]) -> Spans:
+    """Runs of blocks of four."""
     return Spans(*(np.array(column) for column in zip(*runs, strict=True)), 4)
 
 
-def _cache(world: World, heads: Heads, num_slots: int, length: int, dtype: torch.dtype) -> SlotCache:
+def filled_cache(world: World, heads: Heads, num_slots: int, length: int, dtype: torch.dtype) -> SlotCache:
     """Filled with random numbers."""
     fields = {"num_attention_heads": heads.queries, "num_key_value_heads": heads.keys, "head_dim": heads.dim}
     cache = SlotCache(world.shape("4B", num_hidden_layers=1, **fields), num_slots, length, dtype, world.device)
@@ -40,7 +41,8 @@ def _cache(world: World, heads: Heads, num_slots: int, length: int, dtype: torch
     return cache
 
 
-def _states(world: World, heads: Heads, num_tokens: int, dtype: torch.dtype) -> list[Tensor]:
+def random_states(world: World, heads: Heads, num_tokens: int, dtype: torch.dtype) -> list[Tensor]:
+    """Queries, keys and values."""
     shapes = [(1, num, num_tokens, heads.dim) for num in (heads.queries, heads.keys, heads.keys)]
     return [torch.randn(shape, device=world.device, dtype=dtype) for shape in shapes]
 
@@ -64,12 +66,12 @@ def _by_hand(cache: SlotCache, spans: Spans, states: list[Tensor]) -> Tensor:
 def decoding_kernels(world: World) -> Iterator[Finding]:
     """Torch's attention, and flash-attn where it is, against the oracle."""
     torch.manual_seed(0)
-    heads, spans = Heads.of(world.shape("4B")), _spans(RUNS)
+    heads, spans = Heads.of(world.shape("4B")), spans_of(RUNS)
     for dtype, limit in LIMITS.items():
         kernel = find_kernel(world.device, dtype, heads)
         for name, plan in {"torch's scaled_dot_product_attention": SdpaPlan, kernel.name: kernel.plan}.items():
-            cache = _cache(world, heads, 6, 512, dtype)
-            states = _states(world, heads, int(spans.edges[-1]), dtype)
+            cache = filled_cache(world, heads, 6, 512, dtype)
+            states = random_states(world, heads, int(spans.edges[-1]), dtype)
             with kernel.within():
                 found = plan(spans, cache).attend(0, *states, SCALE)
             error = relative_error(found.double(), _by_hand(cache, spans, states))
@@ -91,7 +93,7 @@ def training_kernels(world: World) -> Iterator[Finding]:
             torch.manual_seed(0)
             plans = [training_batch(world, shape, _lengths(world), plan) for plan in (kind, DensePlan)]
             num_tokens = [batch.input_ids.numel() for batch in plans]
-            states = _states(world, heads, num_tokens[0], dtype)
+            states = random_states(world, heads, num_tokens[0], dtype)
             found = _outputs(plans[0].plan, states, num_tokens[1])
             cut = [state[:, :, : num_tokens[1]].double() for state in states]
             expected = _outputs(plans[1].plan, cut, num_tokens[1])
@@ -116,7 +118,7 @@ def training_graphs(world: World) -> Iterator[Finding]:
     torch._dynamo.utils.counters.clear()
     for number in range(2 if world.tiny else 12):
         batch = training_batch(world, shape, [(40 + 8 * number, 70 + 41 * number)], plan_of(world.device))
-        _outputs(batch.plan, _states(world, Heads.of(shape), batch.input_ids.numel(), torch.bfloat16), 64)
+        _outputs(batch.plan, random_states(world, Heads.of(shape), batch.input_ids.numel(), torch.bfloat16), 64)
     graphs = torch._dynamo.utils.counters["stats"]["unique_graphs"]
     yield Finding(
         "training, graphs over changing lengths", {"graphs": graphs, "limit": MOST_GRAPHS}, graphs <= MOST_GRAPHS
@@ -130,8 +132,8 @@ def decoding_choice(world: World) -> Iterator[Finding]:
     kernel = find_kernel(world.device, dtype, heads)
     context = 60 if world.tiny else 700
     for num in (1, 4) if world.tiny else (1, 16, 128):
-        spans = _spans(tuple((slot, context - 4, 1) for slot in range(num)))
-        cache, states = _cache(world, heads, num, 768, dtype), _states(world, heads, 4 * num, dtype)
+        spans = spans_of(tuple((slot, context - 4, 1) for slot in range(num)))
+        cache, states = filled_cache(world, heads, num, 768, dtype), random_states(world, heads, 4 * num, dtype)
         plans: dict[str, tuple[Any, list[SDPBackend] | None]] = {kernel.name: (kernel.plan, None)}
         if world.is_cuda:
             plans |= {
@@ -168,7 +170,7 @@ def training_choice(world: World) -> Iterator[Finding]:
 def _step(world: World, kind: type[PackedPlan]) -> Callable[[], Any]:
     shape = world.shape("4B")
     batch = training_batch(world, shape, [(24, 40)] if world.tiny else [(512, 1032)], kind)
-    states = _states(world, Heads.of(shape), batch.input_ids.numel(), torch.bfloat16)
+    states = random_states(world, Heads.of(shape), batch.input_ids.numel(), torch.bfloat16)
     return lambda: _outputs(batch.plan, states, batch.input_ids.numel())
 
 

@@ -52,7 +52,7 @@ def single_precision(world: World) -> Iterator[Finding]:
         config = _config(world, model, block_size, steps, temperature)
         expected = [decode_plain(model, prompt, config, stream) for stream, prompt in enumerate(prompts)]
         for active in ACTIVE:
-            values, passed = _compared(model, prompts, config, expected, active)
+            values, passed = compared(model, prompts, config, expected, active)
             name = f"float32, {block_size}/{steps}, temperature {temperature:g}, {active} in flight"
             yield Finding(name, values, passed)
 
@@ -63,19 +63,20 @@ def half_precision(world: World) -> Iterator[Finding]:
     for block_size, steps, _ in SETTINGS[:3]:
         config = _config(world, model, block_size, steps, 0.0)
         expected = [decode_plain(model, prompt, config, stream) for stream, prompt in enumerate(prompts)]
-        values, passed = _compared(model, prompts, config, expected, ACTIVE[-1])
+        values, passed = compared(model, prompts, config, expected, ACTIVE[-1])
         yield Finding(f"bfloat16, {block_size}/{steps}, {ACTIVE[-1]} in flight", values, passed)
 
 
-def _compared(
+def compared(
     model: SDARForCausalLM,
     prompts: Sequence[list[int]],
     config: DecodingConfig,
     expected: Sequence[Trajectory],
     active: int,
+    **options: Any,
 ) -> tuple[dict[str, Any], bool]:
     """How many trajectories are the same, and how far from a tie the others part."""
-    found = decode(model, prompts, config, max_active=active)
+    found = decode(model, prompts, config, max_active=active, **options)
     different = [
         stream
         for stream, (ours, plain) in enumerate(zip(found, expected, strict=True))

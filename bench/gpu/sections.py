@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from bench.gpu import attention, decoding, decoding_speed, machine, network, recordings, training
+from bench.gpu import attention, decoding, decoding_speed, machine, network, paging, recordings, training
 from bench.gpu.findings import Finding, Record
 from bench.gpu.world import World
 
@@ -35,7 +35,12 @@ class Section:
 SECTIONS = (
     Section("machine", False, 30, (machine.versions, machine.rates)),
     Section("network", True, 45, (network.rotary_frequencies, network.host_and_device)),
-    Section("attention", True, 65, (attention.decoding_kernels, attention.training_kernels, attention.training_graphs)),
+    Section(
+        "attention",
+        True,
+        65,
+        (attention.decoding_kernels, paging.attention, attention.training_kernels, attention.training_graphs),
+    ),
     Section(
         "decoding",
         True,
@@ -46,6 +51,7 @@ SECTIONS = (
             decoding.full_card,
             decoding.two_in_one_process,
             recordings.same_as_eager,
+            paging.same_as_whole,
             decoding.half_precision,
         ),
     ),

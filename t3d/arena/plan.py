@@ -123,7 +123,7 @@ def _student(
     train = load_config(TrainConfig, words, "", "")
     settings = asdict(train)
     file = find_data(settings["dataset"].pop("optimization_data"))
-    del settings["model"]["pretrained_model"], settings["wandb"]
+    del settings["model"]["pretrained_model"], settings["wandb"], settings["training"]["meter_every"]
     settings["experiment"] = {name: value for name, value in settings["experiment"].items() if name not in ONLY_PLACES}
     inputs = {"settings": settings, "data": _file_digest(file), **data.common}
     place = user_path(config.folder) / "students" / text_digest(inputs)

@@ -8,11 +8,12 @@ from typing import Any
 
 from t3d.storage.files import write_json_atomic
 from t3d.storage.folders import make_folder
-from t3d.toy import problems
+from t3d.toy import gsm_symbolic, problems
 
 WORLDS: dict[str, Callable[[str], Iterator[dict[str, Any]]]] = {
     "TinyMath": problems.generate,
     "TinyMathWords": partial(problems.generate, extra_names=2000),
+    "GSMSymbolic": gsm_symbolic.generate,
 }
 """Name -> an endless stream of different problems of a split (train, validation or test), the same each time:
 `question`, `ground_truth_answer`, and `answer`, a worked solution."""

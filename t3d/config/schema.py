@@ -109,6 +109,11 @@ class RolloutConfig:
     cuda_graphs: bool | None = key(
         None, "replay forwards as CUDA graphs; null: where there are CUDA and flash-attn, and they compute the same"
     )
+    paged: bool | None = key(
+        None,
+        "keep keys and values in pages of 256 tokens, which responses take as they grow; null: where flash-attn "
+        "decodes; does not change results",
+    )
     tensor_parallel_size: int = key(1, "processes that share one model: 1, or all of the launch", low=1)
 
     def __post_init__(self) -> None:
@@ -359,5 +364,7 @@ class TrainConfig:
         for tracker in self.experiment.trackers:
             if tracker not in ("wandb", "tensorboard"):
                 raise ConfigError("experiment.trackers", "wandb, tensorboard", tracker)
+        if self.training.meter_every:
+            self.validation.check_metered()
         if self.validation.every and self.model.optimized_name == BEST:
             raise ConfigError("model.optimized_name", f"another name, as validation keeps ckpt/{BEST}", BEST)

@@ -106,6 +106,12 @@ class TrainingConfig:
         "layers, counted from the first, whose activations are recomputed; the others keep theirs (null: all are)",
         low=1,
     )
+    meter_every: int = key(
+        0,
+        "global steps between measurements of what few-step decoding costs the student, in nats, on its own samples for"
+        " validation.dataset at validation.decodings; one behind the last step; 0: never",
+        low=0,
+    )
     device_peak_tflops: float | None = key(
         None, "TFLOP/s that mfu is a share of, in the precision of the run (null: known for common GPUs)", low=0
     )

@@ -52,3 +52,15 @@ class ValidationConfig:
             raise ConfigError("validation.select", f"one of {', '.join((MEAN, *names))}", self.select)
         if self.every and self.dataset is None:
             raise ConfigError("validation.dataset", "held-out problems, as validation.every is not 0", "null")
+
+    def check_metered(self) -> None:
+        """Checks that there is something to measure for `training.meter_every`.
+
+        Raises:
+            ConfigError: no problems, or no decoding of several tokens per step.
+        """
+        if self.dataset is None:
+            raise ConfigError("validation.dataset", "held-out problems, as training.meter_every is not 0", "null")
+        if all(size == steps for size, steps in self.decodings):
+            expected = "one of fewer steps than positions, as training.meter_every is not 0"
+            raise ConfigError("validation.decodings", expected, self.decodings)

@@ -12,7 +12,7 @@ does not: see `t3d.sdar.products`).
 All sequences of an engine share each forward, whatever their phase: one flat row of blocks (`t3d.decoding.plan`).  A
 step is scheduled on the host (`schedule`), gathered and sent (`stage`), computed (`runner`), and its tokens revealed
 (`reveal`).  A CPU with several cores runs several engines (`t3d.decoding.lanes`); CUDA replays forwards that it has
-seen (`t3d.decoding.graphs`).
+seen (`t3d.decoding.graphs`), and keeps keys and values in pages (`t3d.decoding.pages`).
 """
 
 import gc
@@ -25,12 +25,13 @@ import torch
 from numpy.typing import NDArray
 
 from t3d.decoding.buckets import Buffers
+from t3d.decoding.cache import PagedCache
 from t3d.decoding.config import DecodingConfig
 from t3d.decoding.graphs import GraphRunner, Record, choose_graphs
-from t3d.decoding.kernel import Kernel, choose_kernel
+from t3d.decoding.kernel import Kernel, choose_kernel, choose_paging
 from t3d.decoding.lanes import lane_shares, side_by_side
-from t3d.decoding.limits import prompt_error
-from t3d.decoding.memory import fewer_slots, fitting_slots
+from t3d.decoding.limits import cache_length, prompt_error
+from t3d.decoding.memory import Capacity, fewer_slots, fitting
 from t3d.decoding.reveal import Revealed, reveal
 from t3d.decoding.runner import Runner
 from t3d.decoding.schedule import advance, schedule
@@ -48,6 +49,7 @@ def decode(
     config: DecodingConfig,
     max_active: int = 32,
     graphs: bool | None = None,
+    paged: bool | None = None,
 ) -> list[Trajectory]:
     """Decodes every prompt, at most `max_active` at a time, and returns the trajectories in their order.
 
@@ -56,7 +58,7 @@ def decode(
     Raises:
         ConfigError: settings that fit neither the model nor the memory.
     """
-    finished = dict(iter_decode(model, prompts, config, max_active, graphs=graphs))
+    finished = dict(iter_decode(model, prompts, config, max_active, graphs=graphs, paged=paged))
     return [finished[index] for index in range(len(prompts))]
 
 
@@ -70,6 +72,7 @@ def iter_decode(
     sharing: int = 1,
     by_block: bool = False,
     graphs: bool | None = None,
+    paged: bool | None = None,
 ) -> Iterator[tuple[int, Trajectory]]:
     """Yields (index of the prompt, its trajectory) as sequences finish, and before that, if asked for, as they grow.
 
@@ -89,6 +92,7 @@ def iter_decode(
         by_block: also yield each sequence whenever a block of it is complete and others follow: a trajectory of
             finish_reason "unfinished".  (Where memory runs out, sequences begin anew, and so do these.)
         graphs: replay forwards as CUDA graphs; None does where that is possible.
+        paged: keep keys and values in pages that sequences take as they grow; None does where attention reads pages.
 
     Raises:
         ConfigError: see `decode`.
@@ -99,26 +103,28 @@ def iter_decode(
     for index, (prompt, stream) in enumerate(zip(prompts, streams or range(len(prompts)), strict=True)):
         error = prompt_error(model.config, prompt, config)
         if error is None:
-            left[index] = index, prompt, stream
+            left[index] = Request(index, prompt, stream)
         else:
             yield index, Trajectory(list(prompt), [], [], "error", 0, 0, error)
-    left = dict(sorted(left.items(), key=lambda entry: _shape(entry[1][1], config)))
-    longest, num_slots = max((len(prompt) for _, prompt, _ in left.values()), default=0), min(max_active, len(left))
+    left = dict(sorted(left.items(), key=lambda entry: _shape(entry[1].prompt, config)))
+    longest, wanted = max((len(request.prompt) for request in left.values()), default=0), min(max_active, len(left))
     if left:
-        record = choose_graphs(model.device, choose_kernel(model), graphs)
-        num_slots = fitting_slots(model, config, longest, num_slots, sharing, record is not None)
-        num_slots = num_slots if agree is None else agree(num_slots)
+        kernel = choose_kernel(model)
+        record, paging = choose_graphs(model.device, kernel, graphs), choose_paging(kernel, paged)
+        capacity = fitting(model, config, longest, wanted, sharing, record is not None, paging)
+        capacity = capacity if agree is None else capacity.agreed(agree)
     while left:
         found = None
         try:
-            with closing(_decode_through(model, config, left, num_slots, longest, by_block, record)) as news:
+            with closing(_decode_through(model, config, left, capacity, longest, by_block, record)) as news:
                 yield from news
         except (RuntimeError, MemoryError) as failure:
             found = exhaustion(failure)
             if found is None:
                 raise
         if found is not None:  # here, where the error no longer holds what filled the memory
-            num_slots = fewer_slots(min(num_slots, len(left)), model.device, found, agree is not None)
+            fewer = fewer_slots(min(capacity.slots, len(left)), model.device, found, agree is not None)
+            capacity = capacity.part(fewer)
             gc.collect()
         give_back(model.device)
 
@@ -127,20 +133,34 @@ def _decode_through(
     model: SDARForCausalLM,
     config: DecodingConfig,
     left: dict[int, Request],
-    num_slots: int,
+    capacity: Capacity,
     longest: int,
     by_block: bool,
     record: Record | None,
 ) -> Generator[tuple[int, Trajectory], None, None]:
     """Decodes what is `left`, and takes out what finishes, through so many slots, or as many as there are requests."""
-    waiting, num_slots, kernel = deque(left.values()), min(num_slots, len(left)), choose_kernel(model)
+    waiting, num_slots, kernel = deque(left.values()), min(capacity.slots, len(left)), choose_kernel(model)
     shares = lane_shares(model.device, num_slots)
-    slots = [Slots(model, config, share, longest, num_spare=record is not None) for share in shares]
+    if capacity.pages < len(shares) * capacity.longest:  # each must hold the longest sequence
+        shares = [num_slots]
+    slots = [_slots(model, config, capacity.part(share), longest, record) for share in shares]
     engines = [Engine(_runner(model, config, kernel, share, record), waiting, share, by_block) for share in slots]
     for index, trajectory in side_by_side([engine.run for engine in engines]):
         if trajectory.finish_reason != UNFINISHED:
             del left[index]
         yield index, trajectory
+
+
+def _slots(
+    model: SDARForCausalLM, config: DecodingConfig, capacity: Capacity, longest: int, record: Record | None
+) -> Slots:
+    """The slots of one engine, and one more for padding where forwards are recorded."""
+    num_spare, paging = int(record is not None), capacity.paging
+    if paging is None:
+        return Slots(model, config, capacity.slots, longest, num_spare=num_spare)
+    length, num_slots = cache_length(longest, config), capacity.slots + num_spare
+    cache = PagedCache(model.config, capacity.pages, paging.size, num_slots, length, model.dtype, model.device)
+    return Slots(model, config, capacity.slots, longest, cache=cache)
 
 
 def _runner(
@@ -187,7 +207,10 @@ class Engine:
             yield news
 
     def admit(self) -> bool:
-        """Gives every free slot a prompt; False where no sequence is left."""
+        """Gives sequences room to grow and every free slot a prompt; False where no sequence is left."""
+        for request in self.slots.make_room():
+            del self.prompts[request.index]
+            self.waiting.appendleft(request)
         self.prompts |= self.slots.fill(self.waiting)
         return self.slots.active > 0
 

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from t3d.decoding.cache import SlotCache
+from t3d.decoding.pages import PAGE_SIZE, Paging
 from t3d.decoding.parcel import Parcel
 from t3d.decoding.plan import FlashPlan, SdpaPlan, Spans, WidePlan, folded, unfolded
 from t3d.devices import AMPERE, capability
@@ -40,6 +41,7 @@ class Kernel:
         is_fallback: a faster one is installed and does not work.
         is_fixed: the shapes of its plans follow from the number of blocks, and a slot may come several times, so that
             forwards can be padded and recorded.
+        is_paged: it reads pages through a table.
     """
 
     name: str
@@ -48,6 +50,7 @@ class Kernel:
     why: str = ""
     is_fallback: bool = False
     is_fixed: bool = False
+    is_paged: bool = False
 
 
 class _UnusableError(Exception):
@@ -83,14 +86,30 @@ def find_kernel(device: torch.device, dtype: torch.dtype, heads: Heads) -> Kerne
     """
     try:
         flash = _load_flash(device, dtype)
-        _try(flash, device, dtype, heads)
+        _try(flash, device, dtype, heads, SLOTS)
     except _UnusableError as found:
         why, level = found.why, capability(device)
         if level is not None and level < AMPERE and dtype == torch.bfloat16:
             why += "; bfloat16 is slow there, rollout.dtype=float16 or float32 may be faster"
         within, plan = partial(masked_kernels, device.type), SdpaPlan if device.type == "cpu" else WidePlan
         return Kernel("torch's scaled_dot_product_attention", plan, within, why, found.is_fallback)
-    return Kernel("flash-attn", partial(FlashPlan, flash=flash), is_fixed=True)
+    why = ""
+    try:
+        _try(flash, device, dtype, heads, PAGES)
+    except _UnusableError as found:
+        why = f"without pages: {found.why}"
+    return Kernel("flash-attn", partial(FlashPlan, flash=flash), why=why, is_fixed=True, is_paged=not why)
+
+
+def choose_paging(kernel: Kernel, wanted: bool | None) -> Paging | None:
+    """How keys and values are paged; None where they are not.
+
+    Args:
+        kernel: that decodes.
+        wanted: None pages where the kernel reads pages itself.
+    """
+    is_paged = kernel.is_paged if wanted is None else wanted
+    return Paging(PAGE_SIZE, is_gathered=not kernel.is_paged) if is_paged else None
 
 
 def _load_flash(device: torch.device, dtype: torch.dtype) -> Callable[..., Tensor]:
@@ -114,30 +133,49 @@ def _load_flash(device: torch.device, dtype: torch.dtype) -> Callable[..., Tenso
         raise _UnusableError(f"flash-attn cannot be loaded: {first_line(error)}", is_fallback=True) from error
 
 
+@dataclass(frozen=True)
+class _Trial:
+    """Two sequences whose keys lie in four slots or pages.
+
+    Attributes:
+        length: positions of a slot or page.
+        argument: that names them.
+        places: the slot of each sequence, or its pages.
+        ends: keys that it sees.
+    """
+
+    length: int
+    argument: str
+    places: list[Any]
+    ends: tuple[int, int]
+
+
+SLOTS = _Trial(64, "cache_batch_idx", [1, 0], (4, 37))
+PAGES = _Trial(PAGE_SIZE, "block_table", [[3, 1], [2, 0]], (4, PAGE_SIZE + 37))
+
+
 @torch.inference_mode()
-def _try(flash: Callable[..., Tensor], device: torch.device, dtype: torch.dtype, heads: Heads) -> None:
-    """Attends from a block of four to the first keys of two slots, and compares.
+def _try(flash: Callable[..., Tensor], device: torch.device, dtype: torch.dtype, heads: Heads, trial: _Trial) -> None:
+    """Attends from a block of four to the first keys of two sequences, and compares.
 
     Raises:
         _UnusableError: the kernel fails, or computes something else.
     """
     generator = torch.Generator().manual_seed(0)
-    shapes = (2, 4, heads.queries, heads.dim), (2, 64, heads.keys, heads.dim), (2, 64, heads.keys, heads.dim)
+    cached = (4, trial.length, heads.keys, heads.dim)
+    shapes = (2, 4, heads.queries, heads.dim), cached, cached
     query, keys, values = (torch.randn(shape, generator=generator).to(device, dtype) for shape in shapes)
-    slots, ends = torch.tensor([[1, 0], [4, 37]], dtype=torch.int32, device=device)
+    places, ends = (torch.tensor(given, dtype=torch.int32, device=device) for given in (trial.places, trial.ends))
+    layout = {"cache_seqlens": ends, trial.argument: places}
     try:
         rows = folded(query.flatten(0, 1).transpose(0, 1), 4, heads.keys)
-        found = flash(
-            rows, keys, values, cache_seqlens=ends, cache_batch_idx=slots, softmax_scale=heads.dim**-0.5, causal=False
-        )
+        found = flash(rows, keys, values, **layout, softmax_scale=heads.dim**-0.5, causal=False)
         ended = unfolded(found, 4).unflatten(0, (2, 4)).float().cpu()
     except CALLING as failure:
         raise _UnusableError(f"flash-attn does not run here: {first_line(failure)}", is_fallback=True) from failure
-    for row, (slot, end) in enumerate(((1, 4), (0, 37))):
-        seen = [
-            states[slot, :end].float().cpu().transpose(0, 1).repeat_interleave(heads.queries // heads.keys, 0)
-            for states in (keys, values)
-        ]
+    for row, (place, end) in enumerate(zip(trial.places, trial.ends, strict=True)):
+        firsts = [states[place].flatten(0, -3)[:end].float().cpu() for states in (keys, values)]
+        seen = [first.transpose(0, 1).repeat_interleave(heads.queries // heads.keys, 0) for first in firsts]
         scores = query[row].float().cpu().transpose(0, 1) @ seen[0].mT * heads.dim**-0.5
         expected = (scores.softmax(-1) @ seen[1]).transpose(0, 1)
         if not (error := relative_error(ended[row], expected)) <= TOLERANCE:

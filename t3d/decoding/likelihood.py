@@ -8,8 +8,9 @@ steps as a block has positions, temperature 1):
 
 Blocks are counted from position 0 of c + x, so the prompt's tail shares the first one, and the last one is filled
 up with masks, both as in decoding.  For that decoder this is exact: over all x of one length the probabilities sum
-to 1 (the mask token, which is never drawn, has probability 0).  A decoder that reveals several tokens at a step, or
-in another order, writes x with another probability.
+to 1 (the mask token, which is never drawn, has probability 0).  A decoder in another order writes x with another
+probability, and so does one that takes fewer steps: with those, asked for by their number, x_i is seen beside the
+tokens of earlier steps alone, and the tokens of a step are drawn each by itself.
 """
 
 import gc
@@ -24,6 +25,7 @@ from torch import Tensor
 from t3d.decoding.memory import fewer_slots
 from t3d.devices import exhaustion, give_back
 from t3d.errors import DataError
+from t3d.remasking import step_quota
 from t3d.sampling import best_tokens
 from t3d.sdar.attention import TrainingTokens, block_index, may_see
 from t3d.sdar.modeling import SDARForCausalLM
@@ -45,12 +47,16 @@ class Likelihood(NamedTuple):
 
 
 class _Batch(NamedTuple):
-    """Rows in the training layout: the clean tokens of every block but the last, a noisy copy of the scored blocks."""
+    """Rows in the training layout: the clean tokens of every block but the last, a noisy copy of the scored blocks.
+
+    `steps` are the denoising steps, from 0 within their blocks, that reveal the noisy tokens; -1: the prompt's.
+    """
 
     ids: Int[Tensor, "row seq"]
     positions: Int[Tensor, "row seq"]
     noisy: Bool[Tensor, "row seq"]
     scored: Bool[Tensor, "row seq"]
+    steps: Int[Tensor, "row seq"]
     documents: Int[Tensor, "row seq"]
 
 
@@ -60,8 +66,9 @@ def iter_likelihoods(
     mask_id: int,
     block_size: int,
     max_active: int = 32,
+    denoising_steps: int | None = None,
 ) -> Iterator[tuple[int, Likelihood]]:
-    """Yields (index of the pair, its likelihood), at most `block_size` forwards per `max_active` pairs.
+    """Yields (index of the pair, its likelihood), at most a forward per step of a block and `max_active` pairs.
 
     Args:
         model: the network, in eval mode, on any device.
@@ -70,12 +77,13 @@ def iter_likelihoods(
         block_size: positions per block.
         max_active: most pairs in one forward; results do not depend on it.  Where memory runs out, half of them are
             tried from there on.
+        denoising_steps: of the sequential decoder per block, at most `block_size`; None: one for each position.
 
     Raises:
         DataError: a pair that is longer than the model's context, named by its number.
         ConfigError: no memory for a single pair.
     """
-    context = model.config.max_position_embeddings
+    context, steps = model.config.max_position_embeddings, _reveal_steps(block_size, denoising_steps or block_size)
     for index, (prompt, response) in enumerate(pairs):
         if _padded(len(prompt) + len(response), block_size) > context:
             found = f"{len(prompt)} + {len(response)} tokens in blocks of {block_size}"
@@ -88,7 +96,7 @@ def iter_likelihoods(
     while done < len(order):
         indices, full = order[done : done + max_active], None
         try:
-            batch = _lay_out([pairs[index] for index in indices], mask_id, block_size, model.device)
+            batch = _lay_out([pairs[index] for index in indices], mask_id, steps, model.device)
             scores = _score(model, batch, mask_id, block_size)
         except (RuntimeError, MemoryError) as error:
             full = exhaustion(error)
@@ -109,11 +117,24 @@ def _padded(length: int, block_size: int) -> int:
     return -(-length // block_size) * block_size
 
 
+def _reveal_steps(block_size: int, denoising_steps: int) -> list[int]:
+    """The step, from 0, that reveals each of a block's masked positions, counted from its first one."""
+    quotas = step_quota(torch.arange(denoising_steps), block_size, denoising_steps).tolist()
+    return [step for step, quota in enumerate(quotas) for _ in range(quota)]
+
+
 def _lay_out(
-    pairs: Sequence[tuple[list[int], list[int]]], mask_id: int, block_size: int, device: torch.device
+    pairs: Sequence[tuple[list[int], list[int]]], mask_id: int, steps: list[int], device: torch.device
 ) -> _Batch:
-    """One row per pair; padding is a document of its own."""
-    rows = []
+    """One row per pair; padding is a document of its own.
+
+    Args:
+        pairs: prompts and responses.
+        mask_id: id of the mask token.
+        steps: see `_reveal_steps`; one for each position of a block.
+        device: where to.
+    """
+    rows, block_size = [], len(steps)
     for prompt, response in pairs:
         tokens = prompt + response
         first, end = len(prompt) // block_size * block_size, _padded(len(tokens), block_size)
@@ -125,30 +146,37 @@ def _lay_out(
                 clean + noisy,
                 [0] * len(clean) + [1] * len(noisy),
                 [0] * len(clean) + [int(len(prompt) <= position < len(tokens)) for position in noisy],
+                [-1] * len(clean) + [_step_at(position, len(prompt), steps) for position in noisy],
                 [0] * (len(clean) + len(noisy)),
             ]
         )
     width = max(len(row[0]) for row in rows)
-    fill = (mask_id, 0, 0, 0, 1)
+    fill = (mask_id, 0, 0, 0, -1, 1)
     padded = [[row[field] + [fill[field]] * (width - len(row[field])) for row in rows] for field in range(len(fill))]
-    ids, positions, noisy_rows, scored, documents = torch.tensor(padded, device=device)
-    return _Batch(ids, positions, noisy_rows.bool(), scored.bool(), documents)
+    ids, positions, noisy_rows, scored, revealed, documents = torch.tensor(padded, device=device)
+    return _Batch(ids, positions, noisy_rows.bool(), scored.bool(), revealed, documents)
+
+
+def _step_at(position: int, prompt_length: int, steps: list[int]) -> int:
+    """The step that reveals a position: in the block that the prompt ends in, the first masked one begins them."""
+    if position < prompt_length:
+        return -1
+    return steps[position - max(prompt_length, position // len(steps) * len(steps))]
 
 
 @torch.inference_mode()
 def _score(model: SDARForCausalLM, batch: _Batch, mask_id: int, block_size: int) -> list[Likelihood]:
-    """Evaluates all blocks at once, one offset inside the block per forward."""
+    """Evaluates all blocks at once, one step inside the block per forward."""
     tokens = TrainingTokens(block_index(batch.positions, block_size), batch.noisy, batch.documents)
     mask = may_see(tokens.at((..., None)), tokens.at((slice(None), None)))[:, None]
-    offsets = batch.positions % block_size
     log_probs = torch.zeros(len(batch.ids), dtype=torch.float64)
     greedy = torch.ones(len(batch.ids), dtype=torch.bool)
-    for offset in range(block_size):
-        asked = batch.scored & (offsets == offset)
+    for step in range(int(batch.steps.max()) + 1):
+        asked = batch.scored & (batch.steps == step)
         if not asked.any():
             continue
         values, hits = model(
-            batch.ids.masked_fill(batch.noisy & (offsets >= offset), mask_id),
+            batch.ids.masked_fill(batch.noisy & (batch.steps >= step), mask_id),
             attention_mask=mask,
             position_ids=batch.positions,
             logit_rows=asked.flatten().nonzero()[:, 0],

@@ -1,7 +1,8 @@
 """How many sequences the device has room for: what decoding needs beside the weights, counted before it starts."""
 
 import logging
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from functools import cache
 
 import torch
@@ -9,7 +10,8 @@ import torch
 from t3d.decoding.cache import SlotCache
 from t3d.decoding.config import DecodingConfig
 from t3d.decoding.draws import row_tiles
-from t3d.decoding.limits import cache_length, prefill_chunk
+from t3d.decoding.limits import cache_length, full_length, prefill_chunk
+from t3d.decoding.pages import Paging, num_pages
 from t3d.devices import GIB, free_memory, usable_memory
 from t3d.errors import ConfigError
 from t3d.sdar.configuration import SDARConfig
@@ -22,20 +24,66 @@ LOGIT_BYTES, SORTED_BYTES = 24, 40
 
 
 @dataclass(frozen=True)
+class Capacity:
+    """What a device holds beside the weights.
+
+    Attributes:
+        slots: sequences at a time.
+        paging: of keys and values; None where each sequence has those of the longest.
+        pages: for all sequences; 0 without paging.
+        longest: pages of the longest sequence, of which there are at least so many.
+    """
+
+    slots: int
+    paging: Paging | None = None
+    pages: int = 0
+    longest: int = 0
+
+    def part(self, slots: int) -> "Capacity":
+        """For so many of the sequences, and their part of the pages."""
+        pages = max(self.longest, self.pages * slots // self.slots)
+        return replace(self, slots=slots, pages=min(pages, slots * self.longest))
+
+    def agreed(self, agree: Callable[[int], int]) -> "Capacity":
+        """The numbers that all of several processes use."""
+        return replace(self, slots=agree(self.slots), pages=self.pages if self.paging is None else agree(self.pages))
+
+
+@dataclass(frozen=True)
 class DecodingMemory:
     """Bytes that decoding takes beside the weights.
 
     Attributes:
         shared: whatever the number of sequences: a prefilled chunk or, after it, a tile of logits.
-        per_slot: of each sequence: keys and values, and its part of a forward.
+        per_slot: of each sequence: its part of a forward, and its keys and values if they are not paged.
+        paging: None without pages.
+        per_page: of each page.
+        longest: pages of the longest sequence.
     """
 
     shared: int
     per_slot: int
+    paging: Paging | None = None
+    per_page: int = 0
+    longest: int = 0
+
+    @property
+    def least(self) -> int:
+        """Of one sequence alone."""
+        return self.shared + self.per_slot + self.longest * self.per_page
 
     def slots(self, room: int) -> int:
-        """The sequences that fit into `room` bytes, 0 or more."""
-        return max(0, room - self.shared) // self.per_slot
+        """The sequences that fit into `room` bytes, 0 or more; of paged ones the longest whole and others begun."""
+        left = room - self.least
+        return 0 if left < 0 else 1 + left // (self.per_slot + self.per_page)
+
+    def capacity(self, room: int, wanted: int) -> Capacity:
+        """What fits into `room` bytes for at most `wanted` sequences."""
+        slots = min(wanted, self.slots(room))
+        if self.paging is None:
+            return Capacity(slots)
+        pages = (room - self.shared - slots * self.per_slot) // self.per_page
+        return Capacity(slots, self.paging, max(0, min(pages, slots * self.longest)), self.longest)
 
 
 def decoding_memory(
@@ -45,6 +93,7 @@ def decoding_memory(
     longest_prompt: int,
     device: torch.device,
     recorded: bool = False,
+    paging: Paging | None = None,
 ) -> DecodingMemory:
     """What decoding takes, counted from shapes: keys and values exactly, the rest at most.
 
@@ -55,6 +104,7 @@ def decoding_memory(
         longest_prompt: tokens.
         device: that decodes; it need not be there.
         recorded: forwards are padded, and replayed in memory of their own.
+        paging: of keys and values; None: each sequence has those of the longest.
     """
     length, size = cache_length(longest_prompt, decoding), decoding.block_size
     heads, kv_heads = model.num_attention_heads, model.num_key_value_heads or model.num_attention_heads
@@ -68,23 +118,40 @@ def decoding_memory(
     position = 16 + 4 * len(decoding.record) + (4 * decoding.denoising_steps if decoding.temperature > 0 else 0)
     judged, tiles = LOGIT_BYTES if decoding.top_p == 1 else SORTED_BYTES, row_tiles(model.vocab_size, dtype, device)
     logits = tiles.judged * judged + (tiles.product - tiles.judged) * dtype.itemsize
-    slot, forward = SlotCache.slot_bytes(model, length, dtype), 2 * size * token
-    shared = max(prefill_chunk(size) * token, logits * model.vocab_size)
+    slot, forward = SlotCache.slot_bytes(model, length, dtype), 2 * size * token * (1 + 2 * recorded)
+    shared = max(prefill_chunk(size) * token, logits * model.vocab_size) * (1 + recorded)
+    if paging is None:  # padding writes to a slot of its own
+        return DecodingMemory(shared + recorded * slot, slot + forward + length * position)
+    page = SlotCache.slot_bytes(model, paging.size, dtype)
+    gathered = 2 * slot // model.num_hidden_layers if paging.is_gathered else 0  # a layer's, and a copy under way
     return DecodingMemory(
-        shared=shared + recorded * (shared + slot),  # the slot that padding writes to
-        per_slot=slot + forward * (1 + 2 * recorded) + length * position,
+        shared=shared + page,  # the blank one
+        per_slot=gathered + forward + length * position,
+        paging=paging,
+        per_page=page,
+        longest=num_pages(full_length(longest_prompt, decoding), paging.size),
     )
 
 
 def fitting_slots(
+    model: SDARForCausalLM, decoding: DecodingConfig, longest_prompt: int, wanted: int, sharing: int = 1
+) -> int:
+    """`fitting(...).slots` of a decoder that neither records nor pages."""
+    return fitting(model, decoding, longest_prompt, wanted, sharing).slots
+
+
+def fitting(
     model: SDARForCausalLM,
     decoding: DecodingConfig,
     longest_prompt: int,
     wanted: int,
     sharing: int = 1,
     recorded: bool = False,
-) -> int:
+    paging: Paging | None = None,
+) -> Capacity:
     """As many of the `wanted` sequences as the model's device has room for now; fewer are logged, once.
+
+    In pages there is room for the longest sequence at least, and the others wait for each other's.
 
     Args:
         model: which decodes.
@@ -93,24 +160,28 @@ def fitting_slots(
         wanted: sequences.
         sharing: processes that decode on the device, this one among them, each with an equal part of what is free.
         recorded: see `decoding_memory`.
+        paging: likewise.
 
     Raises:
         ConfigError: not even one fits.
     """
     device = model.device
-    needed = decoding_memory(model.config, model.dtype, decoding, longest_prompt, device, recorded)
+    needed = decoding_memory(model.config, model.dtype, decoding, longest_prompt, device, recorded, paging)
     room = usable_memory(device) // sharing
-    fit = min(wanted, needed.slots(room))
-    if fit < 1:
+    fit = needed.capacity(room, wanted)
+    if fit.slots < 1:
         kept = "the rest is kept back" if sharing == 1 else f"for {sharing} processes, and some is kept back"
         raise ConfigError(
             "rollout.max_token" if sharing == 1 else "rollout.num_workers",
             f"a prompt of {longest_prompt} tokens and {decoding.max_new_tokens} new ones to fit into {room / GIB:.2f} "
             f"GiB ({free_memory(device) / GIB:.2f} are free on {device}, {kept})",
-            f"{(needed.shared + needed.per_slot) / GIB:.2f} GiB for one sequence",
+            f"{needed.least / GIB:.2f} GiB for one sequence",
         )
-    if fit < wanted:
-        _tell_once(f"decoding {fit} sequences at a time, not {wanted}: as many as {device} has memory for")
+    if fit.slots < wanted:
+        _tell_once(f"decoding {fit.slots} sequences at a time, not {wanted}: as many as {device} has memory for")
+    if paging is not None and fit.pages < fit.slots * fit.longest:
+        pages = f"{fit.pages} pages of {paging.size} tokens, as many as {device} has memory for"
+        _tell_once(f"decoding up to {fit.slots} sequences at a time in {pages}: not all can be of full length")
     return fit
 
 

@@ -19,6 +19,7 @@ from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
 from t3d.decoding.cache import SlotCache, padded_keys
+from t3d.decoding.pages import num_pages
 from t3d.decoding.parcel import Parcel
 from t3d.sdar.backend import Attended, AttentionPlan, Keys, Queries
 
@@ -52,9 +53,14 @@ class Spans:
         """Position of each token."""
         return np.arange(self.edges[-1]) + np.repeat(self.starts - self.edges[:-1], self.counts * self.size)
 
+    @cached_property
+    def token_slots(self) -> NDArray[np.int64]:
+        """Slot of each token."""
+        return np.repeat(self.slots, self.counts * self.size)
+
     def places(self, length: int) -> NDArray[np.int64]:
         """Where in a buffer [slots, length] each token lies."""
-        return self.positions + np.repeat(self.slots * length, self.counts * self.size)
+        return self.token_slots * length + self.positions
 
     def padded(self, num_blocks: int, spare: int) -> "Spans":
         """The same tokens, and after them first blocks of the slot `spare`, `num_blocks` blocks in all."""
@@ -96,7 +102,7 @@ class _Layout:
 
 
 class SdpaPlan(AttentionPlan):
-    """PyTorch's attention over views of the cache: keys and values are never gathered or expanded.
+    """PyTorch's attention over views of the cache: keys and values are never expanded, and only gathered from pages.
 
     For a CPU: a call takes running sequences of neighbouring slots, or the chunk of one prompt.
     """
@@ -110,7 +116,8 @@ class SdpaPlan(AttentionPlan):
             parcel: takes the layout to the device; None sends it alone.
         """
         self.cache, self.parcel, self._size = cache, parcel or Parcel(cache.keys.device), spans.size
-        self._places = self.parcel.add(spans.places(cache.keys.shape[2]))
+        self._places = self.parcel.add(cache.places(spans.token_slots, spans.positions))
+        self._pages = None if cache.pages is None else self.parcel.add(cache.pages.rows.astype(np.int64))
         members = self._members(spans)
         in_order = all(isinstance(part, slice) for part in members)
         self._order = None if in_order else self.parcel.add(_token_order(spans, members))
@@ -131,7 +138,7 @@ class SdpaPlan(AttentionPlan):
         # A slot between the others that takes no part looks at one key, and nobody reads what it sees.
         ends = np.ones((seen.stop - seen.start, most), dtype=np.int64)
         ends[slots - seen.start] = starts[:, None] + blocks * size
-        num_keys = min(padded_keys(int(ends.max())), self.cache.keys.shape[2])
+        num_keys = min(padded_keys(int(ends.max())), self.cache.length)
         first = spans.edges[:-1][part]
         tokens = slice(int(first[0]), int(first[-1] + counts[-1] * size)) if isinstance(part, slice) else slice(None)
         grid = back = None
@@ -174,8 +181,8 @@ class SdpaPlan(AttentionPlan):
         self,
         tile: Tile,
         query: Float[Tensor, "heads tokens dim"],
-        keys: Float[Tensor, "slots length kv_heads dim"],
-        values: Float[Tensor, "slots length kv_heads dim"],
+        keys: Float[Tensor, "slots_or_pages length kv_heads dim"],
+        values: Float[Tensor, "slots_or_pages length kv_heads dim"],
         scale: float,
     ) -> Float[Tensor, "part heads dim"]:
         num_slots, num_keys = tile.mask.shape[0], tile.mask.shape[-1]
@@ -188,13 +195,22 @@ class SdpaPlan(AttentionPlan):
         queries = queries.reshape(num_slots, keys.shape[2], -1, dim)
         out = scaled_dot_product_attention(
             queries,
-            keys[tile.slots, :num_keys].transpose(1, 2),
-            values[tile.slots, :num_keys].transpose(1, 2),
+            self._first(keys, tile.slots, num_keys).transpose(1, 2),
+            self._first(values, tile.slots, num_keys).transpose(1, 2),
             attn_mask=tile.mask,
             scale=scale,
         )
         out = out.reshape(num_slots, num_heads, -1, dim).transpose(1, 2).reshape(-1, num_heads, dim)
         return out if tile.back is None else out.index_select(0, tile.back)
+
+    def _first(
+        self, buffer: Float[Tensor, "slots_or_pages length kv_heads dim"], slots: slice, num_keys: int
+    ) -> Float[Tensor, "slots keys kv_heads dim"]:
+        """The first `num_keys` positions of some slots."""
+        if self._pages is None:
+            return buffer[slots, :num_keys]
+        pages = self.parcel[self._pages][slots, : num_pages(num_keys, buffer.shape[1])]
+        return buffer[pages].flatten(1, 2)[:, :num_keys]
 
 
 class WidePlan(SdpaPlan):
@@ -221,7 +237,10 @@ def _token_order(spans: Spans, members: Sequence[slice | NDArray[np.int64]]) -> 
 
 
 class FlashPlan(AttentionPlan):
-    """flash-attn's attention over a cache: every block is a row of its own with its own number of keys."""
+    """flash-attn's attention over a cache: every block is a row of its own with its own number of keys.
+
+    It reads pages through their table, the whole width of it, so that shapes follow from the number of blocks alone.
+    """
 
     def __init__(
         self, spans: Spans, cache: SlotCache, parcel: Parcel | None = None, *, flash: Callable[..., Tensor]
@@ -237,8 +256,9 @@ class FlashPlan(AttentionPlan):
         self.flash, self.cache, self.size = flash, cache, spans.size
         self.parcel = parcel or Parcel(cache.keys.device)
         ends = spans.positions[spans.size - 1 :: spans.size] + 1
-        self._places = self.parcel.add(spans.places(cache.keys.shape[2]))
-        self._slots = self.parcel.add(np.repeat(spans.slots, spans.counts).astype(np.int32))
+        self._places = self.parcel.add(cache.places(spans.token_slots, spans.positions))
+        rows = cache.rows(np.repeat(spans.slots, spans.counts))
+        self._rows = {name: self.parcel.add(array) for name, array in rows.items()}
         self._ends = self.parcel.add(ends.astype(np.int32))
 
     def attend(self, layer: int, query: Queries, key: Keys, value: Keys, scale: float) -> Attended:
@@ -250,9 +270,9 @@ class FlashPlan(AttentionPlan):
             keys,
             values,
             cache_seqlens=self.parcel[self._ends],
-            cache_batch_idx=self.parcel[self._slots],
             softmax_scale=scale,
             causal=False,
+            **{name: self.parcel[number] for name, number in self._rows.items()},
         )
         return unfolded(out, self.size).reshape(1, num_tokens, num_heads, dim)
 

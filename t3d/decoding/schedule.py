@@ -26,30 +26,34 @@ class Step:
 
 
 def schedule(slots: Slots) -> Step:
-    """Chooses the next forward and counts it: every slot that can denoises, and prompts prefill up to the budget.
+    """Chooses the next forward and counts it: every slot that can denoises, and others prefill up to the budget.
 
     The longest waiting prompt comes first.
     """
     size, table = slots.config.block_size, slots.running
-    unfilled = table["filled"] < table["whole"]
-    prefilling, denoising = np.flatnonzero(unfilled), np.flatnonzero(~unfilled)
+    starts, counts = table["start"] - size * table["pending"], 1 + table["pending"]
+    unfilled = table["filled"] < starts
+    prefilling, denoising = slots.leaders(np.flatnonzero(unfilled)), np.flatnonzero(~unfilled)
     if len(prefilling) > 1:
         queue = prefilling[np.argsort(table["index"][prefilling])]
         within = np.cumsum(_chunks(slots, queue)) <= PREFILL_TOKENS
         within[0] = True
         prefilling = np.sort(queue[within])
-    starts, counts = table["start"] - size * table["pending"], 1 + table["pending"]
     counts[unfilled] = 0
-    counts[prefilling], starts[prefilling] = _chunks(slots, prefilling) // size, table["filled"][prefilling]
+    if len(prefilling):
+        counts[prefilling], starts[prefilling] = _chunks(slots, prefilling) // size, table["filled"][prefilling]
     used = np.flatnonzero(counts)
-    table["forwards"][used] += 1
+    table["forwards"][denoising] += 1
     return Step(prefilling, denoising, Spans(used, starts[used], counts[used], size))
 
 
 def advance(slots: Slots, step: Step) -> None:
     """Counts what a forward has done, and begins the next block of every sequence whose current one is complete."""
     table, size, denoising = slots.table, slots.config.block_size, step.denoising
-    table["filled"][step.prefilling] += _chunks(slots, step.prefilling)
+    if len(step.prefilling):
+        table["filled"][step.prefilling] += _chunks(slots, step.prefilling)
+        slots.share_filled(step.prefilling)
+    table["filled"][denoising] = table["start"][denoising]
     complete = ~table["masked"][denoising].any(-1)
     table["step"][denoising] += 1
     table["pending"][denoising] = complete
@@ -60,6 +64,7 @@ def advance(slots: Slots, step: Step) -> None:
 
 
 def _chunks(slots: Slots, chosen: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Prompt tokens that each of the `chosen` slots prefills next."""
-    left = slots.table["whole"][chosen] - slots.table["filled"][chosen]
+    """Tokens that each of the `chosen` slots prefills next."""
+    table, size = slots.table[chosen], slots.config.block_size
+    left = table["start"] - size * table["pending"] - table["filled"]
     return np.minimum(left, prefill_chunk(slots.config.block_size))

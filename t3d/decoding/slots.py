@@ -2,25 +2,58 @@
 
 Running sequences always fill slots 0..n-1, so that attention works on views of the cache: a freed slot is given to the
 next prompt, or else the last sequence moves into it.
+
+Where keys and values are paged (`t3d.decoding.pages`), a sequence takes pages as it grows.  When none is free, the
+sequence that was admitted last is put back: it gives up its pages, and goes on later from where it was, once its keys
+and values are computed again.  So the others go on, the first of them always, and every sequence ends.
 """
 
+import math
 from collections import deque
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from t3d.decoding.cache import SlotCache
 from t3d.decoding.config import DecodingConfig
-from t3d.decoding.limits import cache_length, full_length
+from t3d.decoding.limits import cache_length, full_length, prefill_forwards
+from t3d.decoding.pages import num_pages
 from t3d.sampling import response_uniforms
 from t3d.sdar.modeling import SDARForCausalLM
 from t3d.trajectory import UNFINISHED, Trajectory
 
-Request = tuple[int, list[int], int]
-"""Index of a prompt, its token ids, and the stream of its random numbers."""
-
 RECORDS = {"logprob": "logprobs", "entropy": "entropies"}
 """The fields of `Draws` and `Trajectory` that `DecodingConfig.record` asks for."""
+
+PER_FREE_PAGE = 8
+"""A page stays free for every so many running sequences when another is admitted: else that would soon be put back."""
+
+
+@dataclass(frozen=True)
+class Progress:
+    """How far a sequence was when it was put back: its row of the table, and of each column."""
+
+    row: Any
+    columns: dict[str, NDArray[Any]]
+
+
+@dataclass(frozen=True)
+class Request:
+    """A response to decode.
+
+    Attributes:
+        index: of its prompt.
+        prompt: token ids.
+        stream: of its random numbers.
+        progress: of a sequence that was put back.
+    """
+
+    index: int
+    prompt: list[int]
+    stream: int
+    progress: Progress | None = None
 
 
 class Slots:
@@ -28,15 +61,17 @@ class Slots:
 
     Attributes:
         cache: keys and values, on the model's device.
-        table: one record per slot: `index` of the prompt and its length `prompt`; `whole`, the positions to
-            prefill, of which `filled` are done; the current block's `start` and denoising `step` and its `masked`
-            positions; whether the block before it is `pending`, finished but not committed; `steps` and `forwards`
-            spent.
+        table: one record per slot: `index` of the prompt, its random `stream` and its length `prompt`, in whole
+            blocks `whole`, of which sequences with this prompt have the first `common` in pages that they share;
+            `filled`, the positions whose keys and values are there; the current block's `start` and denoising `step`
+            and its `masked` positions; whether the block before it is `pending`, finished but not committed; `steps`
+            and `forwards` spent; `turn`, which admission it was.
         columns: what is known of each position [slots, length]: `ids`, the mask token where nothing is revealed,
             `step_map`, the step that revealed it, and the recorded values by their name in `Draws`.
         is_stop: whether each token of the vocabulary ends a response.
         uniforms: random numbers [slots, blocks, steps, block]; empty at temperature 0.
         active: sequences in flight.
+        num_admitted: sequences so far, those that were put back counted once.
     """
 
     def __init__(
@@ -63,8 +98,9 @@ class Slots:
         if cache is None:
             cache = SlotCache(model.config, num_slots + num_spare, self.length, model.dtype, self.device)
         self.cache = cache
-        counters = ["index", "prompt", "whole", "filled", "start", "step", "steps", "forwards"]
-        columns = [(name, np.int64) for name in counters] + [("pending", np.bool_), ("masked", np.bool_, (size,))]
+        counters = ["index", "prompt", "whole", "common", "filled", "start", "step", "steps", "forwards", "turn"]
+        columns: list[Any] = [("stream", np.uint64), *((name, np.int64) for name in counters)]
+        columns += [("pending", np.bool_), ("masked", np.bool_, (size,))]
         self.table = np.zeros(num_slots, dtype=np.dtype(columns, align=True))
         types = {"ids": np.int64, "step_map": np.int64} | {RECORDS[name]: np.float32 for name in config.record}
         self.columns = {name: np.zeros((num_slots, self.length), dtype=kind) for name, kind in types.items()}
@@ -72,7 +108,7 @@ class Slots:
         self.uniforms = np.zeros((num_slots, num_blocks, config.denoising_steps, size), dtype=np.float32)
         self.is_stop = np.zeros(model.config.vocab_size, dtype=np.bool_)
         self.is_stop[[token for token in config.stop_ids if token < len(self.is_stop)]] = True
-        self.active = 0
+        self.active = self.num_admitted = 0
 
     @property
     def num_free(self) -> int:
@@ -89,26 +125,42 @@ class Slots:
         taken: dict[int, list[int]] = {}
         while self.num_free:
             try:
-                index, prompt, stream = waiting.popleft()
+                request = waiting.popleft()
             except IndexError:  # asked for, not looked up: another lane may take the last one at any moment
                 break
-            taken[index] = prompt
-            self.add(index, prompt, stream)
+            if not self.has_pages(request):
+                waiting.appendleft(request)
+                break
+            taken[request.index] = request.prompt
+            self.add(request.index, request.prompt, request.stream, request.progress)
         return taken
 
-    def add(self, index: int, prompt: list[int], stream: int) -> None:
-        """Puts a prompt into the first free slot."""
+    def add(self, index: int, prompt: list[int], stream: int, progress: Progress | None = None) -> None:
+        """Puts a prompt, or a sequence that was put back, into the first free slot; see `has_pages`."""
         slot, size = self.active, self.config.block_size
         whole = len(prompt) // size * size
-        masked = np.arange(whole, whole + size) >= len(prompt)
-        self.table[slot] = (index, len(prompt), whole, 0, whole, 0, 0, 0, False, masked)
-        self.columns["ids"][slot] = self.config.mask_id
-        self.columns["ids"][slot, : len(prompt)] = prompt
+        if progress is None:
+            masked = np.arange(whole, whole + size) >= len(prompt)
+            forwards = prefill_forwards(len(prompt), size)  # counted here, as they may be shared or repeated
+            counted = index, len(prompt), whole, self._common(whole), 0, whole, 0, 0, forwards, self.num_admitted
+            self.table[slot] = (stream, *counted, False, masked)
+            self.columns["ids"][slot] = self.config.mask_id
+            self.columns["ids"][slot, : len(prompt)] = prompt
+            self.num_admitted += 1
+        else:
+            self.table[slot], self.table["filled"][slot] = progress.row, 0
+            for name, column in self.columns.items():
+                column[slot] = progress.columns[name]
         if self.config.temperature > 0:
             num_blocks = (full_length(len(prompt), self.config) - whole) // size
             self.uniforms[slot, :num_blocks] = response_uniforms(
                 self.config.seed, stream, num_blocks, self.config.denoising_steps, size
             )
+        relative, shared = self._relative(prompt)
+        if shared and self.cache.pages is not None:
+            self.cache.pages.share(relative, slot, shared // self.cache.pages.size)
+            self.table["filled"][slot] = min(shared, self.table["filled"][relative])
+        self.cache.grow(slot, int(self.table["start"][slot]) + size)
         self.active += 1
 
     def remove(self, slot: int, poisoned: bool) -> None:
@@ -118,8 +170,7 @@ class Slots:
             slot: of the finished sequence.
             poisoned: its cached values may not be finite, so they are overwritten.
         """
-        if poisoned:
-            self.cache.clear(slot)
+        self.cache.free(slot, poisoned)
         self.active -= 1
         last = self.active
         if slot != last:
@@ -128,6 +179,68 @@ class Slots:
             for column in self.columns.values():
                 column[slot] = column[last]
             self.cache.move(last, slot, int(self.table["start"][last]) + self.config.block_size)
+
+    def has_pages(self, request: Request) -> bool:
+        """Whether a request finds the pages that it begins with, and leaves some to those that run."""
+        pages, size, progress = self.cache.pages, self.config.block_size, request.progress
+        if pages is None:
+            return True
+        start = len(request.prompt) // size * size if progress is None else int(progress.row["start"])
+        wanted = num_pages(start + size, pages.size) - self._relative(request.prompt)[1] // pages.size
+        return wanted + num_pages(self.active, PER_FREE_PAGE) <= len(pages.free)
+
+    def make_room(self) -> list[Request]:
+        """Gives each sequence the page that its block begins, and puts back those whose pages are needed for that."""
+        pages, size, put_back = self.cache.pages, self.config.block_size, list[Request]()
+        while pages is not None:
+            ends = self.running["start"] + size
+            lacking = np.flatnonzero(ends > pages.counts[: self.active] * pages.size)
+            if not len(lacking):
+                break
+            first = int(lacking[self.running["turn"][lacking].argmin()])
+            if not self.cache.grow(first, int(ends[first])):
+                put_back.append(self.put_back(int(self.running["turn"].argmax())))
+        return put_back
+
+    def put_back(self, slot: int) -> Request:
+        """Takes a sequence out of its slot, to go on later."""
+        row, columns = self.table[slot].copy(), {name: column[slot].copy() for name, column in self.columns.items()}
+        self.remove(slot, poisoned=False)
+        prompt = columns["ids"][: row["prompt"]].tolist()
+        return Request(int(row["index"]), prompt, int(row["stream"]), Progress(row, columns))
+
+    def _common(self, whole: int) -> int:
+        """How many of a prompt's `whole` positions lie in full pages, the last of which ends where a block ends."""
+        if self.cache.pages is None:
+            return 0
+        unit = math.lcm(self.cache.pages.size, self.config.block_size)
+        return whole // unit * unit
+
+    def _relative(self, prompt: list[int]) -> tuple[int, int]:
+        """A running sequence with this prompt, and how many positions it shares; without any, none are shared."""
+        if self.cache.pages is None:
+            return -1, 0
+        same = np.flatnonzero(self.running["prompt"] == len(prompt))
+        same = same[(self.columns["ids"][same, : len(prompt)] == prompt).all(1)]
+        return (int(same[0]), int(self.table["common"][same[0]])) if len(same) else (-1, 0)
+
+    def leaders(self, unfilled: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Which of the slots prefill: of those that share pages that are not filled yet, the first."""
+        pages, table = self.cache.pages, self.table[unfilled]
+        if pages is None or len(unfilled) < 2:
+            return unfilled
+        fills_common = table["filled"] < table["common"]
+        _, first = np.unique(np.where(fills_common, pages.rows[unfilled, 0], -1 - unfilled), return_index=True)
+        return unfilled[np.sort(first)]
+
+    def share_filled(self, prefilled: NDArray[np.int64]) -> None:
+        """Tells the sequences that share a prompt's pages what one of them has filled."""
+        if self.cache.pages is None:
+            return
+        first, filled = self.cache.pages.rows[: self.active, 0], self.running["filled"]
+        for slot in prefilled:
+            same, common = first == first[slot], self.table["common"][slot]
+            filled[same] = np.maximum(filled[same], min(filled[slot], common))
 
     def trajectory(self, slot: int, prompt: list[int], failed: bool = False, goes_on: bool = False) -> Trajectory:
         """What a slot has come to.

@@ -119,12 +119,12 @@ def iter_speculative(
     for index, (prompt, stream) in enumerate(zip(prompts, streams or range(len(prompts)), strict=True)):
         errors = [error for network in networks if (error := prompt_error(network, prompt, config)) is not None]
         if not errors:
-            waiting.append((index, prompt, stream))
+            waiting.append(Request(index, prompt, stream))
         else:
             yield index, Drafted(Trajectory(list(prompt), [], [], "error", 0, 0, errors[0]), 0, 0, 0)
     if not waiting:
         return
-    longest, width = max(len(prompt) for _, prompt, _ in waiting), config.denoising_steps + 1
+    longest, width = max(len(request.prompt) for request in waiting), config.denoising_steps + 1
     wanted = min(max_active, len(waiting)) * width
     num_slots = max(1, fitting_slots(model, config, longest, wanted, sharing) // width)
     shares = lane_shares(model.device, num_slots)

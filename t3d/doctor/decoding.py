@@ -12,7 +12,7 @@ from t3d.config import EvalConfig, RolloutConfig, SampleConfig, load_config
 from t3d.data.benchmarks import load_benchmark
 from t3d.decoding import DecodingConfig
 from t3d.decoding.graphs import are_recorded
-from t3d.decoding.kernel import find_kernel
+from t3d.decoding.kernel import choose_paging, find_kernel
 from t3d.decoding.limits import prompt_error
 from t3d.decoding.memory import DecodingMemory, decoding_memory
 from t3d.devices import pick_device
@@ -133,14 +133,14 @@ def examine_model(examination: Examination, config: SampleConfig, launched: bool
         Heads.of(patient.config),
     )
     examination.examine("kernel", lambda: machine.decoding_kernel(device, dtype, heads))
-    recorded = examination.obtain(
-        "kernel", lambda: are_recorded(device, find_kernel(device, dtype, heads), settings.cuda_graphs)
-    )
+    kernel = find_kernel(device, dtype, heads)
+    recorded = examination.obtain("kernel", lambda: are_recorded(device, kernel, settings.cuda_graphs)) or False
+    paging = choose_paging(kernel, settings.paged)
     longest = 0 if asked is None else asked.longest
     count = settings.max_active if asked is None else len(asked.items) * settings.num_response_per_task
     needed = Needed(
         weights=num_parameters(patient.config) * dtype.itemsize // settings.tensor_parallel_size,
-        decoding=decoding_memory(patient.config, dtype, decoding, longest, device, recorded or False),
+        decoding=decoding_memory(patient.config, dtype, decoding, longest, device, recorded, paging),
         wanted=min(settings.max_active, count),
     )
     ranks = Ranks(size=int(os.environ.get("WORLD_SIZE", "1"))) if launched else Ranks()
@@ -215,17 +215,20 @@ def memory(
     workers = count_workers(settings, ranks)
     sharing = -(-max(workers, ranks.size) // len(mine))
     least = min(mine, key=lambda one: one.usable)
-    fit = needed.decoding.slots(least.usable // sharing - needed.weights)
+    fit = needed.decoding.capacity(least.usable // sharing - needed.weights, needed.wanted)
     text = (
         f"{counted(workers, 'process', 'processes')}, each weights of {size_of(needed.weights)} "
         f"and {size_of(needed.decoding.per_slot)} per sequence"
     )
+    if fit.paging is not None:
+        pages = f"{fit.pages} of {size_of(needed.decoding.per_page)} for {fit.paging.size} tokens each"
+        text += f" and pages of keys and values, {pages} (the longest sequence takes {fit.longest})"
     free = f"{size_of(least.usable / sharing)} usable on {least.name}" + (" by each" if sharing > 1 else "")
-    if fit < 1:
+    if fit.slots < 1:
         cure = "a free device, a smaller model, rollout.max_token or num_workers lower, or rollout.tensor_parallel_size"
         yield Finding("error", "memory", f"{text}: not one fits into {free}", cure)
-    elif fit < needed.wanted:
-        text = f"{text}: {fit} of {needed.wanted} at a time fit into {free}; results do not depend on it"
+    elif fit.slots < needed.wanted:
+        text = f"{text}: {fit.slots} of {needed.wanted} at a time fit into {free}; results do not depend on it"
         yield Finding("ok", "memory", text)
     else:
         yield Finding("ok", "memory", f"{text}: all {needed.wanted} fit into {free}")

@@ -131,7 +131,7 @@ def examine_training(examination: Examination, arguments: list[str], launched: b
             data = examination.obtain("data", lambda: read_data(config, patient))
             if data is not None:
                 examination.examine("data", lambda: samples(config, data, around))
-    if config.validation.every:
+    if config.validation.every or training.meter_every:
         examine_validation(examination, config, patient)
     examination.examine("output", lambda: folder(config, patient, data, around))
     examination.examine("trackers", lambda: trackers(config, os.environ))
@@ -146,7 +146,7 @@ def examine_training(examination: Examination, arguments: list[str], launched: b
 
 def examine_validation(examination: Examination, config: TrainConfig, patient: Patient | None) -> None:
     """Adds what keeps the held-out problems from being decoded, at whichever of the decodings, or graded."""
-    if config.dataset.data_type == "code":
+    if config.validation.every and config.dataset.data_type == "code":
         examination.examine("sandbox", lambda: machine.sandbox(ExecuteConfig.sandbox, is_needed=True))
     for asked in sample_configs(config):
         examination.examine("validation", partial(validation, asked, patient))

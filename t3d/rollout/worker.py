@@ -88,7 +88,15 @@ def decode_share(share: Share, report: Callable[[Done], None]) -> None:
             prompts = [request.prompt_ids for request in requests]
             streams = [request.stream for request in requests]
             for place, trajectory in iter_decode(
-                model, prompts, share.decoding, settings.max_active, streams, agree, share.sharing, graphs=graphs
+                model,
+                prompts,
+                share.decoding,
+                settings.max_active,
+                streams,
+                agree,
+                share.sharing,
+                graphs=graphs,
+                paged=settings.paged,
             ):
                 if shard is None:
                     continue

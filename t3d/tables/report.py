@@ -1,4 +1,4 @@
-"""One HTML file, without anything to fetch, that shows tables, plots, and the settings of every run."""
+"""One HTML file, without anything to fetch, that shows tables, plots, meters, and the settings of every run."""
 
 from t3d.entry import run_entry
 
@@ -23,16 +23,23 @@ from t3d.tables.cells import Run
 from t3d.tables.curves import AUP_ALPHA, AUP_TOLERANCE, Panel, distinct, panels, reference_accuracy
 from t3d.tables.fill import load_table
 from t3d.tables.layout import lay_out, named
+from t3d.tables.meter import Meter, read_meters
 from t3d.tables.outcomes import load_outcomes
 from t3d.tables.plots import aup_d3llm_plot, aup_plot, budget_plot, pareto_plot, svg
 from t3d.tables.render import MISSING, head_levels, row_labels, shown
 
 log = logging.getLogger(__name__)
 
-EXAMPLE = "python -m t3d.tables.report paper/results/table*.json --out paper/results/report.html"
+EXAMPLE = (
+    "python -m t3d.tables.report paper/results/table*.json paper/results/meter-*.json --out paper/results/report.html"
+)
 RUN_HEADS = (
     *("#", "Base", "Method", "Data set", "Block", "Steps", "Strategy", "n", "acc (%)", "avg len", "avg steps"),
     *("tokens/step", "tokens/forward", "TPS", "Checkpoint"),
+)
+METER_HEADS = (
+    *("Model", "Data set", "Block", "Steps", "n", "gap (nats/block)", "gap (nats/token)", "entropy (nats/block)"),
+    "acc (%)",
 )
 SHOWN_SETTINGS = (
     *("config.experiment.output_dir", "config.evaluation.checkpoint_path", "config.evaluation.eval_dataset"),
@@ -58,26 +65,30 @@ class PlotSet:
     plots: list[Plot]
 
 
-def load(paths: Sequence[Path], baseline: str | None) -> tuple[list[tuple[list[Run], TableConfig]], list[Run]]:
-    """Reads tables (lists of cells) and single results.
+def load(
+    paths: Sequence[Path], baseline: str | None
+) -> tuple[list[tuple[list[Run], TableConfig]], list[Run], list[Meter]]:
+    """Reads tables (lists of cells), single results and meters.
 
     Returns:
-        Each table's runs and layout; the single runs, whose method is the name of their checkpoint.
+        Each table's runs and layout; the single runs, whose method is the name of their checkpoint; the meters.
 
     Raises:
-        DataError: a file that is neither.
+        DataError: a file that is none of these.
     """
-    tables, singles = [], []
+    tables, singles, meters = [], [], []
     for path in paths:
         content = read_json(path)
         if isinstance(content, list):
             tables.append(load_table(path))
+        elif isinstance(content, dict) and "meter" in content:
+            meters += read_meters(content, path)
         else:
             singles.append(_single(path, from_json(content, path)))
     known = {run.place["model"] for run in singles}
     if baseline is not None and baseline not in known:
         raise DataError("--baseline", f"the checkpoint of a results file: {', '.join(sorted(known))}", baseline)
-    return tables, singles
+    return tables, singles, meters
 
 
 def plot_sets(
@@ -98,6 +109,7 @@ def page(
     tables: Sequence[tuple[list[Run], TableConfig]],
     singles: Sequence[Run],
     plots: Sequence[PlotSet],
+    meters: Sequence[Meter] = (),
     trajectories: str | None = None,
 ) -> str:
     """The report as an HTML document, with a link to a page of `t3d.viewer` if there is one."""
@@ -111,6 +123,8 @@ def page(
         lead=f"Tables: {len(tables)}; runs: {len(runs)}. Everything here comes from the files of these runs.",
         tables=[_table(mine, table) for mine, table in tables],
         plot_sets=plots,
+        meter_heads=METER_HEADS,
+        meters=[_meter_row(meter, runs) for meter in meters],
         trajectories=trajectories,
         run_heads=RUN_HEADS,
         runs=[_run_row(number, run) for number, run in enumerate(runs, 1)],
@@ -197,6 +211,24 @@ def _run_row(number: int, run: Run) -> list[str]:
     ]
 
 
+def _meter_row(meter: Meter, runs: Sequence[Run]) -> list[str]:
+    """A meter's figures, with the accuracy of every run of the same model, problems, block size and steps."""
+    decoding, accuracies = (meter.block_size, meter.denoising_steps), []
+    for run in runs:
+        assert run.results is not None
+        place, results = run.place, run.results
+        same = {run.model, results.checkpoint} & {meter.model, meter.checkpoint} and results.dataset == meter.dataset
+        if same and (place["block_size"], place["denoising_steps"]) == decoding:
+            acc, stderr = results.metrics.acc, results.metrics.stderr
+            accuracies.append(f"{100 * acc:.2f} ± {100 * stderr:.2f} ({place['strategy']})")
+    figures = meter.figures
+    return [
+        *(meter.label, meter.dataset, *map(str, decoding), str(figures.num_samples)),
+        *(f"{figures.nats_per_block:.4f} ± {figures.stderr:.4f}", f"{figures.nats_per_token:.4f}"),
+        *(f"{figures.entropy_per_block:.4f}", ", ".join(accuracies) or MISSING),
+    ]
+
+
 def _settings(runs: Sequence[Run]) -> tuple[dict[str, str], list[tuple[str, str, str]]]:
     """Settings and environment that all runs share; and (name, value, runs) of the others."""
     values: dict[str, dict[str, list[int]]] = {}
@@ -225,23 +257,26 @@ def main(arguments: list[str]) -> None:
     """Writes the report of the files that the command line names."""
     parser = ArgumentParser(__doc__ or "", EXAMPLE)
     parser.add_argument(
-        "results", type=user_path, nargs="+", help="tables (<name>.json) and results (results-<name>.json)"
+        "results",
+        type=user_path,
+        nargs="+",
+        help="tables (<name>.json), results (results-<name>.json), meters (meter-<name>.json)",
     )
     parser.add_argument("--out", type=user_path, default=Path("report.html"), help="file to write")
     parser.add_argument("--baseline", default=None, help="checkpoint that AUP refers to, for results without a table")
     parser.add_argument("--trajectories", default=None, help="link to a page of t3d.viewer, as seen from the report")
     parser.add_argument("--plots", type=user_path, default=None, help="folder to write each plot to, as SVG")
     options = parser.parse_args(arguments)
-    tables, singles = load(options.results, options.baseline)
+    tables, singles, meters = load(options.results, options.baseline)
     sets = plot_sets(tables, singles, options.baseline)
-    texts = {options.out: page(tables, singles, sets, options.trajectories)}
+    texts = {options.out: page(tables, singles, sets, meters, options.trajectories)}
     if options.plots is not None:
         texts |= {options.plots / f"{one.name}-{plot.kind}.svg": plot.svg for one in sets for plot in one.plots}
     for path, text in texts.items():
         make_folder(path.parent)
         with atomic_writer(path) as file:
             file.write(text)
-    log.info("%s: %d tables, %d single results", options.out, len(tables), len(singles))
+    log.info("%s: %d tables, %d single results, %d meters", options.out, len(tables), len(singles), len(meters))
 
 
 if __name__ == "__main__":

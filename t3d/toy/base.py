@@ -8,19 +8,27 @@ from t3d.entry import run_entry
 import logging
 from pathlib import Path
 
-from transformers import GenerationConfig
+from transformers import GenerationConfig, PreTrainedTokenizerFast
 
 from t3d.arguments import ArgumentParser
+from t3d.errors import UserError
 from t3d.sdar.configuration import SDARConfig
 from t3d.storage.folders import make_folder
 from t3d.storage.paths import user_path
+from t3d.toy import gsm_symbolic
 from t3d.toy.problems import check_names
-from t3d.toy.tokenizer import TURN_END, build_tokenizer, save_tokenizer
+from t3d.toy.tokenizer import TURN_END, build_tokenizer, save_tokenizer, train_tokenizer
+
+WORLDS = ("TinyMath", "GSMSymbolic")
 
 
 def save_base(folder: Path, extra_names: int = 0) -> None:
-    """Writes the folder: a small Qwen3 shape with SDAR's fields, and the TinyMath tokenizer with `extra_names`."""
-    tokenizer = build_tokenizer(extra_names=extra_names)
+    """Writes the folder for TinyMath, its tokenizer with `extra_names`."""
+    save_model(folder, build_tokenizer(extra_names=extra_names))
+
+
+def save_model(folder: Path, tokenizer: PreTrainedTokenizerFast) -> None:
+    """Writes the folder: a small Qwen3 shape with SDAR's fields, and the tokenizer."""
     config = SDARConfig(
         vocab_size=len(tokenizer),
         hidden_size=128,
@@ -49,15 +57,21 @@ def save_base(folder: Path, extra_names: int = 0) -> None:
 def main(arguments: list[str]) -> None:
     """Writes the folder named on the command line."""
     parser = ArgumentParser(
-        "Write the toy model's folder before training.", "python -m t3d.toy.base --out build/toy/base"
+        "Write a toy model's folder before training.", "python -m t3d.toy.base --out build/toy/base"
     )
     parser.add_argument("--out", type=user_path, required=True, help="folder to write")
-    parser.add_argument("--names", type=int, default=0, help="invented names beside the usual: more words")
+    parser.add_argument("--world", choices=WORLDS, default="TinyMath", help="whose problems it is for")
+    parser.add_argument("--names", type=int, default=0, help="TinyMath's invented names beside the usual: more words")
     options = parser.parse_args(arguments)
     check_names(options.names)
-    folder = make_folder(options.out)
-    save_base(folder, options.names)
-    logging.getLogger(__name__).info("%s", folder)
+    if options.names and options.world != "TinyMath":
+        raise UserError("--names", "0 in a world other than TinyMath", options.names)
+    if options.world == "TinyMath":
+        save_base(make_folder(options.out), options.names)
+    else:
+        tokenizer = train_tokenizer(gsm_symbolic.generate("train"))
+        save_model(make_folder(options.out), tokenizer)
+    logging.getLogger(__name__).info("%s", options.out)
 
 
 if __name__ == "__main__":

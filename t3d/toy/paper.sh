@@ -16,6 +16,8 @@ echo "== 2. tables of the first seed, report, page of all seeds"
 for number in 1 2 3 4 5 6 7; do
     "$python" eval.py config=configs/toy/tables/table$number.yaml evaluation.limit="$problems"
 done
-"$python" -m t3d.tables.report toy_paper/results/table[1-7].json --out toy_paper/results/report.html
+"$python" -m t3d.tables.meter config=configs/toy/tables/table1.yaml evaluation.limit="$problems"
+"$python" -m t3d.tables.report toy_paper/results/table[1-7].json toy_paper/results/meter-table1.json \
+    --out toy_paper/results/report.html
 "$python" -m t3d.arena.page toy_paper/results/paper.json --out toy_paper/results/page.md
 echo "report: toy_paper/results/report.html (and table1.md, .csv, .tex, .json, ...); all seeds: toy_paper/results/page.md"

@@ -10,7 +10,8 @@ from t3d.entry import run_entry
 
 import itertools
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -196,29 +197,55 @@ def _pick(choices: list[str], stream: np.random.Generator) -> str:
     return choices[stream.integers(len(choices))]
 
 
-def main(arguments: list[str]) -> None:
-    """Writes TinyMath problems as a data set file."""
+def write_problems(
+    world: str,
+    module: str,
+    stream: Callable[..., Iterator[dict[str, Any]]],
+    arguments: list[str],
+    *,
+    named: bool = False,
+) -> None:
+    """The command of a world: writes some of its problems as a data set file.
+
+    Args:
+        world: its name.
+        module: which the command line runs.
+        stream: its `generate`.
+        arguments: of the command line.
+        named: whether it takes `extra_names`.
+
+    Raises:
+        UserError: a mistake in the arguments, or a place that cannot be written to.
+    """
     parser = ArgumentParser(
-        "Write TinyMath problems as a data set file.",
-        "python -m t3d.toy.problems --split test --limit 50 --out data/TinyMath.json",
+        f"Write {world} problems as a data set file.",
+        f"python -m {module} --split test --limit 50 --out data/{world.replace('-', '')}.json",
     )
     parser.add_argument("--split", choices=SPLITS, default="test", help="operands of which split")
     parser.add_argument("--limit", type=int, default=1000, help="number of problems")
     parser.add_argument("--seed", type=int, default=0, help="another seed, other problems of the same split")
-    parser.add_argument("--names", type=int, default=0, help="invented names beside the usual: more words")
+    if named:
+        parser.add_argument("--names", type=int, default=0, help="invented names beside the usual: more words")
     parser.add_argument("--solutions", action="store_true", default=False, help="add a worked `answer` to each problem")
     parser.add_argument("--out", type=user_path, required=True, help="file to write")
     options = parser.parse_args(arguments)
     if options.limit < 1 or options.seed < 0:
         raise UserError("--limit, --seed", "at least 1, at least 0", f"{options.limit}, {options.seed}")
-    check_names(options.names)
-    problems = list(itertools.islice(generate(options.split, options.seed, options.names), options.limit))
+    if named:
+        check_names(options.names)
+        stream = partial(stream, extra_names=options.names)
+    problems = list(itertools.islice(stream(options.split, options.seed), options.limit))
     if not options.solutions:
         for problem in problems:
             del problem["answer"]
     make_folder(options.out.parent)
     write_json_atomic(options.out, problems)
     logging.getLogger(__name__).info("%d %s problems: %s", len(problems), options.split, options.out)
+
+
+def main(arguments: list[str]) -> None:
+    """Writes TinyMath problems as a data set file."""
+    write_problems("TinyMath", "t3d.toy.problems", generate, arguments, named=True)
 
 
 if __name__ == "__main__":

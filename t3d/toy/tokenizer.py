@@ -1,7 +1,9 @@
 """The toy world's tokenizer: byte-level BPE, one token per digit, with SDAR's special tokens and chat template."""
 
 import itertools
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
@@ -23,6 +25,13 @@ WORD_OR_DIGIT = r" ?[A-Za-z]+| ?[0-9]|\n| ?[^\sA-Za-z0-9]+|\s"
 
 def build_tokenizer(num_problems: int = 20_000, extra_names: int = 0) -> PreTrainedTokenizerFast:
     """Trains the tokenizer on TinyMath's train split (with `extra_names`: see `generate`); the same each time."""
+    return train_tokenizer(generate("train", extra_names=extra_names), num_problems, VOCAB_SIZE + 2 * extra_names)
+
+
+def train_tokenizer(
+    problems: Iterator[dict[str, Any]], num_problems: int = 20_000, vocab_size: int = VOCAB_SIZE
+) -> PreTrainedTokenizerFast:
+    """Trains a tokenizer of at most `vocab_size` tokens on the first problems of a world's stream, and its prompts."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
         [
@@ -32,13 +41,13 @@ def build_tokenizer(num_problems: int = 20_000, extra_names: int = 0) -> PreTrai
     )
     tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
-        vocab_size=VOCAB_SIZE + 2 * extra_names,
+        vocab_size=vocab_size,
         show_progress=False,
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         special_tokens=[AddedToken(token, special=True) for token in (END_OF_TEXT, TURN_START, TURN_END, MASK)],
     )
-    problems = itertools.islice(generate("train", extra_names=extra_names), num_problems)
-    texts = (f"{user_message(item, 'math')}\nuser\nassistant\n{item['answer']}" for item in problems)
+    first = itertools.islice(problems, num_problems)
+    texts = (f"{user_message(item, 'math')}\nuser\nassistant\n{item['answer']}" for item in first)
     tokenizer.train_from_iterator(texts, trainer)
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,

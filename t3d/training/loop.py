@@ -33,6 +33,7 @@ from t3d.training.forward import batch_losses
 from t3d.training.kernel import COMPUTED_IN, choose_plan
 from t3d.training.launch import make_accelerator
 from t3d.training.limits import room_to_train
+from t3d.training.meter import Meter
 from t3d.training.metrics import MetricsLog
 from t3d.training.models import prepare_models, save_student, whole_weights
 from t3d.training.operations import Work, peak_operations
@@ -91,6 +92,7 @@ class Trainer:
             needs_step_map=self.state_settings.strategy.startswith("trace"),
         )
         self.validation = Validation(config, self.checkpoint) if config.validation.every else None
+        self.meter = Meter(config, self.checkpoint) if training.meter_every else None
         # At most: a response that begins and ends inside blocks is completed to whole ones.
         fill = 2 * max(self.state_settings.block_sizes)
         self.lengths = self.samples.lengths + fill
@@ -169,7 +171,7 @@ class Trainer:
             disable=metrics_log is None,
         ) as progress:
             while self.step < self.num_steps:
-                metrics = self.train_step() | self._validate()
+                metrics = self.train_step() | self._validate() | self._measure()
                 if metrics_log is not None:
                     metrics_log.write(metrics)
                 speed = f"{metrics['tokens_per_second']:.0f}"
@@ -232,6 +234,12 @@ class Trainer:
         if found.is_best:
             self._save_student(self.folder / "ckpt" / BEST)
         return found.metrics
+
+    def _measure(self) -> dict[str, float]:
+        """The metrics of the meter, where it is due behind this step."""
+        if self.meter is None or not self.meter.is_due(self.step, self.num_steps):
+            return {}
+        return self.meter.run(self.accelerator.unwrap_model(self.student), self.accelerator.device)
 
     def _save_student(self, target: Path) -> None:
         """Saves the student's folder `target`."""

@@ -54,8 +54,9 @@ layers keep n L, or r H + (n - r) L if the first r are recomputed (`gradient_che
 Neither coincides with the update, nor with the masks of a row of T tokens, which flex_attention makes from 10 T^2 bytes
 (`MASK_BYTES`) before the forward pass.
 
-Validation (`validation.every`) comes between steps: a copy of the weights in the precision of the checkpoint's files
-(of the products where those are not known), and one sequence that decodes; as many are decoded together as fit.
+Validation and meter (`validation.every`, `training.meter_every`) come between steps: a copy of the weights in the
+precision of the checkpoint's files (of the products where those are not known), and one sequence that decodes; as many
+are decoded together as fit.
 
 Attention is counted as a fused kernel keeps it; the tiles that a CPU computes keep up to a quarter more.
 CUDA's context, NCCL and fragmentation are a flat `RESERVE`.  tests/training/test_memory.py compares all but that with
@@ -200,7 +201,7 @@ def estimate(config: TrainConfig, shape: SDARConfig, stage: int, num_gpus: int) 
         backward=_backward(shape, training, rows, (computed, stored), kept, working, bool(adapter)),
         update=update,
         masks=float(MASK_BYTES * tokens**2),
-        validation=_validation(config, shape, computed) if config.validation.every else 0.0,
+        validation=_validation(config, shape, computed) if _looks(config) else 0.0,
     )
 
 
@@ -222,6 +223,11 @@ def estimate_fsdp2(config: TrainConfig, shape: SDARConfig, num_gpus: int) -> Est
         buffers=buffers,
         update=buffers + (4 + computed) * root,
     )
+
+
+def _looks(config: TrainConfig) -> bool:
+    """Whether a copy of the student decodes between steps."""
+    return bool(config.validation.every or config.training.meter_every)
 
 
 def _validation(config: TrainConfig, shape: SDARConfig, computed: int) -> float:
@@ -306,7 +312,7 @@ def table(config: MemoryConfig, shapes: dict[str, SDARConfig]) -> Iterator[str]:
     }.get(training.recomputed_layers, f"of the first {training.recomputed_layers} layers recomputed")
     yield f"{tokens} tokens ({rows} rows of logits), activations {recomputed}; reserve {RESERVE / GIB:.1f}"
     parts = ["weights", "gradients", "optimizer", "reference", "buffers", "activations", "backward", "update", "masks"]
-    parts += ["validation"] if config.validation.every else []
+    parts += ["validation"] if _looks(config) else []
     header = "".join(f"{part:>12}" for part in parts)
     sizes = "".join(f"{f'{capacity} GiB':>15}" for capacity in CAPACITIES)
     for name, shape in shapes.items():

@@ -17,6 +17,10 @@ SCORE = "validation/acc"
 """The metric that decides which checkpoint is the best; those of single decodings have their names behind it."""
 
 
+GAP = "meter/nats_per_block"
+"""How the metrics of the factorisation meter begin; each has its decoding's name behind it."""
+
+
 class MetricsLog:
     """metrics.jsonl, continued where a resumed run left off, and the trackers of `experiment.trackers`."""
 

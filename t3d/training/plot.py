@@ -1,4 +1,4 @@
-"""Curves of training runs, side by side: loss, log-ratios, gradient norm, learning rate, validation over global steps.
+"""Curves of training runs, side by side: loss, log-ratios, gradient norm, learning rate, validation, meter over steps.
 
 python -m t3d.training.plot RUN [RUN ...] [--out FILE.png|.svg]
 """
@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from t3d.arguments import ArgumentParser
 from t3d.errors import DataError
 from t3d.storage.paths import user_path
-from t3d.training.metrics import METRICS, SCORE, read_metrics
+from t3d.training.metrics import GAP, METRICS, SCORE, read_metrics
 
 log = logging.getLogger(__name__)
 
@@ -76,7 +76,8 @@ def load_runs(folders: Sequence[Path]) -> dict[str, Run]:
 def draw(runs: Mapping[str, Run]) -> Figure:
     """One panel per metric that any run has: its values in a pale colour, their smoothed course in a strong one."""
     known = {name for run in runs.values() for line in run for name in line}
-    panels = [panel for panel in (*PANELS, validation_panel(known)) if known.intersection(panel.metrics)]
+    measured = validation_panel(known), meter_panel(known)
+    panels = [panel for panel in (*PANELS, *measured) if known.intersection(panel.metrics)]
     rows = -(-len(panels) // 2)
     figure = Figure(figsize=(11, 3.4 * rows + 0.6), layout="constrained")
     FigureCanvasAgg(figure)
@@ -97,8 +98,21 @@ def validation_panel(known: Collection[str]) -> Panel:
         known: names of the metrics of all runs.
     """
     names = [SCORE, *sorted(name for name in known if name.startswith(f"{SCORE}_"))]
+    return _panel_of_decodings("validation accuracy", names)
+
+
+def meter_panel(known: Collection[str]) -> Panel:
+    """The factorisation gap of each decoding (`training.meter_every`).
+
+    Args:
+        known: names of the metrics of all runs.
+    """
+    return _panel_of_decodings("factorisation gap (nats per block)", sorted(n for n in known if n.startswith(GAP)))
+
+
+def _panel_of_decodings(label: str, names: Sequence[str]) -> Panel:
     styles = (VALIDATION_STYLES[place % len(VALIDATION_STYLES)] for place in range(len(names)))
-    return Panel("validation accuracy", dict(zip(names, styles, strict=True)), smooth=False, zero=False)
+    return Panel(label, dict(zip(names, styles, strict=True)), smooth=False, zero=False)
 
 
 def smoothed(values: NDArray[np.float64]) -> NDArray[np.float64]:

@@ -39,6 +39,7 @@ LENGTH_KEYS = ("training.max_steps", "training.num_train_epochs")
 PLACE_KEYS = (
     "training.shard_reference",
     "training.device_peak_tflops",
+    "training.meter_every",
     "validation.every",
     "validation.max_active",
 )
@@ -167,8 +168,9 @@ def _check_same(config: TrainConfig, folder: Path) -> None:
         group, _, key = name.partition(".")
         free = group == "wandb" or (group == "experiment" and key in FREE_KEYS)
         free = free or name in (*BATCH_KEYS, *PLACE_KEYS)
-        # Scores of other problems or decodings cannot be compared; without any, there is nothing to compare with.
-        free = free or (group == "validation" and not before.get("validation.every"))
+        # Figures of other problems or decodings cannot be compared; without any, there is nothing to compare with.
+        looked = before.get("validation.every") or before.get("training.meter_every")
+        free = free or (group == "validation" and not looked)
         if not free and then != now:
             longer = f"; {to_train_on(folder, config)}" if name in LENGTH_KEYS else ""
             expected, found = ("null" if value is None else value for value in (then, now))

@@ -11,10 +11,11 @@ import gc
 import logging
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 from accelerate.utils import gather_object
@@ -46,6 +47,8 @@ from t3d.trajectory import Trajectory
 
 log = logging.getLogger(__name__)
 
+Found = TypeVar("Found")
+
 Decoded = dict[int, Trajectory]
 """A decoding's trajectories, by the number of their request."""
 
@@ -75,7 +78,7 @@ class Validation:
         self.settings, self.data_type = config.validation, config.dataset.data_type
         if self.data_type == "code":
             find_sandbox(ExecuteConfig.sandbox)
-        self.jobs = [_job(asked, checkpoint) for asked in sample_configs(config)]
+        self.jobs = [held_out_job(asked, checkpoint) for asked in sample_configs(config)]
 
     def is_due(self, step: int, num_steps: int) -> bool:
         """Whether the student is validated behind this global step: every so many, and behind the last one."""
@@ -94,26 +97,18 @@ class Validation:
             UserError: no memory for a single sequence beside it, or no grader that works.
         """
         started, ranks = time.perf_counter(), join_ranks()
-        give_back(device)
-        # Nothing here draws from torch's own streams; whatever may do so one day leaves them as they were.
-        with torch.random.fork_rng([device] if device.type == "cuda" else []):
-            found = self._decode(student, device, ranks)
-        gc.collect()
-        give_back(device)
+        shape = self.jobs[0].checkpoint.config
+        found = on_copy(student, shape, device, "validation.every", partial(self._decode, ranks=ranks))
         result = ranks.on_first(lambda: self._judge(found, log_folder))
         result.metrics["validation/seconds"] = time.perf_counter() - started
         return result
 
-    def _decode(self, student: nn.Module, device: torch.device, ranks: Ranks) -> list[Decoded]:
+    def _decode(self, network: SDARForCausalLM, ranks: Ranks) -> list[Decoded]:
         """What all processes together decode, by the decodings."""
-        shape = self.jobs[0].checkpoint.config
-        expected = "memory for a copy of the student beside what trains (0: no validation)"
-        with room("validation.every", expected, DeviceFullError):
-            network = decoding_copy(student, shape, device)
         sharing, found = processes_per_device("auto", 1, ranks), []
         for job in self.jobs:
             mine: Decoded = {}
-            ranks.on_each(partial(_decode_share, network, job, ranks, sharing, mine))
+            ranks.on_each(partial(decode_share, network, job, ranks, sharing, mine))
             found.append(dict(gather_object(list(mine.items()))))
         return found
 
@@ -160,6 +155,39 @@ def sample_configs(config: TrainConfig) -> list[SampleConfig]:
     return [SampleConfig(rollout=rollout, evaluation=problems) for rollout in rollouts]
 
 
+def on_copy(
+    student: nn.Module,
+    shape: SDARConfig,
+    device: torch.device,
+    asked_by: str,
+    measure: Callable[[SDARForCausalLM], Found],
+) -> Found:
+    """What `measure` finds with a `decoding_copy` of the student, whose memory is given back.
+
+    All processes call it together.
+
+    Args:
+        student: the network that is trained.
+        shape: of it, with the precision that its checkpoints are stored in.
+        device: of this process.
+        asked_by: the key that asks for this.
+        measure: gets the copy, and keeps nothing of it.
+
+    Raises:
+        DeviceFullError: no memory for the copy.
+    """
+    give_back(device)
+    # Nothing here draws from torch's own streams; whatever may do so one day leaves them as they were.
+    with torch.random.fork_rng([device] if device.type == "cuda" else []):
+        with room(asked_by, "memory for a copy of the student beside what trains (0: never)", DeviceFullError):
+            network = decoding_copy(student, shape, device)
+        found = measure(network)
+    del network
+    gc.collect()
+    give_back(device)
+    return found
+
+
 @torch.no_grad()
 def decoding_copy(student: nn.Module, shape: SDARConfig, device: torch.device) -> SDARForCausalLM:
     """The student's weights as a checkpoint would hold them, an adapter merged, in a network that only decodes.
@@ -180,7 +208,7 @@ def decoding_copy(student: nn.Module, shape: SDARConfig, device: torch.device) -
     return network.requires_grad_(False).eval()
 
 
-def _job(asked: SampleConfig, checkpoint: Checkpoint) -> Job:
+def held_out_job(asked: SampleConfig, checkpoint: Checkpoint) -> Job:
     """The problems under one decoding.
 
     Raises:
@@ -196,7 +224,7 @@ def _job(asked: SampleConfig, checkpoint: Checkpoint) -> Job:
     return Job(asked, checkpoint, items, requests, decoding, {})
 
 
-def _decode_share(network: SDARForCausalLM, job: Job, ranks: Ranks, sharing: int, decoded: Decoded) -> None:
+def decode_share(network: SDARForCausalLM, job: Job, ranks: Ranks, sharing: int, decoded: Decoded) -> None:
     """Adds this process's part of a decoding to `decoded`."""
     mine = job.requests[ranks.rank :: ranks.size]
     prompts, streams = [request.prompt_ids for request in mine], [request.stream for request in mine]

@@ -1,5 +1,6 @@
 """The runner with a tiny teacher: real rollouts, students and evaluations, in processes of their own."""
 
+import dataclasses
 import json
 import logging
 import os
@@ -8,14 +9,20 @@ import signal
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from t3d.arena.__main__ import run
+from t3d.arena.meter import Metered, by_row
+from t3d.arena.meter import run as run_meter
+from t3d.arena.meter import text as meter_text
 from t3d.arena.page import main as write_page
 from t3d.arena.pool import run_each
 from t3d.arena.results import ArenaResults, load
 from t3d.arena.settings import ArenaConfig, results_path
-from t3d.errors import DataError
+from t3d.arena.statistics import estimate
+from t3d.decoding.factorisation import Gap, mean_gap
+from t3d.errors import DataError, UserError
 
 FAILING = "config=toy/sft dataset.optimization_data={solutions} training.max_prompt_len=1"
 
@@ -124,3 +131,53 @@ def test_the_page_is_written_from_the_file(config, results, tmp_path):
         write_page([str(results_path(config)), "--out", str(tmp_path / "other.md"), "--readme", str(readme)])
     assert not (tmp_path / "other.md").exists()
     assert (tmp_path / "page/tiny.svg").read_text().startswith("<?xml")
+
+
+def test_the_meter_measures_the_students_that_there_are(config, results, monkeypatch):
+    found = run_meter(config)
+    assert [(one.row, one.seed, list(one.gaps)) for one in found] == [
+        *(("original", None, ["4/1"]), ("td", 1, ["4/1"]), ("td", 2, ["4/1"])),
+    ]
+    stored = json.loads((Path(config.folder) / "results/tiny-meter.json").read_text())["students"]
+    assert [one["figures"]["4/1"] for one in stored] == [vars(mean_gap(one.gaps["4/1"])) for one in found]
+    monkeypatch.setattr("t3d.evaluation.meter.gaps", lambda *_, **__: pytest.fail("measured again"))
+    text = meter_text(run_meter(config), config.labels).splitlines()
+    assert [line.split("|")[1:3] for line in text[2:4]] == [[" original ", " 1 "], [" Naive TD ", " 2 "]]
+
+
+def test_an_arena_without_students_or_few_steps_is_refused(config, results, tmp_path):
+    only_td = {"rows": {"td": "config=toy/td training.max_steps=7"}, "baseline": "td", "labels": {}}
+    for changes, message in (
+        ({"decodings": {"4/4": ""}}, "folder, decodings: expected a student that is trained, and a decoding"),
+        (only_td, "folder, decodings: .* found 0 students"),
+        ({"num_problems": 1}, "num_problems: expected at least 2"),
+        ({"folder": str(tmp_path)}, "renamed.json: expected an arena that has run"),
+    ):
+        with pytest.raises(UserError, match=message):
+            run_meter(dataclasses.replace(config, **changes))
+
+
+def test_the_meters_rows_have_the_ratio_of_sums_with_errors_over_seeds_and_problems():
+    teacher = [Gap(1.0, 2.0, 1, 4), Gap(5.0, 9.0, 3, 12), Gap(4.0, 9.0, 2, 8), Gap(0.0, 0.0, 0, 0)]
+    first, second = ([Gap(each.nats * part, 1.0, each.num_blocks, 4) for each in teacher] for part in (0.1, 0.2))
+    other = [Gap(each.nats + sign, 1.0, each.num_blocks, 4) for each, sign in zip(teacher, (1, -1, 1, 0), strict=True)]
+    found = [
+        Metered("original", None, {"4/1": teacher}),
+        *(Metered("td", 1, {"4/1": first}), Metered("td", 2, {"4/1": second}), Metered("sft", 1, {"4/1": other})),
+    ]
+    compared = by_row(found)
+    alone, difference = compared["original", "4/1"]
+    expected = mean_gap(teacher)
+    assert (alone.mean, difference) == (pytest.approx(expected.nats_per_block), None)
+    assert alone.stderr == pytest.approx(expected.stderr * (4 / 3) ** 0.5)  # a sample's variance, over n - 1
+    td, lower = compared["td", "4/1"]
+    assert td.mean == pytest.approx(0.15 * expected.nats_per_block)
+    values = np.array([[part * each for each in (1, 5, 4, 0)] for part in (0.1, 0.2)])
+    assert td.over_seeds == pytest.approx(estimate(values / 1.5).over_seeds)
+    assert lower is not None
+    assert lower.mean == pytest.approx(-0.85 * expected.nats_per_block)
+    text = meter_text(found, {"td": "Naive TD"}).splitlines()
+    assert text[:2] == ["|  | seeds | 4/1 |", "| --- | --- | --- |"]
+    assert text[2].startswith("| original | 1 | 1.667 ± ")
+    assert text[3].startswith("| Naive TD | 2 | **0.250 ± ") == (lower.high < 0)
+    assert text[4].startswith("| sft | 1 | 1.833 ± ")

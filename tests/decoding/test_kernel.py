@@ -10,7 +10,8 @@ from torch import Tensor
 
 from t3d.decoding import DecodingConfig, decode
 from t3d.decoding import kernel as kernel_module
-from t3d.decoding.kernel import Kernel, choose_kernel, find_kernel
+from t3d.decoding.kernel import Kernel, choose_kernel, choose_paging, find_kernel
+from t3d.decoding.pages import Paging
 from t3d.decoding.plan import FlashPlan, SdpaPlan, WidePlan
 from t3d.sdar.backend import Heads, masked_attention, masked_kernels
 from tests.decoding.test_plan import filled_cache, flash_by_hand, spans_of
@@ -88,7 +89,11 @@ def test_the_choice_is_made_once_per_process(card, flash_attn, build_tiny_model,
     calls = flash_attn(WORKING)
     model = build_tiny_model().bfloat16()
     assert choose_kernel(model) is choose_kernel(model)
-    assert len(calls) == len(messages(caplog)) == 1
+    assert [layout.keys() & {"cache_batch_idx", "block_table"} for layout in calls] == [
+        {"cache_batch_idx"},
+        {"block_table"},
+    ]
+    assert len(messages(caplog)) == 1
 
 
 BROKEN = {
@@ -151,6 +156,31 @@ def test_what_no_flash_attn_would_help_is_told_and_no_warning(card, level, dtype
     card(*level)
     kernel = find_kernel(CPU, dtype, HEADS)
     assert (kernel.plan, kernel.why, kernel.is_fallback) == (SdpaPlan, why, False)
+
+
+WITHOUT_PAGES = """
+def flash_attn_with_kvcache(query, keys, values, cache_seqlens, softmax_scale, causal, cache_batch_idx):
+    return flash_by_hand(
+        query.float(), keys.float(), values.float(), cache_seqlens, softmax_scale, causal, cache_batch_idx
+    ).to(query.dtype)
+"""
+
+
+def test_a_flash_attn_that_reads_no_pages_decodes_without_them(card, flash_attn) -> None:
+    card()
+    flash_attn(WITHOUT_PAGES)
+    kernel = find_kernel(CPU, torch.bfloat16, HEADS)
+    assert (kernel.name, kernel.is_paged, kernel.is_fallback) == ("flash-attn", False, False)
+    assert kernel.why.startswith("without pages: flash-attn does not run here: flash_attn_with_kvcache() got an unexp")
+    assert choose_paging(kernel, None) is None
+
+
+def test_pages_are_used_where_attention_reads_them_or_where_they_are_asked_for(card, flash_attn) -> None:
+    card()
+    flash_attn(WORKING)
+    flash, torchs = find_kernel(CPU, torch.bfloat16, HEADS), find_kernel(CPU, torch.float32, HEADS)
+    chosen = [[choose_paging(kernel, wanted) for wanted in (None, True, False)] for kernel in (flash, torchs)]
+    assert chosen == [[Paging(256), Paging(256), None], [None, Paging(256, is_gathered=True), None]]
 
 
 def test_a_card_without_flash_attn_attends_once_for_all(card) -> None:

@@ -100,3 +100,24 @@ def test_a_pair_that_does_not_fit_the_context_is_named(model):
     assert len(likelihoods(model, [fits], 8)) == 1
     with pytest.raises(DataError, match=r"pair 1: .*256 positions, found 200 \+ 57 tokens in blocks of 8"):
         likelihoods(model, [fits, ([1] * 200, [2] * 57)], 8)
+
+
+@pytest.mark.parametrize(("size", "steps"), [(4, 1), (4, 2), (4, 3), (8, 3)])
+def test_of_few_steps_scored_is_the_sequential_decoder_that_takes_them(model, size, steps):
+    """It writes exactly the responses that are greedy; a prompt's tail leaves its block fewer tokens."""
+    config = DecodingConfig(MASK, size, steps, max_new_tokens=11, remasking_strategy="sequential")
+    prompts = [prompt for prompt, _ in ragged_pairs([(length, 0) for length in (1, 2, 3, 4, 6, 9)])]
+    pairs = [(done.prompt_ids, done.response_ids) for done in decode(model, prompts, config)]
+    found = dict(iter_likelihoods(model, pairs, MASK, size, denoising_steps=steps))
+    assert all(score.is_greedy for score in found.values())
+    full = likelihoods(model, pairs, size)
+    assert not all(score.is_greedy for score in full)
+    assert found[0].log_prob != pytest.approx(full[0].log_prob, abs=1e-3)
+
+
+@pytest.mark.parametrize("prompt_length", [0, 3])
+def test_of_few_steps_too_the_probabilities_sum_to_one(model, prompt_length):
+    ((prompt, _),) = ragged_pairs([(prompt_length, 0)])
+    pairs = [(prompt, list(response)) for response in itertools.product(range(MASK), repeat=2)]
+    found = dict(iter_likelihoods(model, pairs, MASK, 4, 512, denoising_steps=2))
+    assert sum(math.exp(score.log_prob) for score in found.values()) == pytest.approx(1, abs=1e-4)

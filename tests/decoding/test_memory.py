@@ -11,7 +11,8 @@ from t3d.decoding import engine as engine_module
 from t3d.decoding import memory as memory_module
 from t3d.decoding.cache import SlotCache, padded_keys
 from t3d.decoding.likelihood import iter_likelihoods
-from t3d.decoding.memory import decoding_memory
+from t3d.decoding.memory import Capacity, decoding_memory
+from t3d.decoding.pages import Paging
 from t3d.errors import ConfigError
 from t3d.sdar import SDARConfig, SDARForCausalLM
 from tests.training.test_memory import Live
@@ -87,6 +88,24 @@ def test_as_many_slots_as_fit_decode_the_same(model, free, widths, caplog) -> No
     ], "once"
 
 
+def test_as_many_pages_as_fit_decode_the_same(model, free, monkeypatch, caplog) -> None:
+    caplog.set_level(logging.INFO)
+    expected, paging = decode(model, PROMPTS, CONFIG), Paging(8, is_gathered=True)
+    needed = decoding_memory(model.config, model.dtype, CONFIG, 13, CPU, paging=paging)
+    held = needed.shared + 5 * needed.per_slot + 12 * needed.per_page
+    free(int(held / (1 - 1 / devices.KEPT_BACK_SHARE)) + 10)
+    monkeypatch.setattr(engine_module, "choose_paging", lambda kernel, wanted: paging)
+    assert decode(model, PROMPTS, CONFIG) == expected
+    told = [record.getMessage() for record in caplog.records if "memory" in record.name]
+    assert told == [
+        "decoding up to 5 sequences at a time in 12 pages of 8 tokens, as many as cpu has memory for: not all can be "
+        "of full length (results do not depend on it)"
+    ]
+    free(int(needed.least / (1 - 1 / devices.KEPT_BACK_SHARE)) - 10)
+    with pytest.raises(ConfigError, match=r"^rollout.max_token: expected a prompt of 13 tokens .* for one sequence$"):
+        decode(model, PROMPTS, CONFIG)
+
+
 def test_no_memory_for_one_sequence_is_refused_before_anything_is_decoded(model, free) -> None:
     free(room_for(model, 1))
     assert len(decode(model, PROMPTS, CONFIG)) == 5
@@ -119,10 +138,13 @@ def test_processes_in_step_use_the_number_that_they_agree_on(model, free, widths
 # What it takes
 
 
+@pytest.mark.parametrize("paging", [None, Paging(is_gathered=True)])
 @pytest.mark.parametrize(
     ("size", "num_slots", "prompt", "new", "top_p"), [(4, 4, 600, 8, 1.0), (16, 16, 30, 64, 0.9), (4, 16, 600, 8, 0.9)]
 )
-def test_the_estimate_covers_what_decoding_takes(size: int, num_slots: int, prompt: int, new: int, top_p: float):
+def test_the_estimate_covers_what_decoding_takes(
+    size: int, num_slots: int, prompt: int, new: int, top_p: float, paging: Paging | None
+) -> None:
     special = {"mask_token_id": 1, "bos_token_id": None, "eos_token_id": None, "tie_word_embeddings": False}
     shape = {"vocab_size": 2048, "hidden_size": 256, "intermediate_size": 768, "num_hidden_layers": 2}
     heads = {"num_attention_heads": 8, "num_key_value_heads": 4, "head_dim": 32, "max_position_embeddings": 1024}
@@ -136,9 +158,11 @@ def test_the_estimate_covers_what_decoding_takes(size: int, num_slots: int, prom
                 super().count(tensor)
 
     with Beside() as live:
-        decode(model, [[7] * prompt] * num_slots, config, max_active=num_slots)
-    needed = decoding_memory(model.config, model.dtype, config, prompt, CPU)
-    assert live.peak <= needed.shared + num_slots * needed.per_slot <= 2 * live.peak
+        decode(model, [[7] * prompt] * num_slots, config, max_active=num_slots, paged=paging is not None)
+    needed = decoding_memory(model.config, model.dtype, config, prompt, CPU, paging=paging)
+    held = num_slots * (needed.per_slot + needed.longest * needed.per_page)
+    assert live.peak <= needed.shared + held <= 2 * live.peak
+    assert (needed.longest > 0) == (paging is not None)
 
 
 def test_an_a100_with_40_gb_holds_some_ninety_long_sequences_of_4b() -> None:
@@ -151,6 +175,22 @@ def test_an_a100_with_40_gb_holds_some_ninety_long_sequences_of_4b() -> None:
     assert needed.slots(0) == 0
     keys_and_values = SlotCache.slot_bytes(SDARConfig(**SDAR_4B), padded_keys(2298), torch.bfloat16)
     assert keys_and_values < needed.per_slot < 1.02 * keys_and_values
+
+
+def test_an_a100_with_40_gb_holds_the_shipped_256_sequences_of_4b_in_pages() -> None:
+    config = DecodingConfig(151_669, 4, 4, max_new_tokens=2048, temperature=0.1)
+    needed = decoding_memory(
+        SDARConfig(**SDAR_4B), torch.bfloat16, config, 250, torch.device("cuda"), recorded=True, paging=Paging()
+    )
+    free = int(39.4 * 2**30) - 8_050_000_000 - devices.KEPT_BACK
+    found = needed.capacity(free, 256)
+    assert (found.slots, found.longest) == (256, 9)
+    assert found.pages == pytest.approx(809, abs=10), (
+        "three for each, and some: 650 tokens, if the last page is half full"
+    )
+    assert needed.capacity(free, 4) == Capacity(4, Paging(), 36, 9)
+    assert needed.capacity(needed.least, 256) == Capacity(1, Paging(), 9, 9)
+    assert needed.capacity(needed.least - 1, 256).slots == 0
 
 
 # The device's own answers

@@ -20,17 +20,26 @@ LENGTH, SIZE, HEADS, KEY_HEADS, DIM = 64, 4, 4, 2, 8
 
 
 def flash_by_hand(
-    query: Tensor, keys: Tensor, values: Tensor, cache_seqlens, cache_batch_idx, softmax_scale: float, causal: bool
+    query: Tensor,
+    keys: Tensor,
+    values: Tensor,
+    cache_seqlens: Tensor,
+    softmax_scale: float,
+    causal: bool,
+    cache_batch_idx: Tensor | None = None,
+    block_table: Tensor | None = None,
 ) -> Tensor:
-    """What flash_attn_with_kvcache documents: row i sees the first cache_seqlens[i] keys of slot cache_batch_idx[i]."""
+    """What flash_attn_with_kvcache documents: row i sees the first cache_seqlens[i] keys of slot cache_batch_idx[i],
+    or of the pages block_table[i], one after the other."""
     assert not causal
-    assert cache_seqlens.dtype == cache_batch_idx.dtype == torch.int32
-    out = torch.empty_like(query)
+    out, places = torch.empty_like(query), cache_batch_idx if block_table is None else block_table
+    assert (cache_batch_idx is None) != (block_table is None)
+    assert cache_seqlens.dtype == places.dtype == torch.int32
     for row in range(len(query)):
-        seen = int(cache_seqlens[row])
+        seen, place = int(cache_seqlens[row]), places[row].tolist()
         for head in range(query.shape[2]):
             key_head = head // (query.shape[2] // keys.shape[2])
-            key, value = (buffer[int(cache_batch_idx[row]), :seen, key_head] for buffer in (keys, values))
+            key, value = (buffer[place].flatten(0, -3)[:seen, key_head] for buffer in (keys, values))
             out[row, :, head] = (query[row, :, head] @ key.T * softmax_scale).softmax(-1) @ value
     return out
 

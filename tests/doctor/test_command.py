@@ -2,6 +2,7 @@
 
 import itertools
 import json
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -144,6 +145,8 @@ def test_the_problems_that_validate_are_looked_at_before_training_starts(trainin
     assert "bad.json, record 0" in errors("train", training(*keys, f"validation.dataset={bad}"))["validation"]
     too_long = errors("train", training(*keys, "validation.max_token=5000"))
     assert "too long" in too_long["validation"]
+    metered = ["training.meter_every=5", f"validation.dataset={dataset}"]
+    assert [one.level for one in findings("train", training(*metered))["validation"]] == ["ok", "ok"]
 
 
 @pytest.mark.parametrize("objective", ["t3d", "ddo", "dparallel"])
@@ -243,6 +246,10 @@ def test_memory_for_not_one_sequence_is_an_error_and_for_some_is_told(decoding, 
     (finding,) = findings("sample", decoding())["memory"]
     assert finding.level == "ok"
     assert " of 10 at a time fit into " in finding.text
+    (finding,) = findings("sample", decoding("rollout.paged=true"))["memory"]
+    assert re.search(
+        r"and pages of keys and values, \d+ of .* for 256 tokens each \(the longest sequence takes 1\):", finding.text
+    )
 
 
 def test_an_output_folder_that_is_a_file_is_an_error(decoding, training, tmp_path):

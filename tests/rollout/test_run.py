@@ -9,6 +9,7 @@ import pytest
 
 from t3d.config import EvalConfig, load_config
 from t3d.data.preprocess import rename_answers
+from t3d.decoding.cache import PagedCache
 from t3d.errors import CheckpointError, ConfigError, DataError
 from t3d.rollout import rollout, rollout_path
 from t3d.rollout import run as run_module
@@ -161,11 +162,22 @@ class TestReproducibility:
                 ["rollout.batch_size=1"],
                 ["rollout.batch_size=4", "rollout.max_active=2"],
                 ["rollout.batch_size=0"],
+                ["rollout.paged=true", "rollout.max_active=4"],
             )
         ):
             config = settings(f"experiment.project={tmp_path / str(number)}", *batching)
             contents.append(rollout(config).read_bytes())
         assert len(set(contents)) == 1
+
+    def test_pages_are_used_where_they_are_asked_for_and_are_not_what_a_file_depends_on(self, settings, monkeypatch):
+        made, begin = [], PagedCache.__init__
+        monkeypatch.setattr(PagedCache, "__init__", lambda self, *given: made.append(given) or begin(self, *given))
+        path = rollout(settings("rollout.paged=false"))
+        assert not made, "nor by default on a CPU"
+        assert rollout(settings("rollout.paged=true")) == path
+        assert not made, "the file is whole"
+        rollout(settings("rollout.paged=true", "rollout.resume=false"))
+        assert made
 
     def test_responses_to_one_problem_differ_and_seeds_differ(self, settings):
         records = decoded(settings("rollout.num_response_per_task=2"))

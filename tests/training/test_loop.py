@@ -21,6 +21,7 @@ from t3d.storage.experiments import newest_checkpoint
 from t3d.training.forward import batch_losses
 from t3d.training.launch import make_accelerator
 from t3d.training.loop import Trainer, train
+from t3d.training.meter import Meter
 from t3d.training.validation import Validation
 from tests import launching
 
@@ -498,17 +499,19 @@ def assert_validated_as_by_one_process(given: list[str]) -> None:
     """A finished run's last validation, by however many processes, against this one's of its last checkpoint."""
     config = load_config(TrainConfig, given, "", "")
     folder, source = Path(str(config.experiment.output_dir)), open_checkpoint(config.model.pretrained_model, 8)
-    network = load_model(folder / "ckpt/optimized")
-    found = Validation(config, source).run(network, torch.device("cpu"), folder).metrics
+    network, cpu = load_model(folder / "ckpt/optimized"), torch.device("cpu")
+    found = Validation(config, source).run(network, cpu, folder).metrics
+    if config.training.meter_every:
+        found |= Meter(config, source).run(network, cpu)
     last = metrics(folder)[-1]
-    assert {name for name in last if name.startswith("validation/")} == found.keys()
-    assert all(last[name] == value for name, value in found.items() if name != "validation/seconds")
+    assert {name for name in last if name.startswith(("validation/", "meter/"))} == found.keys()
+    assert all(last[name] == value for name, value in found.items() if not name.endswith("/seconds"))
 
 
 @pytest.mark.slow
 def test_two_processes_equal_one(checkpoint, trajectories, dataset, tmp_path, single):
-    """And what each validates of the problems is together what one process validates."""
-    keys = ["validation.every=2", f"validation.dataset={dataset}", "validation.max_token=14"]
+    """And what each validates and measures of the problems is together what one process does."""
+    keys = ["validation.every=2", f"validation.dataset={dataset}", "validation.max_token=14", "training.meter_every=3"]
     settings = eight_samples(checkpoint, trajectories, tmp_path / "run", *keys)
     assert not launch_two(settings, ACCELERATE_USE_CPU="true")
     assert_validated_as_by_one_process(settings)

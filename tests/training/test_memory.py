@@ -54,6 +54,8 @@ class Live(TorchDispatchMode):
     def __init__(self) -> None:
         super().__init__()
         self.peak = 0
+        self.most = 0
+        """Bytes of all that was seen and not yet looked at again: at least those of what lives."""
         self.seen: dict[int, tuple[StorageWeakRef, int]] = {}
 
     def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -61,16 +63,19 @@ class Live(TorchDispatchMode):
         for tensor in result if isinstance(result, tuple | list) else [result]:
             if isinstance(tensor, torch.Tensor):
                 self.count(tensor)
-        self.peak = max(self.peak, self.now())
+        if self.most > self.peak:
+            self.peak = max(self.peak, self.now())
         return result
 
     def count(self, tensor: torch.Tensor) -> None:
-        reference = StorageWeakRef(tensor.untyped_storage())
-        self.seen[reference.cdata] = reference, tensor.untyped_storage().nbytes()
+        reference, size = StorageWeakRef(tensor.untyped_storage()), tensor.untyped_storage().nbytes()
+        self.most += size - self.seen.get(reference.cdata, (reference, 0))[1]
+        self.seen[reference.cdata] = reference, size
 
     def now(self) -> int:
         self.seen = {place: entry for place, entry in self.seen.items() if not entry[0].expired()}
-        return sum(size for _, size in self.seen.values())
+        self.most = sum(size for _, size in self.seen.values())
+        return self.most
 
 
 def second_micro_batch(
@@ -276,7 +281,9 @@ def test_the_copy_that_validates_is_counted_where_it_is_the_largest_thing():
     made, shape = config(), tiny(vocab_size=200_000, hidden_size=1024)
     before = estimate(made, shape, 3, 64)
     assert before.validation == 0
-    made.validation.every, made.training.max_gen_length = 10, 1
+    made.training.meter_every = 10
+    assert estimate(made, shape, 3, 64).validation > 4 * num_parameters(shape)
+    made.training.meter_every, made.validation.every, made.training.max_gen_length = 0, 10, 1
     short = estimate(made, shape, 3, 64)
     made.training.max_gen_length = 100_000
     long = estimate(made, shape, 3, 64)

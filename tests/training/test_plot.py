@@ -68,6 +68,16 @@ def test_validation_accuracy_has_a_panel_with_a_curve_for_each_decoding(runs):
     assert names == ["validation/acc", "validation/acc_4/1", "validation/acc_4/2"]
 
 
+def test_the_meters_gap_has_a_panel_with_a_curve_for_each_decoding(runs):
+    lines = [json.loads(line) for line in (runs[1] / "metrics.jsonl").read_text().splitlines()[:STEPS]]
+    lines[9] |= {"meter/nats_per_block_4/2": 0.4, "meter/nats_per_block_4/1": 1.5, "meter/stderr_4/1": 0.1}
+    (runs[1] / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    panel = draw(load_runs(runs)).axes[-1]
+    assert panel.get_title(loc="left") == "factorisation gap (nats per block)"
+    curves = [(line.get_xdata().tolist(), line.get_ydata().tolist()) for line in panel.lines if len(line.get_xdata())]
+    assert curves == [([10], [1.5]), ([10], [0.4])]
+
+
 def test_metrics_that_no_run_has_get_no_panel(runs):
     titles = [axes.get_title(loc="left") for axes in draw(load_runs(runs[1:])).axes]
     assert titles == ["loss (total)", "gradient norm", "learning rate"]
