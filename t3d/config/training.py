@@ -95,7 +95,7 @@ class TrainingConfig:
         one_of=("auto", "float32", "bfloat16"),
     )
     shard_reference: bool | None = key(
-        None, "divide the reference among the GPUs (ZeRO-3 only); false: each holds all of it; null: true under ZeRO-3"
+        None, "divide the reference among the GPUs (ZeRO-3, FSDP2); false: each holds all of it; null: true there"
     )
     enable_tf32: bool = key(True, "allow TF32 in matrix products on CUDA")
     gradient_checkpointing_enable: bool = key(

@@ -25,11 +25,13 @@ from t3d.sdar.checkpoint import chat_end_id
 from t3d.sdar.configuration import SDARConfig
 from t3d.sdar.opening import Checkpoint
 from t3d.storage.paths import cache_root, find_data_files, user_path
+from t3d.training import fsdp
 from t3d.training.data import iter_samples, text_length
 from t3d.training.forward import batch_losses
 from t3d.training.kernel import COMPUTED_IN, find_plan
+from t3d.training.launch import TRUE
 from t3d.training.lora import add_adapter, num_adapter_parameters
-from t3d.training.memory import RESERVE, estimate, num_parameters
+from t3d.training.memory import RESERVE, estimate, estimate_fsdp2, num_parameters
 from t3d.training.packing import collate
 from t3d.training.reference import frozen_copy
 from t3d.training.run_folder import find_run
@@ -58,11 +60,13 @@ class Launch:
         processes: of all machines.
         machines: that they run on.
         stage: of ZeRO; 0 without DeepSpeed, None if it is not decided yet.
+        fsdp: FSDP2 shards in its place.
     """
 
     processes: int
     machines: int
     stage: int | None
+    fsdp: bool = False
 
 
 @dataclass(frozen=True)
@@ -99,7 +103,8 @@ def launch_of(environment: Mapping[str, str], num_gpus: int, launched: bool) -> 
     processes = int(environment.get("WORLD_SIZE", "1"))
     deepspeed = environment.get("ACCELERATE_USE_DEEPSPEED") == "true"
     stage = int(environment.get("ACCELERATE_DEEPSPEED_ZERO_STAGE", "2")) if deepspeed else 0
-    return Launch(processes, int(environment.get("GROUP_WORLD_SIZE", "1")), stage)
+    sharded = environment.get(fsdp.ASKED, "").lower() in TRUE
+    return Launch(processes, int(environment.get("GROUP_WORLD_SIZE", "1")), stage, sharded)
 
 
 def examine_training(examination: Examination, arguments: list[str], launched: bool) -> None:
@@ -171,14 +176,17 @@ def launch(config: TrainConfig, around: Launch, num_gpus: int) -> Iterator[Findi
     """Whether the launch is the one that the configuration asks for, and uses the GPUs.
 
     Raises:
-        ConfigError: its processes cannot share `training.global_batch_size`.
+        ConfigError: its processes cannot share `training.global_batch_size`, or FSDP2 cannot train this.
     """
     experiment, training = config.experiment, config.training
+    if around.fsdp:
+        fsdp.check_launch(config)
     batch, accumulation = samples_per_step(training, around.processes), accumulation_steps(training, around.processes)
     deepspeed = {None: "", 0: ", no DeepSpeed"}.get(around.stage, f", ZeRO-{around.stage}")
+    sharding = ", FSDP2" if around.fsdp else deepspeed
     where = f"{counted(around.processes, 'process', 'processes')} on {counted(around.machines, 'machine')}"
     text = (
-        f"{where}{deepspeed}; {counted(batch, 'sample')} per update "
+        f"{where}{sharding}; {counted(batch, 'sample')} per update "
         f"({training.batch_size_lm} x {accumulation} x {around.processes})"
     )
     for key, asked, there in (
@@ -299,8 +307,9 @@ def memory(config: TrainConfig, shape: SDARConfig, around: Launch, found: Sequen
     share = least.free if gpus else least.free // max(1, around.processes // around.machines)
     free = f"{size_of(share)} free" + (f" on {least.name}" if gpus else " per process")
     stages = (0, 1, 2, 3) if around.stage is None else (around.stage,)
-    needed = {stage: needed_bytes(config, shape, stage, around.processes, bool(gpus)) for stage in stages}
-    words = {stage: f"{'no DeepSpeed' if stage == 0 else f'ZeRO-{stage}'} {size_of(needed[stage])}" for stage in stages}
+    needed = {stage: needed_bytes(config, shape, stage, around, bool(gpus)) for stage in stages}
+    without_stage = "FSDP2" if around.fsdp else "no DeepSpeed"
+    words = {stage: f"{without_stage if stage == 0 else f'ZeRO-{stage}'} {size_of(needed[stage])}" for stage in stages}
     fitting = [stage for stage in stages if needed[stage] <= share]
     text = f"an estimate: {', '.join(words.values())} per {'GPU' if gpus else 'process'}; {free}"
     if fitting:
@@ -311,9 +320,13 @@ def memory(config: TrainConfig, shape: SDARConfig, around: Launch, found: Sequen
     yield Finding("error", "memory", text, cure)
 
 
-def needed_bytes(config: TrainConfig, shape: SDARConfig, stage: int, processes: int, on_gpu: bool) -> float:
+def needed_bytes(config: TrainConfig, shape: SDARConfig, stage: int, around: Launch, on_gpu: bool) -> float:
     """Bytes of a step on each device."""
-    return estimate(config, shape, stage, processes).total + (RESERVE if on_gpu else 0)
+    if around.fsdp:
+        found = estimate_fsdp2(config, shape, around.processes)
+    else:
+        found = estimate(config, shape, stage, around.processes)
+    return found.total + (RESERVE if on_gpu else 0)
 
 
 def trackers(config: TrainConfig, environment: Mapping[str, str]) -> Iterator[Finding]:

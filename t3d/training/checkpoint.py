@@ -16,6 +16,7 @@ from torch import nn
 
 from t3d.errors import CheckpointError
 from t3d.storage.folders import make_folder, put_in_place, remove_folder
+from t3d.training import fsdp
 from t3d.training.reference import load_reference, save_reference
 
 log = logging.getLogger(__name__)
@@ -102,8 +103,8 @@ def load_state(accelerator: Accelerator, folder: Path, reference: nn.Module | No
 
     Raises:
         CheckpointError: an incomplete or unreadable state (the newest earlier one that is whole is named), one saved
-            with DeepSpeed and not loaded with it or the other way round, or one of DeepSpeed's of another number of
-            processes.
+            with DeepSpeed or FSDP2 and not loaded with it or the other way round, or one of DeepSpeed's of another
+            number of processes.
     """
     if problem := damage(folder):
         raise CheckpointError(folder, f"a whole training state{_advice(folder)}", problem)
@@ -122,12 +123,15 @@ def load_state(accelerator: Accelerator, folder: Path, reference: nn.Module | No
 
 
 def _check_launch(accelerator: Accelerator, folder: Path, saved_by: int) -> None:
-    """Without DeepSpeed every process holds all of the state, so that any number of them can go on from it."""
-    sharded, now = (folder / MODEL_NAME).is_dir(), accelerator.state.deepspeed_plugin is not None
-    if sharded != now:
-        kinds = {True: "a launch with DeepSpeed", False: "a launch without DeepSpeed"}
-        raise CheckpointError(folder, f"{kinds[sharded]}, as the one that saved it", kinds[now])
-    if sharded and saved_by != accelerator.num_processes:
+    """Without DeepSpeed any number of processes can go on from a state."""
+    kinds = {MODEL_NAME: "a launch with DeepSpeed", fsdp.STATES: "a launch with FSDP2"}
+    plain = "a launch without DeepSpeed or FSDP2"
+    saved = next((kind for name, kind in kinds.items() if (folder / name).is_dir()), plain)
+    deepspeed = accelerator.state.deepspeed_plugin is not None
+    now = kinds[MODEL_NAME] if deepspeed else kinds[fsdp.STATES] if fsdp.is_fsdp(accelerator) else plain
+    if saved != now:
+        raise CheckpointError(folder, f"{saved}, as the one that saved it", now)
+    if deepspeed and saved_by != accelerator.num_processes:
         expected = (
             f"the {saved_by} process(es) that it was saved by: DeepSpeed cuts the optimizer's state into a part per"
             " process (without DeepSpeed any number goes on)"

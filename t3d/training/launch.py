@@ -11,6 +11,7 @@ from accelerate.utils import DistributedType, InitProcessGroupKwargs, is_deepspe
 from t3d.config import TrainConfig
 from t3d.devices import leave_group_at_exit, reuse_freed_memory
 from t3d.errors import ConfigError
+from t3d.training import fsdp
 from t3d.training.schedule import accumulation_steps
 
 TRUE = ("1", "true", "yes", "on", "y", "t")
@@ -27,8 +28,8 @@ def make_accelerator(config: TrainConfig) -> Accelerator:
     Raises:
         ConfigError: the launch made other numbers of machines or processes than `experiment.num_node` and
             `experiment.num_processes`, a launcher that was asked for several processes started one, DeepSpeed was
-            asked for and is not what runs, or `training.grad_accum_dtype` or `training.global_batch_size` is not for
-            this launch.
+            asked for and is not what runs, FSDP is not as it trains here (`fsdp.check_launch`), or
+            `training.grad_accum_dtype` or `training.global_batch_size` is not for this launch.
     """
     training = config.training
     _check_launch(config.experiment.num_node, config.experiment.num_processes)
@@ -37,6 +38,8 @@ def make_accelerator(config: TrainConfig) -> Accelerator:
     deepspeed_asked = os.environ.get("ACCELERATE_USE_DEEPSPEED", "").lower() in TRUE
     if deepspeed_asked and not is_deepspeed_available():
         raise ConfigError("ACCELERATE_USE_DEEPSPEED", "false, or DeepSpeed installed (pip install deepspeed)", "none")
+    fsdp_asked = os.environ.get(fsdp.ASKED, "").lower() in TRUE
+    fsdp_plugin = fsdp.plugin_of(config) if fsdp_asked else None
     backend = {"backend": "gloo"} if several_on_cpu else {}
     if deepspeed_asked and not torch.cuda.is_available():
         import deepspeed.ops
@@ -45,8 +48,11 @@ def make_accelerator(config: TrainConfig) -> Accelerator:
         deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     accelerator = Accelerator(
         mixed_precision=training.mixed_precision,
+        fsdp_plugin=fsdp_plugin,
         kwargs_handlers=[InitProcessGroupKwargs(timeout=TIMEOUT, **backend)],
     )
+    if fsdp_plugin is not None:
+        fsdp.begin_on_cpu(accelerator, fsdp_plugin)
     leave_group_at_exit()
     if accelerator.device.type == "cpu":
         reuse_freed_memory()

@@ -25,6 +25,7 @@ from t3d.errors import UserError
 from t3d.sdar.backend import Heads
 from t3d.sdar.opening import open_checkpoint
 from t3d.storage.paths import find_data_files
+from t3d.training import fsdp
 from t3d.training.checkpoint import load_state, prune, save_state, saved_steps, saving, step_folder
 from t3d.training.clock import StepClock
 from t3d.training.data import load_samples
@@ -147,10 +148,11 @@ class Trainer:
             shares = f"packs of up to {training.tokens_per_batch} tokens"
         plugin = self.accelerator.state.deepspeed_plugin
         deepspeed = "no DeepSpeed" if plugin is None else f"ZeRO-{plugin.zero_stage}"
+        sharding = "FSDP2" if fsdp.is_fsdp(self.accelerator) else deepspeed
         epochs = self.num_steps * self.global_batch / len(self.samples)
         return (
             f"{len(self.samples)} samples, {self.global_batch} per step ({processes} process(es) on"
-            f" {self.accelerator.device.type}, {deepspeed}, {shares}), {self.num_steps} steps, {epochs:.2f} epochs"
+            f" {self.accelerator.device.type}, {sharding}, {shares}), {self.num_steps} steps, {epochs:.2f} epochs"
         )
 
     def _resumption(self, state: Path) -> str:
@@ -198,7 +200,8 @@ class Trainer:
         parts = self._parts()
         for part in parts:
             accelerator.sync_gradients = last = part is parts[-1]
-            with nullcontext() if last else accelerator.no_sync(self.student):
+            # FSDP2 sums parts of gradients: whole ones would not fit where whole weights do not.
+            with nullcontext() if last or fsdp.is_fsdp(accelerator) else accelerator.no_sync(self.student):
                 with clock.part("data"):
                     batch = self._batch(part)
                 with accelerator.autocast():
@@ -301,7 +304,7 @@ class Trainer:
         """
         accelerator = self.accelerator
         norm = accelerator.clip_grad_norm_(self.student.parameters(), self.config.gradient_limit or math.inf)
-        grad_norm = math.nan if norm is None else float(norm)
+        grad_norm = math.nan if norm is None else float(fsdp.whole(norm))
         bad = norm is not None and not math.isfinite(grad_norm)
         if self.skipped is None and (bad or self.optimizer.step_was_skipped):
             self._refuse_gradient()

@@ -83,7 +83,7 @@ def copy_weights(network: SDARForCausalLM, student: nn.Module) -> None:
 
     Args:
         network: of the same shape, without an adapter.
-        student: what is trained; where ZeRO-3 divides it, all processes must call this together.
+        student: what is trained; where it is divided, all processes must call this together.
     """
     if "peft_config" not in vars(student):
         refresh(network, student)

@@ -26,6 +26,17 @@ weights are c P beside them (at s = 0 too: published checkpoints are stored in b
 holds no gradient of head or embeddings.  Activations are counted as the network's without the adapter: its layers keep
 the inputs that the network's would; what dropout keeps (`model.lora_dropout`) is left out.
 
+With FSDP2 the network's own weights are the precise ones, in parts.  Embeddings and head, of R parameters, are whole
+from a forward to the end of its backward pass, the reference's always; layers, of K, are two at a time:
+
+    weights     4 P / N
+    gradients   4 P / N
+    optimizer   8 P / N
+    reference   c P / N     or c P if each GPU holds all of it
+    buffers     c R, c R for a sharded reference, 2 c K for layers, and (c + 4) K for a layer's gradient and its sum
+    update      (4 + c) R   the gradient of embeddings and head and its sum, behind the layers' backward passes; and
+                            the buffers beside them
+
 The states are those of Rajbhandari et al., "ZeRO" (arXiv:1910.02054, section 3.1: 2 P + 2 P + 12 P); the buffers are
 DeepSpeed's defaults for `zero_optimization`.
 
@@ -56,7 +67,7 @@ from t3d.entry import run_entry
 
 import sys
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -194,6 +205,26 @@ def estimate(config: TrainConfig, shape: SDARConfig, stage: int, num_gpus: int) 
     )
 
 
+def estimate_fsdp2(config: TrainConfig, shape: SDARConfig, num_gpus: int) -> Estimate:
+    """As `estimate`, with FSDP2 in ZeRO's place."""
+    as_zero3, training = estimate(config, shape, 3, num_gpus), config.training
+    computed = 4 if training.mixed_precision == "no" else 2
+    network = empty_network(shape)
+    layers = [sum(weight.numel() for weight in layer.parameters()) for layer in network.model.layers]
+    count = num_parameters(shape)
+    root, layer = count - sum(layers), max(layers)
+    gathered = 2 if as_zero3.reference and training.shard_reference is not False else 1
+    buffers = gathered * computed * root + (3 * computed + 4) * layer
+    return replace(
+        as_zero3,
+        weights=4 * count / num_gpus,
+        gradients=4 * count / num_gpus,
+        optimizer=8 * count / num_gpus,
+        buffers=buffers,
+        update=buffers + (4 + computed) * root,
+    )
+
+
 def _looks(config: TrainConfig) -> bool:
     """Whether a copy of the student decodes between steps."""
     return bool(config.validation.every or config.training.meter_every)
@@ -271,7 +302,7 @@ def num_parameters(shape: SDARConfig) -> int:
 
 
 def table(config: MemoryConfig, shapes: dict[str, SDARConfig]) -> Iterator[str]:
-    """Lines of the table: one row per model, ZeRO stage and number of GPUs, in GiB per GPU."""
+    """Lines of the table: one row per model, ZeRO stage or FSDP2, and number of GPUs, in GiB per GPU."""
     tokens, rows = batch_size(config)
     training = config.training
     yield f"GiB per GPU; objective {training.objective}, {training.mixed_precision}, micro-batches of up to"
@@ -288,13 +319,17 @@ def table(config: MemoryConfig, shapes: dict[str, SDARConfig]) -> Iterator[str]:
         yield ""
         yield f"{name}: {num_parameters(shape) / 1e9:.2f}e9 parameters"
         yield f"{'ZeRO':>6}{'GPUs':>6}{header}{'total':>9}{sizes}"
-        for stage in STAGES:
-            for num_gpus in (config.num_gpus,) if config.num_gpus else (1, 2, 4, 8):
-                found = estimate(config, shape, stage, num_gpus)
-                values = "".join(f"{vars(found)[part] / GIB:12.1f}" for part in parts)
-                total = found.total + RESERVE
-                fits = "".join(f"{'fits' if total <= size * GIB else 'does not fit':>15}" for size in CAPACITIES)
-                yield f"{stage or 'none':>6}{num_gpus:>6}{values}{total / GIB:9.1f}{fits}"
+        counts = (config.num_gpus,) if config.num_gpus else (1, 2, 4, 8)
+        found_of = {
+            (stage or "none", count): estimate(config, shape, stage, count) for stage in STAGES for count in counts
+        }
+        if not config.model.lora_rank:
+            found_of |= {("FSDP2", count): estimate_fsdp2(config, shape, count) for count in counts if count > 1}
+        for (sharding, num_gpus), found in found_of.items():
+            values = "".join(f"{vars(found)[part] / GIB:12.1f}" for part in parts)
+            total = found.total + RESERVE
+            fits = "".join(f"{'fits' if total <= size * GIB else 'does not fit':>15}" for size in CAPACITIES)
+            yield f"{sharding:>6}{num_gpus:>6}{values}{total / GIB:9.1f}{fits}"
         yield from recommended(config, shape)
 
 

@@ -57,7 +57,7 @@ class Meter:
         """The figures of each decoding of fewer steps than positions; all processes call it together.
 
         Args:
-            student: the network without what accelerate wraps it in; its weights may be divided by ZeRO-3.
+            student: the network without what accelerate wraps it in; its weights may be divided (ZeRO-3, FSDP2).
             device: of this process.
 
         Raises:

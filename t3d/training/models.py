@@ -1,7 +1,7 @@
 """Student, optimizer and frozen reference, made ready for the launch without ever being in memory twice on the host.
 
 The network is read in the precision that it is stored in.  From there each weight goes to its device in the precision
-that it is kept in, one after the other, and under ZeRO-3 straight into shards.
+that it is kept in, one after the other, and under ZeRO-3 and FSDP2 straight into shards.
 """
 
 import copy
@@ -23,6 +23,7 @@ from t3d.sdar.checkpoint import load_model, save_model
 from t3d.sdar.mixture import STACKED, SDARMoeConfig
 from t3d.sdar.modeling import SDARForCausalLM
 from t3d.sdar.opening import Checkpoint
+from t3d.training import fsdp
 from t3d.training.kernel import COMPUTED_IN
 from t3d.training.launch import TIMEOUT
 from t3d.training.lora import adapter_of, add_adapter
@@ -61,32 +62,33 @@ def prepare_models(
 
     Raises:
         CheckpointError: see `load_model`; or several processes, and experts that no release but 5.x can train so.
-        ConfigError: a sharded reference without ZeRO-3, or a whole one of an adapter with it; a loss of routers, or
-            layers to adapt, that are not there; or more layers to recompute than there are.
+        ConfigError: a sharded reference without ZeRO-3 or FSDP2, or a whole one of an adapter with it; a loss of
+            routers, or layers to adapt, that are not there; or more layers to recompute than there are.
     """
     torch.manual_seed(config.training.seed)
     # Under ZeRO-3 transformers would cut parameters up while loading, in an order of its own.
     unset_hf_deepspeed_config()
     plugin = accelerator.state.deepspeed_plugin
-    sharded = plugin is not None and plugin.zero_stage == 3
-    shard_reference = sharded if config.training.shard_reference is None else config.training.shard_reference
-    if shard_reference and not sharded:
-        raise ConfigError("training.shard_reference", "null or false without ZeRO-3", True)
-    if sharded and not shard_reference and config.model.lora_rank:
-        raise ConfigError("training.shard_reference", "null or true with model.lora_rank under ZeRO-3", False)
+    zero3 = plugin is not None and plugin.zero_stage == 3
+    sharded = zero3 or fsdp.is_fsdp(accelerator)
+    shard_reference = _shards_reference(config, sharded)
     _check_experts(config, source, accelerator.num_processes)
     device: torch.device = accelerator.device
     student = load_model(source.folder, None, config.model.random_init, config=source.config)
     if config.model.lora_rank:
         add_adapter(student, config.model)
-    computed = COMPUTED_IN[accelerator.mixed_precision]
-    exact = _move(student, torch.device("cpu") if sharded else device, _kept_dtype(plugin), computed)
+    exact: dict[str, Tensor] = {}
+    if not fsdp.is_fsdp(accelerator):
+        computed = COMPUTED_IN[accelerator.mixed_precision]
+        exact = _move(student, torch.device("cpu") if sharded else device, _kept_dtype(plugin), computed)
     reference: Any = None
     if needs_reference:
         reference = frozen_view(student) if shard_reference else frozen_copy(student, device)
-    if shard_reference and reference is not None:
-        _shard(reference, plugin, device)
-    if sharded:
+    if fsdp.is_fsdp(accelerator):
+        fsdp.shard_both(student, reference, shard_reference, accelerator)
+    elif sharded:
+        if shard_reference and reference is not None:
+            _shard(reference, plugin, device)
         _shard(student, plugin, device)
     _recompute(student, config.training)
     scaled = accelerator.scaler is not None
@@ -94,7 +96,7 @@ def prepare_models(
     prepared, optimizer = accelerator.prepare(student.train(), optimizer)
     if plugin is not None:
         _finish_deepspeed(prepared, exact)
-    if shard_reference and reference is not None:
+    if zero3 and shard_reference and reference is not None:
         reference = _inference_engine(reference, plugin)
     return Models(prepared, optimizer, reference)
 
@@ -126,6 +128,16 @@ def save_student(
         student = merge(load_model(source.folder, config=source.config), adapter, target / FOLDER)
         weights = student.state_dict()
     save_model(student, weights, source.folder, target, card, adapter)
+
+
+def _shards_reference(config: TrainConfig, sharded: bool) -> bool:
+    """Whether the reference is divided, as the student is if it is `sharded`; refuses what cannot be."""
+    asked = config.training.shard_reference
+    if asked and not sharded:
+        raise ConfigError("training.shard_reference", "null or false without ZeRO-3 or FSDP2", asked)
+    if sharded and asked is False and config.model.lora_rank:
+        raise ConfigError("training.shard_reference", "null or true with model.lora_rank under ZeRO-3", asked)
+    return sharded and asked is not False
 
 
 def _check_experts(config: TrainConfig, source: Checkpoint, num_processes: int) -> None:

@@ -14,6 +14,8 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn import Parameter
 
+from t3d.training.fsdp import forget_gathered, laid_out_as, whole
+
 
 def trained(network: nn.Module) -> dict[str, Parameter]:
     """The weights that training changes, by name: an adapter's where the network has one, else all."""
@@ -53,13 +55,15 @@ def frozen_copy(student: nn.Module, device: torch.device | None = None) -> nn.Mo
 def refresh(reference: nn.Module, student: nn.Module) -> None:
     """Copies the student's weights into the reference: right after it every log-ratio is 0.
 
-    Where ZeRO-3 shards one of the two, each parameter is gathered while it is copied; all processes must call this
-    together.
+    Where one of the two is sharded and the other is not, each parameter is gathered while it is copied; all processes
+    must call this together.
     """
+    forget_gathered(reference)
+    forget_gathered(student)
     pairs = zip(trained(reference).values(), trained(student).values(), strict=True)
     for ours, theirs in pairs:
         with gathered(theirs), gathered(ours, written=True):
-            ours.copy_(theirs)
+            ours.copy_(laid_out_as(theirs, ours))
 
 
 def gather(network: nn.Module, main: bool) -> dict[str, Tensor]:
@@ -70,11 +74,13 @@ def gather(network: nn.Module, main: bool) -> dict[str, Tensor]:
         main: whether this process gets them; the others only take part, and get none.
     """
     weights = {}
+    forget_gathered(network)
     for name, weight in trained(network).items():
         with gathered(weight):
+            value = whole(weight.detach())
             if main:
                 # What is gathered is gone afterwards, and a device has no room for all of it.
-                weights[name] = weight.detach().to("cpu", copy=_sharded(weight))
+                weights[name] = value.to("cpu", copy=_sharded(weight))
     return weights
 
 
@@ -98,10 +104,11 @@ def load_reference(reference: nn.Module, path: Path) -> None:
     Raises:
         SafetensorError: no such file, or one of something else.
     """
+    forget_gathered(reference)
     with safe_open(path, "pt") as file:
         for name, weight in trained(reference).items():
             with gathered(weight, written=True):
-                weight.copy_(file.get_tensor(name))
+                weight.copy_(laid_out_as(file.get_tensor(name), weight))
 
 
 def _sharded(parameter: Parameter) -> bool:

@@ -3,7 +3,8 @@
 It decodes in a copy of its weights, in the precision that checkpoints are stored in, so that the figures are those of
 `eval.py` with the checkpoint of that step.  Of the training the weights alone are touched, and they are read: no mode,
 hook, gradient or random stream.  With several processes each has such a copy, decodes its share of the problems, and
-gives the memory back; where ZeRO-3 divides the weights, they are gathered one after the other into every copy.
+gives the memory back; where ZeRO-3 or FSDP2 divides the weights, they are gathered one after the other into every
+copy.
 """
 
 import gc
@@ -87,7 +88,7 @@ class Validation:
         """Decodes and grades; all processes call it together, and all get the same answer.
 
         Args:
-            student: the network without what accelerate wraps it in; its weights may be divided by ZeRO-3.
+            student: the network without what accelerate wraps it in; its weights may be divided.
             device: of this process.
             log_folder: the run's, whose metrics hold the scores of earlier validations.
 
@@ -191,7 +192,7 @@ def on_copy(
 def decoding_copy(student: nn.Module, shape: SDARConfig, device: torch.device) -> SDARForCausalLM:
     """The student's weights as a checkpoint would hold them, an adapter merged, in a network that only decodes.
 
-    All processes call it together: weights that ZeRO-3 divides are gathered one at a time.
+    All processes call it together: divided weights are gathered one at a time.
 
     Args:
         student: the network that is trained.

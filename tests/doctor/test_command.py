@@ -27,7 +27,7 @@ from t3d.storage.paths import find_data_files
 from t3d.toy.problems import generate
 from t3d.training.data import load_samples
 from t3d.training.lora import num_adapter_parameters
-from t3d.training.memory import SHAPES
+from t3d.training.memory import RESERVE, SHAPES, estimate_fsdp2
 
 CONFIG = Path(__file__).parents[2] / "configs" / "t3d.yaml"
 
@@ -361,6 +361,28 @@ def test_stages_that_fit_eight_gpus_are_named():
     assert finding.text.endswith(" fits")
     (finding,) = memory(config, shape, launch_of({}, 8, launched=True), cards)
     assert finding.level == "error"
+
+
+def test_memory_under_fsdp2_is_estimated():
+    around = launch_of({"WORLD_SIZE": "8", "ACCELERATE_USE_FSDP": "true"}, 8, launched=True)
+    assert (around.processes, around.stage, around.fsdp) == (8, 0, True)
+    cards = [Device(f"cuda:{index}", "A100", (8, 0), 39 * GIB, 37 * GIB, 40 * GIB) for index in range(8)]
+    config = load_config(TrainConfig, [f"config={CONFIG}"], "", "")
+    shape = SDARConfig(**SHAPES["SDAR-4B-Chat"])
+    (finding,) = memory(config, shape, around, cards)
+    needed = estimate_fsdp2(config, shape, 8).total + RESERVE
+    assert f"an estimate: FSDP2 {needed / GIB:.1f} GiB per GPU" in finding.text
+
+
+def test_what_fsdp2_cannot_train_is_refused_where_the_command_would(training, monkeypatch):
+    for name, value in {"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2", "WORLD_SIZE": "1"}.items():
+        monkeypatch.setenv(name, value)
+    assert "a launch of one process" in errors("train", training())["launch"]
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    (finding,) = findings("train", training())["launch"]
+    assert finding.level == "ok"
+    assert "2 processes on 1 machine, FSDP2; " in finding.text
+    assert errors("train", training("model.lora_rank=4"))["launch"] == "model.lora_rank: 4"
 
 
 def test_a_rollout_file_to_grade_needs_no_model(tmp_path):

@@ -30,6 +30,7 @@ from t3d.training.memory import (
     MemoryConfig,
     batch_size,
     estimate,
+    estimate_fsdp2,
     num_parameters,
     recommended,
     shapes_asked,
@@ -385,6 +386,27 @@ def test_the_papers_launch_fits_where_the_paper_ran_it():
     made.num_gpus = 1
     [one] = [line for line in (line.split() for line in table(made, shape)) if line[:2] == ["3", "1"]]
     assert one[-6:] == ["does", "not", "fit"] * 2
+
+
+def test_fsdp2_holds_a_part_of_everything_and_embeddings_and_head_whole():
+    layer, root = 4 * 128 * 128 + 3 * 128 * 384 + 2 * (128 + 32), 2 * 4096 * 128 + 128
+    count, made = root + 6 * layer, config(precision="bf16")
+    found = estimate_fsdp2(made, tiny(), 4)
+    assert (found.weights, found.gradients, found.optimizer, found.reference) == (count, count, 2 * count, count / 2)
+    assert found.buffers == 4 * root + 10 * layer
+    assert found.update == found.buffers + 6 * root
+    assert estimate_fsdp2(config("td", "bf16"), tiny(), 4).buffers == found.buffers - 2 * root
+    made.training.shard_reference = False
+    whole = estimate_fsdp2(made, tiny(), 4)
+    assert (whole.reference, whole.buffers) == (2 * count, found.buffers - 2 * root)
+
+
+def test_the_table_has_fsdp2_where_it_trains():
+    made = load_config(MemoryConfig, [f"config={ROOT / 'configs/t3d.yaml'}"], "", "")
+    labels = [line.split()[:2] for line in table(made, {"tiny": tiny()})]
+    assert [label for label in labels if label[:1] == ["FSDP2"]] == [["FSDP2", n] for n in ("2", "4", "8")]
+    made.model.lora_rank = 4
+    assert not any("FSDP2" in line for line in table(made, {"tiny": tiny()}))
 
 
 def test_batches_are_as_long_as_the_configuration_allows():

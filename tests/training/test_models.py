@@ -82,7 +82,7 @@ def test_a_bf16_checkpoint_is_read_as_such_and_trained_in_single_precision(
 def test_a_sharded_reference_needs_zero_3(checkpoint, trajectories, tmp_path):
     config = configure(checkpoint, trajectories, tmp_path / "run", "training.shard_reference=true")
     with pytest.raises(
-        ConfigError, match=r"training\.shard_reference: expected null or false without ZeRO-3, found True"
+        ConfigError, match=r"training\.shard_reference: expected null or false without ZeRO-3 or FSDP2, found True"
     ):
         Trainer(config, make_accelerator(config))
 
