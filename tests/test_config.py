@@ -366,8 +366,6 @@ class TestMistakesInValues:
                 "training.block_size_choices=[4]",
                 "sizes of at least 1, and no path loss, ranking or soft targets",
             ),
-            ("training.ranking_weight=1 training.block_size=4", "below block_size (4) with ranking or soft targets"),
-            ("training.objective=near_far training.path_k_steps=9", "below block_size (8) with ranking or soft"),
             ("model.random_ratio=1.5", "0 to 1, found 1.5"),
             ("optimizer.params.learning_rate=nan", "a finite number, found nan"),
             ("optimizer.params.learning_rate=1e400", "a finite number, found inf"),
@@ -380,6 +378,12 @@ class TestMistakesInValues:
     def test_an_impossible_training_value_is_refused(self, argument, expected):
         key = argument.partition("=")[0]
         assert refusal(train_config, argument).startswith(f"{key}: expected {expected}")
+
+    @pytest.mark.parametrize("words", ["training.ranking_weight=1", "training.objective=near_far"])
+    def test_terms_that_follow_the_order_want_two_coarse_steps(self, words):
+        expected = "training.path_k_steps: expected below block_size (4) with ranking or soft targets: two coarse steps"
+        assert refusal(train_config, words, "training.block_size=4").startswith(expected)
+        assert train_config(words, "training.block_size=5").training.path_k_steps == 4
 
     @pytest.mark.parametrize(
         ("key", "value", "own"),

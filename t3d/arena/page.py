@@ -127,7 +127,9 @@ def main(arguments: list[str]) -> None:
     parser = ArgumentParser(__doc__ or "", EXAMPLE)
     parser.add_argument("results", type=user_path, nargs="+", help="results of arenas, in the page's order")
     parser.add_argument("--out", type=user_path, default=Path("docs/toy_results.md"), help="page to write")
-    parser.add_argument("--readme", type=user_path, help="text whose table is to be of the first results' rows")
+    parser.add_argument(
+        "--readme", type=user_path, default=None, help="text whose table is to be of the first results' rows"
+    )
     options = parser.parse_args(arguments)
     parts: dict[str, ArenaResults] = {}
     for path in options.results:

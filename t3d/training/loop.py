@@ -38,6 +38,7 @@ from t3d.training.metrics import MetricsLog
 from t3d.training.models import prepare_models, save_student, whole_weights
 from t3d.training.operations import Work, peak_operations
 from t3d.training.packing import Batch, collate
+from t3d.training.parts import whole
 from t3d.training.reference import refresh
 from t3d.training.run_folder import open_run_folder, run_inputs, to_train_on
 from t3d.training.scaling import SkippedSteps
@@ -304,7 +305,7 @@ class Trainer:
         """
         accelerator = self.accelerator
         norm = accelerator.clip_grad_norm_(self.student.parameters(), self.config.gradient_limit or math.inf)
-        grad_norm = math.nan if norm is None else float(fsdp.whole(norm))
+        grad_norm = math.nan if norm is None else float(whole(norm))
         bad = norm is not None and not math.isfinite(grad_norm)
         if self.skipped is None and (bad or self.optimizer.step_was_skipped):
             self._refuse_gradient()

@@ -14,7 +14,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn import Parameter
 
-from t3d.training.fsdp import forget_gathered, laid_out_as, whole
+from t3d.training.parts import forget_gathered, laid_out_as, whole
 
 
 def trained(network: nn.Module) -> dict[str, Parameter]:
