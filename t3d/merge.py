@@ -33,6 +33,9 @@ def main(arguments: list[str]) -> None:
     if given.out.exists():
         raise ConfigError("OUT", "a folder that does not exist", given.out)
     adapter, base = read_adapter(given.adapter), resolve_checkpoint(given.base)
+    trained_on = adapter.config.base_model_name_or_path
+    if trained_on and str(trained_on) != given.base:
+        logger.warning("%s was trained on %s, and is merged into %s", given.adapter, trained_on, given.base)
     network = merge(load_model(base, config=load_config(base)), adapter, given.adapter)
     save_model(network, network.state_dict(), base, given.out, adapter=adapter)
     logger.info("%s: %s with the adapter of %s", given.out, given.base, given.adapter)

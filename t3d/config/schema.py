@@ -257,6 +257,11 @@ class ModelConfig:
             raise ConfigError(
                 "model.lora_targets", f"each at most once, of {', '.join(LINEAR_LAYERS)}", self.lora_targets
             )
+        if not self.lora_rank:
+            given = {"alpha": self.lora_alpha is not None, "dropout": self.lora_dropout > 0}
+            given["targets"] = self.lora_targets != list(LINEAR_LAYERS)
+            if unheeded := [name for name, is_given in given.items() if is_given]:
+                raise ConfigError("model.lora_rank", f"above 0 with model.lora_{unheeded[0]}", self.lora_rank)
 
 
 @dataclass

@@ -29,7 +29,7 @@ from t3d.training import fsdp
 from t3d.training.data import iter_samples, text_length
 from t3d.training.forward import batch_losses
 from t3d.training.kernel import COMPUTED_IN, find_plan
-from t3d.training.launch import TRUE
+from t3d.training.launch import TRUE, check_group
 from t3d.training.lora import add_adapter, num_adapter_parameters
 from t3d.training.memory import RESERVE, estimate, estimate_fsdp2, num_parameters
 from t3d.training.packing import collate
@@ -37,7 +37,7 @@ from t3d.training.reference import frozen_copy
 from t3d.training.run_folder import find_run
 from t3d.training.samples import num_pieces
 from t3d.training.schedule import accumulation_steps, samples_per_step
-from t3d.training.settings import loss_settings, state_settings
+from t3d.training.settings import loss_settings, needs_step_map, state_settings
 from t3d.training.states import StateSettings, TrainingSample, draw_state, sample_stream
 from t3d.training.trackers import unused_wandb
 from t3d.training.validation import sample_configs
@@ -176,9 +176,11 @@ def launch(config: TrainConfig, around: Launch, num_gpus: int) -> Iterator[Findi
     """Whether the launch is the one that the configuration asks for, and uses the GPUs.
 
     Raises:
-        ConfigError: its processes cannot share `training.global_batch_size`, or FSDP2 cannot train this.
+        ConfigError: its processes cannot share `training.global_batch_size`, would not know of each other, or FSDP2
+            cannot train this.
     """
     experiment, training = config.experiment, config.training
+    check_group(os.environ, num_gpus > 0)
     if around.fsdp:
         fsdp.check_launch(config)
     batch, accumulation = samples_per_step(training, around.processes), accumulation_steps(training, around.processes)
@@ -216,7 +218,7 @@ def read_data(config: TrainConfig, patient: Patient) -> Data:
     training, tokenizer = config.training, patient.tokenizer
     assert tokenizer is not None  # who calls has looked
     files = find_data_files(config.dataset.optimization_data)
-    needs_steps = settings_of(config, patient).strategy.startswith("trace")
+    needs_steps = needs_step_map(config.training, settings_of(config, patient))
     records, kept, left_out, longest, tokens = set(), 0, 0, 0, 0
     for sample, record in iter_samples(files, tokenizer, config.dataset, patient.config.vocab_size):
         records.add(record)

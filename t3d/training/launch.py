@@ -1,6 +1,7 @@
 """The accelerator of a run: as many processes as were asked for, on whatever device there is."""
 
 import os
+from collections.abc import Mapping
 from datetime import timedelta
 from typing import Any
 
@@ -28,11 +29,12 @@ def make_accelerator(config: TrainConfig) -> Accelerator:
     Raises:
         ConfigError: the launch made other numbers of machines or processes than `experiment.num_node` and
             `experiment.num_processes`, a launcher that was asked for several processes started one, DeepSpeed was
-            asked for and is not what runs, FSDP is not as it trains here (`fsdp.check_launch`), or
+            asked for and is not what runs, FSDP is not as it trains here (`fsdp.check_launch`), see `check_group`, or
             `training.grad_accum_dtype` or `training.global_batch_size` is not for this launch.
     """
     training = config.training
     _check_launch(config.experiment.num_node, config.experiment.num_processes)
+    check_group(os.environ, torch.cuda.is_available())
     # torchrun and accelerate launch set WORLD_SIZE; without CUDA accelerate would not find its backend by itself.
     several_on_cpu = int(os.environ.get("WORLD_SIZE", "1")) > 1 and not torch.cuda.is_available()
     deepspeed_asked = os.environ.get("ACCELERATE_USE_DEEPSPEED", "").lower() in TRUE
@@ -73,6 +75,22 @@ def make_accelerator(config: TrainConfig) -> Accelerator:
         raise ConfigError("experiment.num_processes", f"a launch of {asked} processes", accelerator.num_processes)
     torch.backends.cuda.matmul.allow_tf32 = training.enable_tf32
     return accelerator
+
+
+def check_group(environment: Mapping[str, str], has_gpu: bool) -> None:
+    """Checks that several processes will know of each other.
+
+    Args:
+        environment: of a process of the launch.
+        has_gpu: its machine has one.
+
+    Raises:
+        ConfigError: accelerate would let each train by itself: without a GPU it makes a group where it is told so.
+    """
+    told = [environment.get(f"ACCELERATE_USE_{name}", "").lower() in TRUE for name in ("CPU", "DEEPSPEED")]
+    if int(environment.get("WORLD_SIZE", "1")) > 1 and not has_gpu and not any(told):
+        expected = "true in the environment of several processes without GPUs (use_cpu in a file does not set it)"
+        raise ConfigError("ACCELERATE_USE_CPU", expected, environment.get("ACCELERATE_USE_CPU", "nothing"))
 
 
 def _set_accumulation(plugin: Any, dtype: str) -> None:

@@ -52,7 +52,7 @@ from t3d.training.schedule import (
     samples_per_step,
     token_packs,
 )
-from t3d.training.settings import loss_settings, state_settings
+from t3d.training.settings import loss_settings, needs_step_map, state_settings
 from t3d.training.states import draw_state, sample_stream
 from t3d.training.validation import Validation
 
@@ -90,7 +90,7 @@ class Trainer:
             config.dataset,
             training,
             self.checkpoint.config.vocab_size,
-            needs_step_map=self.state_settings.strategy.startswith("trace"),
+            needs_step_map=needs_step_map(training, self.state_settings),
         )
         self.validation = Validation(config, self.checkpoint) if config.validation.every else None
         self.meter = Meter(config, self.checkpoint) if training.meter_every else None

@@ -31,6 +31,11 @@ def state_settings(config: TrainConfig, checkpoint: Checkpoint) -> StateSettings
     )
 
 
+def needs_step_map(training: TrainingConfig, states: StateSettings) -> bool:
+    """Whether states or terms follow the order in which the tokens of a sample were revealed."""
+    return states.strategy.startswith("trace") or training.ranking_weight > 0 or training.soft_targets > 0
+
+
 def loss_settings(training: TrainingConfig) -> LossSettings:
     """Weights and variants of the loss: the objective's, where the configuration does not say otherwise."""
     preset = OBJECTIVES[training.objective]

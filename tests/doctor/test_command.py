@@ -38,7 +38,7 @@ def small_machine(monkeypatch):
     host = Device("cpu", "CPU", None, 16 * GIB, 14 * GIB, 24 * GIB)
     monkeypatch.setattr("t3d.doctor.command._machine", lambda _examination, _kind: None)
     monkeypatch.setattr(machine, "find_devices", lambda: [host])
-    for variable in ("WORLD_SIZE", "RANK", "GROUP_WORLD_SIZE", "ACCELERATE_USE_DEEPSPEED"):
+    for variable in ("WORLD_SIZE", "RANK", "ACCELERATE_USE_CPU", "GROUP_WORLD_SIZE", "ACCELERATE_USE_DEEPSPEED"):
         monkeypatch.delenv(variable, raising=False)
 
 
@@ -346,6 +346,7 @@ def test_the_batch_of_the_launch_is_the_configurations(training, monkeypatch):
     asked = training("training.global_batch_size=96")
     (finding,) = findings("train", asked)["launch"]
     assert "96 samples per update (1 x 96 x 1)" in finding.text
+    monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
     monkeypatch.setenv("WORLD_SIZE", "5")
     assert "expected a multiple of 5" in str(findings("train", asked)["launch"])
 
@@ -379,6 +380,8 @@ def test_what_fsdp2_cannot_train_is_refused_where_the_command_would(training, mo
         monkeypatch.setenv(name, value)
     assert "a launch of one process" in errors("train", training())["launch"]
     monkeypatch.setenv("WORLD_SIZE", "2")
+    assert "use_cpu in a file does not set it" in str(findings("train", training())["launch"])
+    monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
     (finding,) = findings("train", training())["launch"]
     assert finding.level == "ok"
     assert "2 processes on 1 machine, FSDP2; " in finding.text

@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+from contextlib import nullcontext
 from datetime import timedelta
 from functools import partial
 from pathlib import Path
@@ -17,7 +18,7 @@ from accelerate.utils import DistributedType
 
 from t3d.config import TrainConfig, TrainingConfig
 from t3d.errors import ConfigError
-from t3d.training.launch import make_accelerator
+from t3d.training.launch import check_group, make_accelerator
 
 ROOT = Path(__file__).parents[2]
 LAUNCHERS_VARIABLES = (
@@ -167,7 +168,7 @@ def test_a_launcher_that_starts_one_of_two_processes_is_caught(tmp_path, way):
 CLIPPING = """
 import sys
 from t3d.config import TrainConfig, load_config
-from t3d.training.launch import make_accelerator
+from t3d.training.launch import check_group, make_accelerator
 needs = ["model.pretrained_model=x", "dataset.optimization_data=x", "training.mixed_precision=no"]
 accelerator = make_accelerator(load_config(TrainConfig, [*needs, *sys.argv[1:]], "", ""))
 sys.stdout.write(f"clipping {accelerator.state.deepspeed_plugin.deepspeed_config['gradient_clipping']}")
@@ -199,7 +200,7 @@ import torch.distributed as dist
 
 atexit.register(lambda: print("left" if not dist.is_initialized() else "still there"))
 from t3d.config import TrainConfig, load_config
-from t3d.training.launch import make_accelerator
+from t3d.training.launch import check_group, make_accelerator
 
 make_accelerator(load_config(TrainConfig, sys.argv[1:], "", ""))
 print("joined" if dist.is_initialized() else "alone")
@@ -215,3 +216,20 @@ def test_a_process_leaves_its_group_however_it_ends(tmp_path):
     environment = {**os.environ, **alone, "PYTHONPATH": str(Path(__file__).parents[2]), "ACCELERATE_USE_CPU": "true"}
     ended = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
     assert ended.stdout.split("\n")[-3:-1] == ["joined", "left"], ended.stderr
+
+
+@pytest.mark.parametrize(
+    ("environment", "has_gpu", "is_refused"),
+    [
+        ({"WORLD_SIZE": "2"}, False, True),
+        ({"WORLD_SIZE": "2", "ACCELERATE_USE_FSDP": "true"}, False, True),
+        ({"WORLD_SIZE": "2", "ACCELERATE_USE_CPU": "true"}, False, False),
+        ({"WORLD_SIZE": "2", "ACCELERATE_USE_DEEPSPEED": "true"}, False, False),
+        ({"WORLD_SIZE": "2"}, True, False),
+        ({"WORLD_SIZE": "1"}, False, False),
+    ],
+)
+def test_processes_that_would_each_train_alone_are_refused(environment, has_gpu: bool, is_refused: bool) -> None:
+    expected = pytest.raises(ConfigError, match="ACCELERATE_USE_CPU: expected true in the environment")
+    with expected if is_refused else nullcontext():
+        check_group(environment, has_gpu)

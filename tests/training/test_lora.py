@@ -217,6 +217,7 @@ def test_frozen_weights_stay_in_bf16_where_they_are_stored_so_and_adapters_never
         (["model.lora_rank=-1"], "model.lora_rank"),
         (["model.random_init=true"], "model.lora_rank"),
         (["model.lora_alpha=0"], "model.lora_alpha"),
+        (["model.lora_rank=0", "model.lora_dropout=0.1"], "model.lora_rank"),
         (["model.lora_dropout=1"], "model.lora_dropout"),
         (["model.lora_targets=[q_proj,lm_head]"], "model.lora_targets"),
         (["model.lora_targets=[q_proj,q_proj]"], "model.lora_targets"),

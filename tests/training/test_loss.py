@@ -12,7 +12,7 @@ from t3d.sdar import SDARForCausalLM
 from t3d.training.forward import batch_losses
 from t3d.training.loss import LossSettings
 from t3d.training.packing import collate
-from t3d.training.settings import loss_settings
+from t3d.training.settings import loss_settings, needs_step_map
 from t3d.training.states import State, StateSettings, TrainingSample, draw_state, sample_stream
 
 from .oracle import Options, oracle_losses
@@ -273,6 +273,22 @@ def test_only_the_weighted_sum_of_asked_for_terms_is_computed(student, reference
     assert settings_of(T3D, 4).needs_reference
     assert not settings_of(T3D, 4).needs_visible_rows
     assert settings_of(VARIANTS["release path"], 4).needs_visible_rows
+
+
+@pytest.mark.parametrize(
+    ("keys", "needed"),
+    [
+        ({"objective": "sft"}, False),
+        ({"objective": "td"}, True),
+        ({"objective": "sft", "ranking_weight": 1.0}, True),
+        ({"objective": "sft", "soft_weight": 1.0}, True),
+        ({"objective": "dparallel", "lambda_path": 0.5}, False),
+    ],
+)
+def test_a_term_that_ranks_needs_recorded_steps(keys, needed: bool) -> None:
+    training = TrainingConfig(**keys)
+    strategy = {"trace": "trace", "random": "uniform", "all_mask": "all_mask"}[OBJECTIVES[training.objective].states]
+    assert needs_step_map(training, StateSettings(strategy, (8,), 0, 1, 47)) == needed
 
 
 def test_configured_weights_win_over_the_objectives() -> None:
