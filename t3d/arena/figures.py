@@ -16,7 +16,7 @@ def rows_figure(config: ArenaConfig, compared: Mapping[tuple[str, str], Compared
     """Each row's mean accuracy over the few-step decodings with its 95 % interval, in the order of the rows."""
     rows = [row for row in names if (row, MEAN) in compared]
     with mpl.rc_context(STYLE):
-        figure = Figure(figsize=(7.2, 1.1 + 0.3 * len(rows)), layout="constrained")
+        figure = Figure(figsize=(7.2, 1.3 + 0.3 * len(rows)), layout="constrained")
         axes = figure.subplots()
         for place, row in enumerate(rows):
             found = compared[row, MEAN].accuracy
@@ -27,7 +27,7 @@ def rows_figure(config: ArenaConfig, compared: Mapping[tuple[str, str], Compared
             axes.axvline(100 * compared[str(config.baseline), MEAN].accuracy.mean, color="#999999", linewidth=1)
         axes.set_yticks(range(len(rows)), [names[row] for row in rows])
         axes.invert_yaxis()
-        axes.set_xlabel(f"{MEAN} accuracy (%), {', '.join(config.averaged())}; 95 % interval over seeds and problems")
+        axes.set_xlabel(f"{MEAN} accuracy (%), {', '.join(config.averaged())};\n95 % interval over seeds and problems")
     return figure
 
 
