@@ -14,7 +14,7 @@ from bench.gpu.world import World, draw_prompts
 from t3d.decoding import DecodingConfig, decode
 from t3d.decoding.cache import SlotCache, padded_keys
 from t3d.decoding.limits import full_length
-from t3d.decoding.memory import decoding_memory, fitting_slots
+from t3d.decoding.memory import decoding_memory, fitting
 from t3d.decoding.plain import decode_plain
 from t3d.devices import KEPT_BACK, free_memory, usable_memory
 from t3d.sdar import SDARForCausalLM
@@ -114,7 +114,8 @@ def two_in_one_process(world: World) -> Iterator[Finding]:
     wanted = 8 if world.tiny else int(0.55 * usable_memory(world.device) / slot)
     prompts = draw_prompts(model.config, [8] * wanted)
     first = decode(model, prompts, config, max_active=wanted)
-    fit = fitting_slots(model, config, 8, wanted)
+    needed = decoding_memory(model.config, model.dtype, config, 8, world.device)
+    fit = fitting(needed, world.device, config, 8, wanted).slots
     second = decode(model, prompts, config, max_active=wanted)
     values = {"sequences": wanted, "fit again": fit, "cache_gib": wanted * slot / 2**30}
     yield Finding("two decodes in one process", values, fit == wanted and first == second)
@@ -140,7 +141,7 @@ def full_card(world: World) -> Iterator[Finding]:
     expected, longest = decode(model, prompts, config), max(map(len, prompts))
     needed = decoding_memory(model.config, model.dtype, config, longest, world.device)
     with _capped(world, needed.shared + int(3.9 * needed.per_slot)):
-        fit = fitting_slots(model, config, longest, len(prompts))
+        fit = fitting(needed, world.device, config, longest, len(prompts)).slots
         found = decode(model, prompts, config)
     same = [replace(done, num_forwards=0) for done in found] == [replace(done, num_forwards=0) for done in expected]
     yield Finding("a card that is nearly full", {"fit": fit, "expected": 3, "same": same}, fit == 3 and same)

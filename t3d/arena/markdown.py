@@ -13,7 +13,7 @@ def difference(found: Estimate | None) -> str:
     if found is None:
         return "-"
     text = f"{100 * found.mean:+.1f} [{100 * found.low:+.1f}, {100 * found.high:+.1f}]"
-    return f"**{text}**" if found.low > 0 or found.high < 0 else text
+    return f"**{text}**" if found.leaves_out_zero else text
 
 
 def table(head: list[str], rows: list[list[str]]) -> str:

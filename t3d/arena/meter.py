@@ -125,7 +125,7 @@ def text(found: Sequence[Metered], labels: Mapping[str, str]) -> str:
 
 def _cell(mean: Estimate, difference: Estimate | None) -> str:
     told = f"{mean.mean:.3f} ± {mean.stderr:.3f}"
-    return f"**{told}**" if difference is not None and (difference.low > 0 or difference.high < 0) else told
+    return f"**{told}**" if difference is not None and difference.leaves_out_zero else told
 
 
 def _save(config: ArenaConfig, found: Sequence[Metered], path: Path) -> None:

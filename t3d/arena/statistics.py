@@ -55,6 +55,11 @@ class Estimate:
         """By both or, with one seed, by the problems alone."""
         return self.over_problems if self.total is None else self.total
 
+    @property
+    def leaves_out_zero(self) -> bool:
+        """Whether 0 is outside the 95 % interval."""
+        return self.low > 0 or self.high < 0
+
 
 def estimate(values: np.ndarray) -> Estimate:
     """The mean of a table of seeds x problems; a problem without a value for some seed (nan) is left out.

@@ -378,6 +378,11 @@ class TrainConfig:
         """Gradient norm to clip at; None: never."""
         return (self.training.max_grad_norm or None) if self.experiment.gradient_clipping else None
 
+    @property
+    def looks_at_student(self) -> bool:
+        """Whether a copy of the student decodes between steps: for a validation, or for the meter."""
+        return self.validation.every > 0 or self.training.meter_every > 0
+
     def __post_init__(self) -> None:
         """Checks groups against each other."""
         for name, other, own in (

@@ -18,7 +18,6 @@ from t3d.decoding.pages import Paging, num_pages
 from t3d.devices import GIB, exhaustion, free_memory, give_back, usable_memory
 from t3d.errors import ConfigError
 from t3d.sdar.configuration import SDARConfig
-from t3d.sdar.modeling import SDARForCausalLM
 
 log = logging.getLogger(__name__)
 
@@ -162,14 +161,6 @@ def speculative_memory(
 def num_states(decoding: DecodingConfig) -> int:
     """States of a sequence that a speculative forward computes: those of a block, and the next one's first."""
     return decoding.denoising_steps + 1
-
-
-def fitting_slots(
-    model: SDARForCausalLM, decoding: DecodingConfig, longest_prompt: int, wanted: int, sharing: int = 1
-) -> int:
-    """`fitting(...).slots` of a decoder that neither records nor pages."""
-    needed = decoding_memory(model.config, model.dtype, decoding, longest_prompt, model.device)
-    return fitting(needed, model.device, decoding, longest_prompt, wanted, sharing).slots
 
 
 def fitting(

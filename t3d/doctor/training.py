@@ -29,7 +29,7 @@ from t3d.training import fsdp
 from t3d.training.data import iter_samples, text_length
 from t3d.training.forward import batch_losses
 from t3d.training.kernel import COMPUTED_IN, find_plan
-from t3d.training.launch import TRUE, check_group
+from t3d.training.launch import check_group, is_asked
 from t3d.training.lora import add_adapter, num_adapter_parameters
 from t3d.training.memory import RESERVE, estimate, estimate_fsdp2, num_parameters
 from t3d.training.packing import collate
@@ -103,7 +103,7 @@ def launch_of(environment: Mapping[str, str], num_gpus: int, launched: bool) -> 
     processes = int(environment.get("WORLD_SIZE", "1"))
     deepspeed = environment.get("ACCELERATE_USE_DEEPSPEED") == "true"
     stage = int(environment.get("ACCELERATE_DEEPSPEED_ZERO_STAGE", "2")) if deepspeed else 0
-    sharded = environment.get(fsdp.ASKED, "").lower() in TRUE
+    sharded = is_asked(environment, fsdp.ASKED)
     return Launch(processes, int(environment.get("GROUP_WORLD_SIZE", "1")), stage, sharded)
 
 
@@ -137,7 +137,7 @@ def examine_training(examination: Examination, arguments: list[str], launched: b
             data = examination.obtain("data", lambda: read_data(config, patient))
             if data is not None:
                 examination.examine("data", lambda: samples(config, data, around))
-    if config.validation.every or training.meter_every:
+    if config.looks_at_student:
         examine_validation(examination, config, patient)
     examination.examine("output", lambda: folder(config, patient, data, around))
     examination.examine("trackers", lambda: trackers(config, os.environ))

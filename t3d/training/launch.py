@@ -37,10 +37,10 @@ def make_accelerator(config: TrainConfig) -> Accelerator:
     check_group(os.environ, torch.cuda.is_available())
     # torchrun and accelerate launch set WORLD_SIZE; without CUDA accelerate would not find its backend by itself.
     several_on_cpu = int(os.environ.get("WORLD_SIZE", "1")) > 1 and not torch.cuda.is_available()
-    deepspeed_asked = os.environ.get("ACCELERATE_USE_DEEPSPEED", "").lower() in TRUE
+    deepspeed_asked = is_asked(os.environ, "ACCELERATE_USE_DEEPSPEED")
     if deepspeed_asked and not is_deepspeed_available():
         raise ConfigError("ACCELERATE_USE_DEEPSPEED", "false, or DeepSpeed installed (pip install deepspeed)", "none")
-    fsdp_asked = os.environ.get(fsdp.ASKED, "").lower() in TRUE
+    fsdp_asked = is_asked(os.environ, fsdp.ASKED)
     fsdp_plugin = fsdp.plugin_of(config) if fsdp_asked else None
     backend = {"backend": "gloo"} if several_on_cpu else {}
     if deepspeed_asked and not torch.cuda.is_available():
@@ -77,6 +77,11 @@ def make_accelerator(config: TrainConfig) -> Accelerator:
     return accelerator
 
 
+def is_asked(environment: Mapping[str, str], name: str) -> bool:
+    """Whether a launcher's variable asks for what it is about."""
+    return environment.get(name, "").lower() in TRUE
+
+
 def check_group(environment: Mapping[str, str], has_gpu: bool) -> None:
     """Checks that several processes will know of each other.
 
@@ -87,8 +92,8 @@ def check_group(environment: Mapping[str, str], has_gpu: bool) -> None:
     Raises:
         ConfigError: accelerate would let each train by itself: without a GPU it makes a group where it is told so.
     """
-    told = [environment.get(f"ACCELERATE_USE_{name}", "").lower() in TRUE for name in ("CPU", "DEEPSPEED")]
-    if int(environment.get("WORLD_SIZE", "1")) > 1 and not has_gpu and not any(told):
+    is_told = is_asked(environment, "ACCELERATE_USE_CPU") or is_asked(environment, "ACCELERATE_USE_DEEPSPEED")
+    if int(environment.get("WORLD_SIZE", "1")) > 1 and not has_gpu and not is_told:
         expected = "true in the environment of several processes without GPUs (use_cpu in a file does not set it)"
         raise ConfigError("ACCELERATE_USE_CPU", expected, environment.get("ACCELERATE_USE_CPU", "nothing"))
 

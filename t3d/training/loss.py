@@ -66,15 +66,16 @@ def sample_losses(
         routing: where a mixture of experts sent its tokens: all of them or, in the last layer, the wanted rows.
     """
     num_samples, real = batch.num_samples, rows["real"]
-    hidden = {name: values[batch.masked] for name, values in rows.items()}
-    sample = batch.sample[batch.masked]
+    known = {"sample": batch.sample, "block": batch.block, "coarse_step": batch.coarse_step}
+    hidden = {name: values[batch.masked] for name, values in (*rows.items(), *known.items())}
+    sample, steps = hidden["sample"], hidden["coarse_step"]
     terms: dict[str, Tensor] = {}
     total = real.new_zeros(num_samples)
     if settings.cross_entropy:
         terms["loss/cross_entropy"] = cross_entropy_loss(hidden["real"], sample, num_samples)
         total = total + settings.cross_entropy * terms["loss/cross_entropy"]
     if settings.ddo:
-        terms |= _ddo(hidden, batch, settings)
+        terms |= _ddo(hidden, num_samples, settings)
         total = total + settings.ddo * terms["loss/ddo"]
     if settings.path:
         terms["loss/path"] = _path(real, batch, settings)
@@ -83,12 +84,11 @@ def sample_losses(
         terms["loss/certainty"] = certainty_loss(hidden["entropy"], hidden["correct"], sample, num_samples)
         total = total + settings.certainty * terms["loss/certainty"]
     if settings.ranking:
-        confidence, steps, block = hidden["confidence"], batch.coarse_step[batch.masked], batch.block[batch.masked]
-        terms["loss/ranking"] = ranking_loss(confidence, steps, block, sample, num_samples)
+        terms["loss/ranking"] = ranking_loss(hidden["confidence"], steps, hidden["block"], sample, num_samples)
         total = total + settings.ranking * terms["loss/ranking"]
     if settings.soft:
-        steps, num_steps = batch.coarse_step[batch.masked], settings.num_coarse_steps
-        terms["loss/soft"] = soft_loss(hidden["divergence"], steps, num_steps, sample, num_samples)
+        divergence, num_steps = hidden["divergence"], settings.num_coarse_steps
+        terms["loss/soft"] = soft_loss(divergence, steps, num_steps, sample, num_samples)
         total = total + settings.soft * terms["loss/soft"]
     if routing is not None:
         sample_of = {len(batch.document): batch.document, len(batch.sample): batch.sample}
@@ -98,12 +98,11 @@ def sample_losses(
     return {"loss/total": total, **terms}
 
 
-def _ddo(hidden: Mapping[str, Tensor], batch: Batch, settings: LossSettings) -> dict[str, Tensor]:
-    sample, num_samples = batch.sample[batch.masked], batch.num_samples
-    real, fake = hidden["real_ratio"], hidden["fake_ratio"]
+def _ddo(hidden: Mapping[str, Tensor], num_samples: int, settings: LossSettings) -> dict[str, Tensor]:
+    sample, real, fake = hidden["sample"], hidden["real_ratio"], hidden["fake_ratio"]
     unit = {
         "sample": sample,
-        "block": batch.block[batch.masked],
+        "block": hidden["block"],
         "token": torch.arange(len(sample), device=sample.device),
     }[settings.ddo_level]
     loss_real, loss_fake = ddo_sample_losses(real, fake, unit, sample, num_samples, settings.beta)

@@ -201,7 +201,7 @@ def estimate(config: TrainConfig, shape: SDARConfig, stage: int, num_gpus: int) 
         backward=_backward(shape, training, rows, (computed, stored), kept, working, bool(adapter)),
         update=update,
         masks=float(MASK_BYTES * tokens**2),
-        validation=_validation(config, shape, computed) if _looks(config) else 0.0,
+        validation=_validation(config, shape, computed) if config.looks_at_student else 0.0,
     )
 
 
@@ -223,11 +223,6 @@ def estimate_fsdp2(config: TrainConfig, shape: SDARConfig, num_gpus: int) -> Est
         buffers=buffers,
         update=buffers + (4 + computed) * root,
     )
-
-
-def _looks(config: TrainConfig) -> bool:
-    """Whether a copy of the student decodes between steps."""
-    return bool(config.validation.every or config.training.meter_every)
 
 
 def _validation(config: TrainConfig, shape: SDARConfig, computed: int) -> float:
@@ -312,7 +307,7 @@ def table(config: MemoryConfig, shapes: dict[str, SDARConfig]) -> Iterator[str]:
     }.get(training.recomputed_layers, f"of the first {training.recomputed_layers} layers recomputed")
     yield f"{tokens} tokens ({rows} rows of logits), activations {recomputed}; reserve {RESERVE / GIB:.1f}"
     parts = ["weights", "gradients", "optimizer", "reference", "buffers", "activations", "backward", "update", "masks"]
-    parts += ["validation"] if _looks(config) else []
+    parts += ["validation"] if config.looks_at_student else []
     header = "".join(f"{part:>12}" for part in parts)
     sizes = "".join(f"{f'{capacity} GiB':>15}" for capacity in CAPACITIES)
     for name, shape in shapes.items():
