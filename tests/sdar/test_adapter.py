@@ -119,3 +119,14 @@ def test_a_folder_that_is_there_is_left_alone(checkpoint, tmp_path):
     train_elsewhere(checkpoint, tmp_path / "adapter", target_modules=["q_proj"])
     with pytest.raises(UserError, match=r"OUT: expected a folder that does not exist"):
         main(["merge", str(checkpoint), str(tmp_path / "adapter"), str(tmp_path)])
+
+
+def test_an_adapter_of_another_base_is_told_of(checkpoint, tmp_path, caplog):
+    train_elsewhere(checkpoint, tmp_path / "adapter", r=4, target_modules=["q_proj"])
+    path = tmp_path / "adapter/adapter_config.json"
+    other = shutil.copytree(checkpoint, tmp_path / "other")
+    for name, is_told in {str(checkpoint): False, str(other): True}.items():
+        path.write_text(json.dumps(json.loads(path.read_text()) | {"base_model_name_or_path": name}))
+        caplog.clear()
+        main(["merge", str(checkpoint), str(tmp_path / "adapter"), str(tmp_path / f"out-{is_told}")])
+        assert (f"was trained on {other}" in caplog.text) == is_told
