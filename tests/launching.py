@@ -75,12 +75,16 @@ def _start(command: list[str], environment: dict[str, str], cwd: Path, said: tup
 
 def _wait(processes: list[ForkServerProcess]) -> None:
     """Until all have ended; when one fails the others are ended, as torchrun does."""
-    while running := [process for process in processes if process.exitcode is None]:
-        if any(process.exitcode for process in processes):
-            for process in running:
-                process.join(1)
-                process.kill()
-        time.sleep(0.02)
+    try:
+        while running := [process for process in processes if process.exitcode is None]:
+            if any(process.exitcode for process in processes):
+                for process in running:
+                    process.join(1)
+                    process.kill()
+            time.sleep(0.02)
+    finally:  # none outlives a test that is stopped
+        for process in processes:
+            process.kill()
 
 
 def _child(command: list[str], environment: dict[str, str], cwd: Path, said: tuple[str, str]) -> None:
