@@ -22,7 +22,7 @@ import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -124,19 +124,28 @@ def toy_subject() -> Subject:
     )
 
 
+@dataclass
+class Forwards:
+    """Model calls of an engine, by thread, and how many threads each used."""
+
+    calls: defaultdict[int, list[Callable[[], Any]]] = field(default_factory=lambda: defaultdict(list))
+    num_threads: int = 1
+
+
 @contextmanager
-def recorded(model: SDARForCausalLM) -> Iterator[dict[int, list[Callable[[], Any]]]]:
+def recorded(model: SDARForCausalLM) -> Iterator[Forwards]:
     """Collects the model calls of each thread: as bare forwards, with the output head on the same rows."""
-    calls: defaultdict[int, list[Callable[[], Any]]] = defaultdict(list)
+    made = Forwards()
     forward = model.forward
 
     def recording(ids: torch.Tensor, *, head: Callable[..., Any], **layout: Any) -> Any:
-        calls[threading.get_ident()].append(lambda: forward(ids, **layout))
+        made.calls[threading.get_ident()].append(lambda: forward(ids, **layout))
+        made.num_threads = torch.get_num_threads()
         return forward(ids, head=head, **layout)
 
     model.forward = recording
     try:
-        yield calls
+        yield made
     finally:
         model.forward = forward
 
@@ -155,7 +164,7 @@ def fastest(works: Mapping[str, Callable[[], Any]], repeats: int) -> tuple[dict[
     return times, results
 
 
-def replay(calls: Mapping[int, Sequence[Callable[[], Any]]]) -> None:
+def replay(made: Forwards) -> None:
     """The forwards alone, back to back, side by side where the engine made them so."""
 
     def lane(forwards: Sequence[Callable[[], Any]]) -> Iterator[list[None]]:
@@ -164,7 +173,7 @@ def replay(calls: Mapping[int, Sequence[Callable[[], Any]]]) -> None:
                 forward()
             yield []
 
-    for _ in side_by_side([partial(lane, forwards) for forwards in calls.values()]):
+    for _ in side_by_side([partial(lane, forwards) for forwards in made.calls.values()], made.num_threads):
         pass
 
 
@@ -210,7 +219,7 @@ def measure(subject: Subject, num_prompts: int, block_size: int, steps: int, rep
         "engine": extra_mb(engine),
         "batched": extra_mb(partial(decode_together, subject.loaded, prompts, config)),
     }
-    with recorded(subject.model) as calls:
+    with recorded(subject.model) as forwards:
         engine()
     peers = {
         "plain": partial(decode_alone, subject.loaded, prompts[:ALONE], config),
@@ -237,7 +246,7 @@ def measure(subject: Subject, num_prompts: int, block_size: int, steps: int, rep
         "denoising_steps": steps,
         "times_faster": {peer: (sum(tokens) / times["engine"]) / (decoded[peer] / times[peer]) for peer in peers},
         "forwards_per_block": {"plain": plain.forwards / plain.blocks, "engine": float(np.mean(steps_per_block))},
-        "efficiency": share(partial(replay, calls), engine, repeats),
+        "efficiency": share(partial(replay, forwards), engine, repeats),
         "extra_mb": memory,
         "tokens_per_second": sum(tokens) / times["engine"],
         "response_tokens": {"min": min(tokens), "mean": float(np.mean(tokens)), "max": max(tokens)},

@@ -7,6 +7,7 @@ the strategies with the engine, so that only the decoding differs.
 
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 from transformers.cache_utils import DynamicCache
@@ -106,11 +107,13 @@ def _forward(
 
 def _choose(logits: Tensor, masked: Tensor, step: int, config: DecodingConfig) -> tuple[Tensor, Tensor]:
     draws = judge(logits.flatten(0, 1), None, RANKED_BY[config.remasking_strategy], config)
-    score = draws.score.view_as(masked)
-    quota = step_quota(torch.full((len(masked),), step), config.block_size, config.denoising_steps)
-    scores = BlockScores(masked, score, score, quota, config.dynamic_threshold, config.eb_threshold)
-    reveal = masked if step == config.denoising_steps - 1 else STRATEGIES[config.remasking_strategy](scores)
-    return reveal, draws.tokens.view_as(masked)
+    tokens = draws.tokens.view_as(masked)
+    if step == config.denoising_steps - 1:
+        return masked, tokens
+    score = draws.score.view_as(masked).numpy()
+    quota = step_quota(np.full(len(masked), step), config.block_size, config.denoising_steps)
+    scores = BlockScores(masked.numpy(), score, score, quota, config.dynamic_threshold, config.eb_threshold)
+    return torch.from_numpy(STRATEGIES[config.remasking_strategy](scores)), tokens
 
 
 def _cut(response: list[int], config: DecodingConfig) -> bool:

@@ -1,15 +1,14 @@
 """Remasking strategies: which masked tokens of a block are revealed at a denoising step.
 
 A strategy is one function of a `BlockScores` and one line in `STRATEGIES`.  Rows are sequences at any phase of
-their blocks; only masked positions may be chosen.
+their blocks; only masked positions may be chosen.  All of it happens on the host, in arrays too small for a device.
 """
 
 from collections.abc import Callable
 from dataclasses import dataclass
 
-import torch
+import numpy as np
 from jaxtyping import Bool, Float, Int
-from torch import Tensor
 
 
 @dataclass(frozen=True)
@@ -25,45 +24,49 @@ class BlockScores:
         eb_threshold: see `DecodingConfig`.
     """
 
-    masked: Bool[Tensor, "rows block"]
-    confidence: Float[Tensor, "rows block"]
-    entropy: Float[Tensor, "rows block"]
-    quota: Int[Tensor, " rows"]
+    masked: Bool[np.ndarray, "rows block"]
+    confidence: Float[np.ndarray, "rows block"]
+    entropy: Float[np.ndarray, "rows block"]
+    quota: Int[np.ndarray, " rows"]
     dynamic_threshold: float
     eb_threshold: float
 
 
-def step_quota(denoising_step: Int[Tensor, " rows"], block_size: int, denoising_steps: int) -> Int[Tensor, " rows"]:
+def step_quota(
+    denoising_step: Int[np.ndarray, " rows"], block_size: int, denoising_steps: int
+) -> Int[np.ndarray, " rows"]:
     """n_s of 0-based step s: block_size // S, the remainder spread over the first steps."""
-    return block_size // denoising_steps + (denoising_step < block_size % denoising_steps).long()
+    return block_size // denoising_steps + (denoising_step < block_size % denoising_steps)
 
 
-def low_confidence_static(scores: BlockScores) -> Bool[Tensor, "rows block"]:
+def low_confidence_static(scores: BlockScores) -> Bool[np.ndarray, "rows block"]:
     """The n_s most confident; of equals the leftmost."""
-    confidence = scores.confidence.masked_fill(~scores.masked, -torch.inf)
-    rank = confidence.argsort(dim=-1, descending=True, stable=True).argsort(dim=-1)
-    return scores.masked & (rank < scores.quota[:, None])
+    order = np.where(scores.masked, -scores.confidence, np.inf).argsort(axis=-1, kind="stable")
+    return scores.masked & (order.argsort(axis=-1) < scores.quota[:, None])
 
 
-def low_confidence_dynamic(scores: BlockScores) -> Bool[Tensor, "rows block"]:
+def low_confidence_dynamic(scores: BlockScores) -> Bool[np.ndarray, "rows block"]:
     """All above the confidence threshold, and at least the n_s most confident."""
     return low_confidence_static(scores) | (scores.masked & (scores.confidence > scores.dynamic_threshold))
 
 
-def sequential(scores: BlockScores) -> Bool[Tensor, "rows block"]:
+def sequential(scores: BlockScores) -> Bool[np.ndarray, "rows block"]:
     """The leftmost n_s."""
     return scores.masked & (scores.masked.cumsum(-1) <= scores.quota[:, None])
 
 
-def entropy_bounded(scores: BlockScores) -> Bool[Tensor, "rows block"]:
+def entropy_bounded(scores: BlockScores) -> Bool[np.ndarray, "rows block"]:
     """In ascending entropy while the running sum stays within the threshold, and at least one."""
-    ranked, order = scores.entropy.masked_fill(~scores.masked, torch.inf).sort(dim=-1, stable=True)
-    within = ranked.cumsum(-1) <= scores.eb_threshold
+    entropy = np.where(scores.masked, scores.entropy, np.inf)
+    order = entropy.argsort(axis=-1, kind="stable")
+    within = np.take_along_axis(entropy, order, -1).cumsum(-1) <= scores.eb_threshold
     within[:, 0] = True
-    return torch.zeros_like(scores.masked).scatter(-1, order, within) & scores.masked
+    chosen = np.zeros_like(scores.masked)
+    np.put_along_axis(chosen, order, within, -1)
+    return chosen & scores.masked
 
 
-STRATEGIES: dict[str, Callable[[BlockScores], Bool[Tensor, "rows block"]]] = {
+STRATEGIES: dict[str, Callable[[BlockScores], Bool[np.ndarray, "rows block"]]] = {
     "low_confidence_static": low_confidence_static,
     "low_confidence_dynamic": low_confidence_dynamic,
     "sequential": sequential,

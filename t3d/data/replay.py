@@ -229,9 +229,9 @@ def _step_difference(
     score: Float[Tensor, " block"], masked: Bool[Tensor, " block"], taken: Bool[Tensor, " block"], rank_by: str
 ) -> tuple[int, int, float] | None:
     """(first place wrongly taken, first wrongly left, margin) of one block at one step; None: as the ranking says."""
-    expected = low_confidence_static(
-        BlockScores(masked[None], score[None], score[None], taken.sum()[None], dynamic_threshold=1, eb_threshold=0)
-    )[0]
+    row, quota = score.numpy()[None], taken.sum()[None].numpy()
+    scores = BlockScores(masked.numpy()[None], row, row, quota, dynamic_threshold=1, eb_threshold=0)
+    expected = torch.from_numpy(low_confidence_static(scores)[0])
     wrong, missed = taken & ~expected, expected & ~taken
     if not wrong.any():
         return None

@@ -1,5 +1,8 @@
 """Keys and values of every running sequence, addressed by slot and position."""
 
+import math
+from functools import cached_property
+
 import numpy as np
 import torch
 from jaxtyping import Float, Int
@@ -10,6 +13,9 @@ from t3d.decoding.pages import PageTable, num_pages
 from t3d.sdar.configuration import SDARConfig
 
 SHORT, LONG = 64, 256
+
+ALIGNED = 64
+"""Every buffer begins at a multiple of so many bytes, as torch's own do: kernels may round by it."""
 
 
 def padded_keys(num_keys: int) -> int:
@@ -41,8 +47,14 @@ class SlotCache:
         """Allocates 2 * layers * num_slots * length * kv_heads * head_dim elements."""
         shape = (config.num_hidden_layers, num_slots, length, *_heads(config))
         self.heads_per_key, self.length = config.num_attention_heads // shape[-2], length
-        self.keys = torch.zeros(shape, dtype=dtype, device=device)
-        self.values = torch.zeros(shape, dtype=dtype, device=device)
+        self.keys, self.values = _zeros(shape, dtype, device), _zeros(shape, dtype, device)
+
+    @cached_property
+    def horizon(self) -> Float[Tensor, " twice_length"]:
+        """As many zeros as a slot has positions, and as many -inf: seen from somewhere, keys up to an end."""
+        seen = torch.zeros(2 * self.length, dtype=self.keys.dtype, device=self.keys.device)
+        seen[self.length :] = -torch.inf
+        return seen
 
     @staticmethod
     def slot_bytes(config: SDARConfig, length: int, dtype: torch.dtype) -> int:
@@ -141,6 +153,16 @@ class PagedCache(SlotCache):
     def move(self, source: int, target: int, length: int) -> None:
         """Moves a slot to another: no key or value moves."""
         self.pages.move(source, target)
+
+
+def _zeros(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Float[Tensor, "..."]:
+    """Zeros; a CPU's are cleared by the system when they are first touched, and much of a slot never is."""
+    if device.type != "cpu":
+        return torch.zeros(shape, dtype=dtype, device=device)
+    size = math.prod(shape) * dtype.itemsize
+    buffer = np.zeros(size + ALIGNED, dtype=np.uint8)
+    start = -buffer.ctypes.data % ALIGNED
+    return torch.from_numpy(buffer[start : start + size]).view(dtype).view(shape)
 
 
 def _heads(config: SDARConfig) -> tuple[int, int]:

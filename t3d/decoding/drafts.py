@@ -186,7 +186,7 @@ def _next(states: States, slots: Slots, drafts: Drafts) -> tuple[States, Flags]:
     """The next state of each row that has one, and whether its draft reaches beyond that."""
     config, size = slots.config, slots.config.block_size
     tokens, scores = drafts.tokens[states.slots, states.steps], drafts.scores[states.slots, states.steps]
-    chosen = choose(states.masked, states.steps, torch.from_numpy(scores), config)
+    chosen = choose(states.masked, states.steps, scores, config)
     ids, masked = np.where(chosen, tokens, states.ids), states.masked & ~chosen
     order = states.starts[:, None] + np.arange(size) - slots.table["prompt"][states.slots][:, None]
     exists: Flags = ~is_decided(masked, find_ends(slots, order, ids), config.end_early)

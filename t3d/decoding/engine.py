@@ -28,7 +28,7 @@ from t3d.decoding.cache import PagedCache
 from t3d.decoding.config import DecodingConfig
 from t3d.decoding.graphs import GraphRunner, Record, choose_graphs
 from t3d.decoding.kernel import Kernel, choose_kernel, choose_paging
-from t3d.decoding.lanes import lane_shares, side_by_side
+from t3d.decoding.lanes import make_lanes, side_by_side
 from t3d.decoding.limits import cache_length, prompt_error
 from t3d.decoding.memory import Capacity, decoding_memory, fitting, within_memory
 from t3d.decoding.reveal import Revealed, reveal
@@ -127,12 +127,11 @@ def _decode_through(
 ) -> Generator[tuple[int, Trajectory], None, None]:
     """Decodes what is `left`, and takes out what finishes, through so many slots, or as many as there are requests."""
     waiting, num_slots, kernel = deque(left.values()), min(capacity.slots, len(left)), choose_kernel(model)
-    shares = lane_shares(model.device, num_slots)
-    if capacity.pages < len(shares) * capacity.longest:  # each must hold the longest sequence
-        shares = [num_slots]
+    lanes = make_lanes(model, num_slots, config.block_size)
+    shares = lanes.shares if capacity.pages >= len(lanes.shares) * capacity.longest else [num_slots]
     slots = [_slots(model, config, capacity.part(share), longest, record) for share in shares]
     engines = [Engine(_runner(model, config, kernel, share, record), waiting, share, by_block) for share in slots]
-    for index, trajectory in side_by_side([engine.run for engine in engines]):
+    for index, trajectory in side_by_side([engine.run for engine in engines], lanes.threads):
         if trajectory.finish_reason != UNFINISHED:
             del left[index]
         yield index, trajectory

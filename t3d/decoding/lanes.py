@@ -7,6 +7,7 @@ response depends on what is decoded beside it, and no product on the number of i
 
 import threading
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from functools import partial
 from itertools import chain
 from queue import SimpleQueue
@@ -14,35 +15,73 @@ from typing import Any, TypeVar
 
 import torch
 
+from t3d.sdar.configuration import SDARConfig
+from t3d.sdar.modeling import SDARForCausalLM
+
 PER_LANE = 8
 """Sequences below which a lane of their own does not pay: its products are too small, and it reads every weight."""
+LANE_WORK = 100e6
+"""Multiplications of a forward below which neither does it: engines side by side wait for each other's Python."""
+SHARED_WEIGHTS = 4e6
+"""Numbers in the layers' matrices below which no product is shared: they stay in a core's cache, and threads would wait
+for each other longer than they work."""
 
 Result = TypeVar("Result")
 
 
-def num_lanes(device: torch.device, num_sequences: int) -> int:
-    """How many engines decode `num_sequences` at a time: up to one per thread on a CPU, else one."""
-    return max(1, min(torch.get_num_threads(), num_sequences // PER_LANE)) if device.type == "cpu" else 1
+@dataclass(frozen=True)
+class Lanes:
+    """Engines side by side.
+
+    Attributes:
+        shares: sequences that each decodes at a time.
+        threads: torch's threads of each.
+    """
+
+    shares: list[int]
+    threads: int
 
 
-def lane_shares(device: torch.device, num_sequences: int) -> list[int]:
-    """How many of the sequences each engine decodes at a time."""
-    lanes = num_lanes(device, num_sequences)
-    return [num_sequences // lanes + (lane < num_sequences % lanes) for lane in range(lanes)]
+def make_lanes(model: SDARForCausalLM, num_sequences: int, block_size: int) -> Lanes:
+    """One engine, or on a CPU as many as pay."""
+    available = torch.get_num_threads()
+    if model.device.type != "cpu":
+        return Lanes([num_sequences], available)
+    weights = num_weights(model.config)
+    worth = int(weights * block_size * num_sequences // LANE_WORK)
+    lanes = max(1, min(available, num_sequences // PER_LANE, worth))
+    shares = [num_sequences // lanes + (lane < num_sequences % lanes) for lane in range(lanes)]
+    return Lanes(shares, available // lanes if weights >= SHARED_WEIGHTS else 1)
 
 
-def side_by_side(lanes: Sequence[Callable[[], Iterator[list[Result]]]]) -> Iterator[Result]:
-    """Runs iterators in threads that share torch's threads evenly, and yields what their lists hold as they come.
+def num_weights(config: SDARConfig) -> int:
+    """Numbers in the matrices of the layers that a token is multiplied with."""
+    heads = config.num_attention_heads + (config.num_key_value_heads or config.num_attention_heads)
+    per_channel = 2 * heads * config.head_dim + 3 * config.intermediate_size
+    return config.num_hidden_layers * config.hidden_size * per_channel
+
+
+def side_by_side(lanes: Sequence[Callable[[], Iterator[list[Result]]]], num_threads: int) -> Iterator[Result]:
+    """Runs iterators in threads, each with `num_threads` of torch's, and yields what their lists hold as they come.
 
     However this ends, no thread goes on: each stops at the next list, an empty one at the latest.  The first
     exception of a lane ends all of them and is raised here.
     """
-    if len(lanes) == 1:
-        yield from chain.from_iterable(lanes[0]())
-        return
+    before = torch.get_num_threads()
+    try:
+        if len(lanes) == 1:
+            _set_threads(num_threads)
+            yield from chain.from_iterable(lanes[0]())
+        else:
+            yield from _in_threads(lanes, num_threads)
+    finally:
+        _set_threads(before)
+
+
+def _in_threads(lanes: Sequence[Callable[[], Iterator[list[Result]]]], num_threads: int) -> Iterator[Result]:
     news: SimpleQueue[list[Result] | Exception | None] = SimpleQueue()
-    stopped, num_threads = threading.Event(), torch.get_num_threads()
-    work = partial(_work, news=news, stopped=stopped, num_threads=num_threads // len(lanes))
+    stopped = threading.Event()
+    work = partial(_work, news=news, stopped=stopped, num_threads=num_threads)
     threads = [threading.Thread(target=work, args=(lane,), daemon=True) for lane in lanes]
     for thread in threads:
         thread.start()
@@ -56,14 +95,13 @@ def side_by_side(lanes: Sequence[Callable[[], Iterator[list[Result]]]]) -> Itera
         stopped.set()
         for thread in threads:
             thread.join()
-        torch.set_num_threads(num_threads)
 
 
 def _work(
     lane: Callable[[], Iterator[list[Any]]], news: SimpleQueue[Any], stopped: threading.Event, num_threads: int
 ) -> None:
     """One lane's thread: sends its lists, an exception if there is one, and None at the end."""
-    torch.set_num_threads(num_threads)
+    _set_threads(num_threads)
     try:
         for found in lane():
             if found:
@@ -73,3 +111,8 @@ def _work(
     except Exception as error:  # noqa: BLE001 - raised again where the results are awaited
         news.put(error)
     news.put(None)
+
+
+def _set_threads(number: int) -> None:
+    if number != torch.get_num_threads():  # torch forgets prepared products when it is told the same again
+        torch.set_num_threads(number)

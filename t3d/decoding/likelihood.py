@@ -18,6 +18,7 @@ from collections.abc import Iterator, Sequence
 from functools import partial
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
@@ -119,7 +120,7 @@ def _padded(length: int, block_size: int) -> int:
 
 def _reveal_steps(block_size: int, denoising_steps: int) -> list[int]:
     """The step, from 0, that reveals each of a block's masked positions, counted from its first one."""
-    quotas = step_quota(torch.arange(denoising_steps), block_size, denoising_steps).tolist()
+    quotas = step_quota(np.arange(denoising_steps), block_size, denoising_steps).tolist()
     return [step for step, quota in enumerate(quotas) for _ in range(quota)]
 
 

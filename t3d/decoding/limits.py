@@ -34,9 +34,10 @@ def cache_length(longest_prompt: int, config: DecodingConfig) -> int:
 
 def prompt_error(model: SDARConfig, prompt: list[int], config: DecodingConfig) -> str | None:
     """Why a prompt cannot be decoded; None if it can (the empty prompt can, too)."""
-    strange = next((token for token in prompt if not 0 <= token < model.vocab_size), None)
+    vocab_size = model.vocab_size  # transformers' configurations are slow to ask
+    strange = next((token for token in prompt if not 0 <= token < vocab_size), None)
     if strange is not None:
-        return f"token id {strange} in the prompt, outside the model's vocabulary of {model.vocab_size}"
+        return f"token id {strange} in the prompt, outside the model's vocabulary of {vocab_size}"
     if full_length(len(prompt), config) > model.max_position_embeddings:
         response = f"up to {config.max_new_tokens} new ones in blocks of {config.block_size}"
         return f"{len(prompt)} prompt tokens + {response}, beyond the model's {model.max_position_embeddings} positions"

@@ -3,6 +3,7 @@
 It is the oracle that the engine must match token for token and step for step; use `t3d.decoding.decode`.
 """
 
+import numpy as np
 import torch
 
 from t3d.decoding.config import DecodingConfig
@@ -78,16 +79,16 @@ def _choose(draws: Draws, masked: torch.Tensor, step: int, config: DecodingConfi
     """Which positions of the block are revealed."""
     if step == config.denoising_steps - 1:
         return masked.clone()
-    quota = step_quota(torch.tensor([step]), config.block_size, config.denoising_steps)
+    quota, score = step_quota(np.array([step]), config.block_size, config.denoising_steps), draws.score.numpy()[None]
     scores = BlockScores(
-        masked=masked[None],
-        confidence=draws.score[None],
-        entropy=draws.score[None],
-        quota=torch.minimum(quota, masked.sum()[None]),
+        masked=masked.numpy()[None],
+        confidence=score,
+        entropy=score,
+        quota=np.minimum(quota, int(masked.sum())),
         dynamic_threshold=config.dynamic_threshold,
         eb_threshold=config.eb_threshold,
     )
-    return STRATEGIES[config.remasking_strategy](scores)[0]
+    return torch.from_numpy(STRATEGIES[config.remasking_strategy](scores)[0])
 
 
 def _decided_length(tokens: list[int], step_map: list[int], prompt_length: int, config: DecodingConfig) -> int | None:

@@ -46,7 +46,9 @@ class Spans:
     @cached_property
     def edges(self) -> NDArray[np.int64]:
         """First token of each run, and the number of tokens [runs + 1]."""
-        return np.concatenate([[0], np.cumsum(self.counts * self.size)])
+        edges = np.zeros(len(self.counts) + 1, dtype=np.int64)
+        np.cumsum(self.counts * self.size, out=edges[1:])
+        return edges
 
     @cached_property
     def positions(self) -> NDArray[np.int64]:
@@ -125,8 +127,8 @@ class SdpaPlan(AttentionPlan):
 
     def _members(self, spans: Spans) -> list[slice | NDArray[np.int64]]:
         """The runs of each call."""
-        slots, lone = spans.slots, np.where(spans.counts > 2, spans.slots, -1)
-        breaks = (np.diff(slots) > 1) | (np.diff(slots // SLOT_TILE) > 0) | (np.diff(lone) != 0)
+        slots, tiles, lone = spans.slots, spans.slots // SLOT_TILE, spans.counts > 2
+        breaks = (slots[1:] > slots[:-1] + 1) | (tiles[1:] > tiles[:-1]) | lone[1:] | lone[:-1]
         edges = [0, *(np.flatnonzero(breaks) + 1).tolist(), len(slots)]
         return [slice(low, high) for low, high in pairwise(edges)]
 
@@ -163,9 +165,7 @@ class SdpaPlan(AttentionPlan):
 
     def _mask(self, ends: Int[Tensor, "slots blocks"], num_keys: int) -> Float[Tensor, "slots 1 #queries keys"]:
         """Hides what is behind the end of each block, on the device."""
-        hidden = torch.arange(num_keys, device=ends.device) >= ends[:, :, None]
-        zeros = torch.zeros(hidden.shape, dtype=self.cache.keys.dtype, device=ends.device)
-        mask = zeros.masked_fill_(hidden, -torch.inf)
+        mask = self.cache.horizon.unfold(0, num_keys, 1)[self.cache.length - ends]
         if ends.shape[1] > 1:  # else one row serves all queries
             shape = (len(ends), self.cache.heads_per_key, ends.shape[1], self._size, num_keys)
             mask = mask[:, None, :, None].expand(shape).reshape(len(ends), -1, num_keys)

@@ -4,10 +4,8 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-import torch
 from jaxtyping import Float
 from numpy.typing import NDArray
-from torch import Tensor
 
 from t3d.decoding.config import DecodingConfig
 from t3d.decoding.draws import Draws
@@ -44,7 +42,8 @@ def reveal(denoising: NDArray[np.int64], draws: Draws, slots: Slots) -> Revealed
     table = slots.table[denoising]
     masked, positions = table["masked"], table["start"][:, None] + np.arange(config.block_size)
     places = positions + (denoising * slots.length)[:, None]  # of the slots' columns laid end to end
-    score = torch.zeros(masked.shape).masked_scatter_(torch.from_numpy(masked), draws.score)
+    score = np.zeros(masked.shape, dtype=np.float32)
+    score[masked] = draws.score.numpy()
     chosen = choose(masked, table["step"], score, config)
     _write(slots, table, draws, chosen, places)
     left = masked & ~chosen
@@ -55,7 +54,9 @@ def reveal(denoising: NDArray[np.int64], draws: Draws, slots: Slots) -> Revealed
     return Revealed(is_decided(left, is_end, config.end_early), np.any(failed, axis=1))
 
 
-def choose(masked: Flags, step: NDArray[np.int64], score: Float[Tensor, "rows block"], config: DecodingConfig) -> Flags:
+def choose(
+    masked: Flags, step: NDArray[np.int64], score: Float[np.ndarray, "rows block"], config: DecodingConfig
+) -> Flags:
     """Asks the strategy which masked positions are revealed [rows, block]; a block's last step reveals all.
 
     Args:
@@ -67,26 +68,26 @@ def choose(masked: Flags, step: NDArray[np.int64], score: Float[Tensor, "rows bl
     last = step == config.denoising_steps - 1
     if last.all():
         return masked
-    left = torch.from_numpy(masked)
-    quota = step_quota(torch.from_numpy(step), config.block_size, config.denoising_steps)
+    quota = step_quota(step, config.block_size, config.denoising_steps)
     scores = BlockScores(
-        masked=left,
+        masked=masked,
         confidence=score,
         entropy=score,
-        quota=torch.minimum(quota, left.sum(-1)),
+        quota=np.minimum(quota, masked.sum(-1)),
         dynamic_threshold=config.dynamic_threshold,
         eb_threshold=config.eb_threshold,
     )
-    return np.where(last[:, None], masked, STRATEGIES[config.remasking_strategy](scores).numpy())
+    chosen = STRATEGIES[config.remasking_strategy](scores)
+    return np.where(last[:, None], masked, chosen) if last.any() else chosen
 
 
 def _write(slots: Slots, table: np.ndarray, draws: Draws, chosen: Flags, places: Positions) -> None:
     """Writes the chosen tokens, their step and what is recorded of them to `places` [rows, block]."""
-    drawn = chosen[table["masked"]]
-    steps = np.broadcast_to(table["steps"][:, None], chosen.shape)[chosen]
+    drawn, places = chosen[table["masked"]], places[chosen]
+    steps = table["steps"].repeat(chosen.sum(-1))
     known: dict[str, Any] = {"ids": draws.tokens, "logprobs": draws.logprobs, "entropies": draws.entropies}
     for name, column in slots.columns.items():
-        column.reshape(-1)[places[chosen]] = steps if name == "step_map" else known[name].numpy()[drawn]
+        column.reshape(-1)[places] = steps if name == "step_map" else known[name].numpy()[drawn]
 
 
 def find_ends(slots: Slots, order: Positions, ids: Positions) -> Flags:
@@ -109,5 +110,5 @@ def is_decided(left: Flags, is_end: Flags, end_early: bool) -> Flags:
         is_end: see `find_ends`.
         end_early: it is enough that nothing up to the end is masked; else the whole block must be revealed.
     """
-    is_settled = np.cumsum(left, axis=1) == 0 if end_early else ~left.any(1, keepdims=True)
-    return np.any(is_end & is_settled, axis=1)
+    is_open = np.logical_or.accumulate(left, axis=1) if end_early else left.any(1, keepdims=True)
+    return np.any(is_end & ~is_open, axis=1)

@@ -31,7 +31,7 @@ from t3d.decoding.config import DecodingConfig
 from t3d.decoding.drafts import Asked, Drafts, States, current, follow
 from t3d.decoding.draws import Draws
 from t3d.decoding.kernel import choose_kernel
-from t3d.decoding.lanes import lane_shares, side_by_side
+from t3d.decoding.lanes import make_lanes, side_by_side
 from t3d.decoding.limits import PREFILL_TOKENS, cache_length, prefill_chunk, prompt_error
 from t3d.decoding.memory import Capacity, fitting, num_states, speculative_memory, within_memory
 from t3d.decoding.parcel import Parcel
@@ -148,9 +148,9 @@ def _speculate_through(
 ) -> Generator[tuple[int, Drafted], None, None]:
     """Decodes what is `left`, and takes out what finishes, so many sequences at a time."""
     waiting = deque(left.values())
-    shares = lane_shares(model.device, min(capacity.slots, len(left)))
-    engines = [SpeculativeEngine(model, config, draft, waiting, share, longest) for share in shares]
-    for index, drafted in side_by_side([engine.run for engine in engines]):
+    lanes = make_lanes(model, min(capacity.slots, len(left)), config.block_size)
+    engines = [SpeculativeEngine(model, config, draft, waiting, share, longest) for share in lanes.shares]
+    for index, drafted in side_by_side([engine.run for engine in engines], lanes.threads):
         del left[index]
         yield index, drafted
 

@@ -277,8 +277,9 @@ def test_half_of_the_pages_go_on_when_memory_runs_out(model, paged, tables, monk
 
 
 @pytest.mark.parametrize(("pages", "lanes"), [(40, [20, 20]), (13, [13])])
-def test_lanes_share_pages_or_are_one(single, paged, tables, pages: int, lanes: list[int]) -> None:
+def test_lanes_share_pages_or_are_one(single, paged, tables, pages: int, lanes: list[int], monkeypatch) -> None:
     """Each must hold the longest sequence, of seven pages."""
+    monkeypatch.setattr("t3d.decoding.lanes.LANE_WORK", 1)
     expected, before = decode(single, PROMPTS * 2, config(), max_active=20), torch.get_num_threads()
     paged(8, pages)
     torch.set_num_threads(2)
