@@ -101,7 +101,7 @@ def launch_of(environment: Mapping[str, str], num_gpus: int, launched: bool) -> 
     if "WORLD_SIZE" not in environment and not launched:
         return Launch(max(1, num_gpus), 1, None if num_gpus else 0)
     processes = int(environment.get("WORLD_SIZE", "1"))
-    deepspeed = environment.get("ACCELERATE_USE_DEEPSPEED") == "true"
+    deepspeed = is_asked(environment, "ACCELERATE_USE_DEEPSPEED")
     stage = int(environment.get("ACCELERATE_DEEPSPEED_ZERO_STAGE", "2")) if deepspeed else 0
     sharded = is_asked(environment, fsdp.ASKED)
     return Launch(processes, int(environment.get("GROUP_WORLD_SIZE", "1")), stage, sharded)

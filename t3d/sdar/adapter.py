@@ -5,6 +5,7 @@ weight, and nothing tells that there was an adapter.  peft is imported where it 
 wait for it.
 """
 
+import json
 import warnings
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -64,6 +65,10 @@ def read_adapter(folder: Path) -> Adapter:
         raise CheckpointError(folder / CONFIG, "a configuration that peft reads", reason) from error
     if not isinstance(config, LoraConfig):
         raise CheckpointError(f"{folder / CONFIG}, peft_type", "LORA", str(config.peft_type).rpartition(".")[2])
+    written = json.loads((folder / CONFIG).read_text())
+    for name in ("r", "lora_alpha"):  # peft would take its own default, and the weights would be scaled otherwise
+        if not isinstance(written.get(name), int | float) or written[name] <= 0:
+            raise CheckpointError(f"{folder / CONFIG}, {name}", "a number above 0", written.get(name))
     try:
         return Adapter(config, load_file(folder / WEIGHTS))
     except (SafetensorError, OSError) as error:

@@ -364,6 +364,12 @@ def test_stages_that_fit_eight_gpus_are_named():
     assert finding.level == "error"
 
 
+@pytest.mark.parametrize("told", ["true", "TRUE", "1", "yes"])
+def test_deepspeed_is_asked_for_as_accelerate_reads_it(told):
+    around = launch_of({"WORLD_SIZE": "8", "ACCELERATE_USE_DEEPSPEED": told}, 8, launched=True)
+    assert (around.processes, around.stage) == (8, 2)
+
+
 def test_memory_under_fsdp2_is_estimated():
     around = launch_of({"WORLD_SIZE": "8", "ACCELERATE_USE_FSDP": "true"}, 8, launched=True)
     assert (around.processes, around.stage, around.fsdp) == (8, 0, True)

@@ -87,6 +87,8 @@ def reconfigure(**fields):
         (lambda folder: (folder / "adapter_model.safetensors").write_bytes(b"cut"), "an adapter's weights"),
         (reconfigure(peft_type="SOMETHING"), "a configuration that peft reads"),
         (reconfigure(target_modules=["query", "value"]), "an adapter for layers of this model"),
+        (reconfigure(r=None), "adapter_config.json, r: expected a number above 0, found None"),
+        (reconfigure(lora_alpha="8"), "adapter_config.json, lora_alpha: expected a number above 0, found '?8"),
         (reconfigure(r=2), r"expected \[2, 32\] on this model, found \[4, 32\]"),
         (rename, "found nothing"),
         (spoil, "weights that can be merged"),
