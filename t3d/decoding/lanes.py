@@ -68,14 +68,17 @@ def side_by_side(lanes: Sequence[Callable[[], Iterator[list[Result]]]], num_thre
     exception of a lane ends all of them and is raised here.
     """
     before = torch.get_num_threads()
+    if len(lanes) == 1 and num_threads == before:  # whose being told anew would cost
+        yield from chain.from_iterable(lanes[0]())
+        return
     try:
         if len(lanes) == 1:
-            _set_threads(num_threads)
+            torch.set_num_threads(num_threads)
             yield from chain.from_iterable(lanes[0]())
         else:
             yield from _in_threads(lanes, num_threads)
     finally:
-        _set_threads(before)
+        torch.set_num_threads(before)
 
 
 def _in_threads(lanes: Sequence[Callable[[], Iterator[list[Result]]]], num_threads: int) -> Iterator[Result]:
@@ -101,7 +104,7 @@ def _work(
     lane: Callable[[], Iterator[list[Any]]], news: SimpleQueue[Any], stopped: threading.Event, num_threads: int
 ) -> None:
     """One lane's thread: sends its lists, an exception if there is one, and None at the end."""
-    _set_threads(num_threads)
+    torch.set_num_threads(num_threads)
     try:
         for found in lane():
             if found:
@@ -111,8 +114,3 @@ def _work(
     except Exception as error:  # noqa: BLE001 - raised again where the results are awaited
         news.put(error)
     news.put(None)
-
-
-def _set_threads(number: int) -> None:
-    if number != torch.get_num_threads():  # torch forgets prepared products when it is told the same again
-        torch.set_num_threads(number)
