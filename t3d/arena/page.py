@@ -46,15 +46,17 @@ def page(parts: Mapping[str, ArenaResults], figures: str) -> tuple[str, dict[str
     for name, results in parts.items():
         compared = compare(results)
         names = {row: results.config.label(row) for row in results.config.students()}
-        drawn[f"{name}.svg"] = svg(rows_figure(results.config, compared, names))
-        lines = [_about(results), _accuracies(results, compared, names), f"![{MEAN}]({figures}/{name}.svg)"]
-        if results.config.grids:
-            lines.append(_choices(results))
-        elif len(names) > 1:
-            lines.append(_differences(results, compared, names))
-        if any(" " in decoding for decoding in results.config.decodings):
-            drawn[f"{name}-cost.svg"] = svg(cost_figure(results.config, compared, names))
-            lines.append(f"![Accuracy against tokens per forward]({figures}/{name}-cost.svg)")
+        if any(" " in decoding for decoding in results.config.decodings):  # those that take as many steps as they need
+            drawn[f"{name}.svg"] = svg(cost_figure(results.config, compared, names))
+            lines = [_about(results), _costs(results, compared, names)]
+            lines.append(f"![Accuracy against tokens per forward]({figures}/{name}.svg)")
+        else:
+            drawn[f"{name}.svg"] = svg(rows_figure(results.config, compared, names))
+            lines = [_about(results), _accuracies(results, compared, names), f"![{MEAN}]({figures}/{name}.svg)"]
+            if results.config.grids:
+                lines.append(_choices(results))
+            elif len(names) > 1:
+                lines.append(_differences(results, compared, names))
         lines += _failures(results, names)
         texts.append("\n\n".join(lines) + "\n")
     return "\n".join(texts), drawn
@@ -84,6 +86,20 @@ def _accuracies(results: ArenaResults, compared: Mapping[tuple[str, str], Compar
         parts = ["-" if mean.over_seeds is None else f"{100 * mean.over_seeds:.1f}", f"{100 * mean.over_problems:.1f}"]
         rows.append([name, str(mean.seeds), *(accuracy(each.accuracy) for each in found if each), " / ".join(parts)])
     return table(["", "seeds", *columns, "its error over seeds / problems"], rows)
+
+
+def _costs(results: ArenaResults, compared: Mapping[tuple[str, str], Compared], names: Mapping[str, str]) -> str:
+    """Accuracy at so many tokens per forward, a line for each decoding."""
+    lines = [
+        [decoding, *(_at_cost(compared.get((row, decoding))) for row in names)] for decoding in results.config.decodings
+    ]
+    return f"Accuracy, at so many tokens per forward:\n\n{table(['', *names.values()], lines)}"
+
+
+def _at_cost(found: Compared | None) -> str:
+    if found is None or found.tokens_per_forward is None:
+        return "-"
+    return f"{accuracy(found.accuracy)} at {found.tokens_per_forward:.2f}"
 
 
 def _differences(results: ArenaResults, compared: Mapping[tuple[str, str], Compared], names: Mapping[str, str]) -> str:

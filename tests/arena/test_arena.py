@@ -133,6 +133,19 @@ def test_the_page_is_written_from_the_file(config, results, tmp_path):
     assert (tmp_path / "page/tiny.svg").read_text().startswith("<?xml")
 
 
+def test_decodings_that_take_as_many_steps_as_they_need_stand_beside_their_tokens_per_forward(
+    config, results, tmp_path
+):
+    file = tmp_path / "dynamic.json"
+    file.write_text(results_path(config).read_text().replace('"4/1"', '"4/1 raw 0.9"'))
+    write_page([str(file), "--out", str(tmp_path / "page.md")])
+    [line] = [line for line in (tmp_path / "page.md").read_text().splitlines() if line.startswith("| 4/1 raw 0.9 |")]
+    scores = [each.scores["4/1"] for each in results.students if each.row == "td"]
+    cost = sum(score.tokens_per_forward for score in scores) / 2
+    assert line.count(" at ") == 2
+    assert f" at {cost:.2f} | - |" in line
+
+
 def test_the_meter_measures_the_students_that_there_are(config, results, monkeypatch):
     found = run_meter(config)
     assert [(one.row, one.seed, list(one.gaps)) for one in found] == [
