@@ -6,7 +6,7 @@ import pytest
 import yaml
 
 from t3d.arena.settings import ArenaConfig
-from t3d.config import EvalConfig, SampleConfig, TrainConfig, load_config, named_keys, save_config
+from t3d.config import EvalConfig, SampleConfig, TrainConfig, TrainingConfig, load_config, named_keys, save_config
 from t3d.config.release import DECODING_KEYS, TRAINING_KEYS
 from t3d.errors import ConfigError
 from t3d.rollout.run import project_folder
@@ -734,6 +734,20 @@ def test_what_another_command_reads_is_unknown_to_one_that_does_not():
     ):
         message = refusal(lambda *arguments, schema=schema: load_config(schema, [*arguments], "", ""), key)
         assert "expected a known key" in message
+
+
+def test_the_best_recipe_is_the_arenas_row_and_that_of_larger_models():
+    def training(*arguments: str) -> TrainingConfig:
+        needed = ["model.pretrained_model=m", "dataset.optimization_data=d"]
+        return load_config(TrainConfig, [*arguments, *needed], "", "").training
+
+    best = training("config=configs/toy/best.yaml")
+    rows = load_config(ArenaConfig, ["config=configs/toy/arena/main.yaml"], "", "").rows
+    assert best == training(*rows["t3d_certainty"].split())
+    large, paper = training("config=configs/best.yaml"), training("config=configs/t3d.yaml")
+    changed = {field for field in vars(paper) if getattr(large, field) != getattr(paper, field)}
+    assert changed == {"ddo_level", "fake_expectation", "reference_temp", "beta", "lambda_path", "certainty_weight"}
+    assert all(getattr(large, field) == getattr(best, field) for field in changed)
 
 
 def test_without_a_configuration_nothing_is_written_into_the_package(tmp_path, monkeypatch):
