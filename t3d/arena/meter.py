@@ -112,15 +112,23 @@ def text(found: Sequence[Metered], labels: Mapping[str, str]) -> str:
     """The rows as a table in Markdown, and how to read it."""
     compared = by_row(found)
     decodings = list(dict.fromkeys(name for _, name in compared))
+    of_size = {name.partition("/")[0]: name for name in decodings}
     rows = []
     for row in dict.fromkeys(one.row for one in found):
         cells = [compared[row, name] for name in decodings]
-        rows.append([labels.get(row, row), str(cells[0][0].seeds), *(_cell(*cell) for cell in cells)])
+        entropies = [_entropy([one for one in found if one.row == row], name) for name in of_size.values()]
+        rows.append([labels.get(row, row), str(cells[0][0].seeds), *(_cell(*cell) for cell in cells), *entropies])
     note = (
         "Gap in nats per block ± its standard error over seeds and problems (one seed: problems alone); bold where the"
-        " 95 % interval of the difference from the teacher leaves out 0."
+        " 95 % interval of the difference from the teacher leaves out 0.  Entropy: of a block's samples, in nats."
     )
-    return f"{table(['', 'seeds', *decodings], rows)}\n\n{note}\n"
+    head = ["", "seeds", *decodings, *(f"entropy, blocks of {size}" for size in of_size)]
+    return f"{table(head, rows)}\n\n{note}\n"
+
+
+def _entropy(students: Sequence[Metered], decoding: str) -> str:
+    """Mean over the seeds."""
+    return f"{np.mean([mean_gap(one.gaps[decoding]).entropy_per_block for one in students]):.3f}"
 
 
 def _cell(mean: Estimate, difference: Estimate | None) -> str:
