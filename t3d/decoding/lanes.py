@@ -20,7 +20,7 @@ from t3d.sdar.modeling import SDARForCausalLM
 
 PER_LANE = 8
 """Sequences below which a lane of their own does not pay: its products are too small, and it reads every weight."""
-LANE_WORK = 100e6
+LANE_WORK = 50e6
 """Multiplications of a forward below which neither does it: engines side by side wait for each other's Python."""
 SHARED_WEIGHTS = 4e6
 """Numbers in the layers' matrices below which no product is shared: they stay in a core's cache, and threads would wait
