@@ -120,7 +120,7 @@ def text(found: Sequence[Metered], labels: Mapping[str, str]) -> str:
         rows.append([labels.get(row, row), str(cells[0][0].seeds), *(_cell(*cell) for cell in cells), *entropies])
     note = (
         "Gap in nats per block ± its standard error over seeds and problems (one seed: problems alone); bold where the"
-        " 95 % interval of the difference from the teacher leaves out 0.  Entropy: of a block's samples, in nats."
+        " 95 % interval of the difference from the teacher leaves out 0. Entropy: of a block's samples, in nats."
     )
     head = ["", "seeds", *decodings, *(f"entropy, blocks of {size}" for size in of_size)]
     return f"{table(head, rows)}\n\n{note}\n"

@@ -51,7 +51,7 @@ class SlotCache:
 
     @cached_property
     def horizon(self) -> Float[Tensor, " twice_length"]:
-        """As many zeros as a slot has positions, and as many -inf: seen from somewhere, keys up to an end."""
+        """The masks of all ends in one: from place `length - end` on, it shows `end` keys and hides the others."""
         seen = torch.zeros(2 * self.length, dtype=self.keys.dtype, device=self.keys.device)
         seen[self.length :] = -torch.inf
         return seen

@@ -82,6 +82,7 @@ def side_by_side(lanes: Sequence[Callable[[], Iterator[list[Result]]]], num_thre
 
 
 def _in_threads(lanes: Sequence[Callable[[], Iterator[list[Result]]]], num_threads: int) -> Iterator[Result]:
+    """A thread for each of several iterators."""
     news: SimpleQueue[list[Result] | Exception | None] = SimpleQueue()
     stopped = threading.Event()
     work = partial(_work, news=news, stopped=stopped, num_threads=num_threads)
