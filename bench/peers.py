@@ -14,7 +14,8 @@ from transformers.cache_utils import DynamicCache
 
 from t3d.decoding import DecodingConfig
 from t3d.decoding.draws import judge
-from t3d.remasking import RANKED_BY, STRATEGIES, BlockScores, step_quota
+from t3d.decoding.reveal import choose
+from t3d.remasking import RANKED_BY
 from t3d.sdar import SDARForCausalLM
 
 
@@ -107,13 +108,9 @@ def _forward(
 
 def _choose(logits: Tensor, masked: Tensor, step: int, config: DecodingConfig) -> tuple[Tensor, Tensor]:
     draws = judge(logits.flatten(0, 1), None, RANKED_BY[config.remasking_strategy], config)
-    tokens = draws.tokens.view_as(masked)
-    if step == config.denoising_steps - 1:
-        return masked, tokens
     score = draws.score.view_as(masked).numpy()
-    quota = step_quota(np.full(len(masked), step), config.block_size, config.denoising_steps)
-    scores = BlockScores(masked.numpy(), score, score, quota, config.dynamic_threshold, config.eb_threshold)
-    return torch.from_numpy(STRATEGIES[config.remasking_strategy](scores)), tokens
+    revealed = choose(masked.numpy(), np.full(len(masked), step), score, config)
+    return torch.from_numpy(revealed), draws.tokens.view_as(masked)
 
 
 def _cut(response: list[int], config: DecodingConfig) -> bool:

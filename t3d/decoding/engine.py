@@ -127,9 +127,9 @@ def _decode_through(
 ) -> Generator[tuple[int, Trajectory], None, None]:
     """Decodes what is `left`, and takes out what finishes, through so many slots, or as many as there are requests."""
     waiting, num_slots, kernel = deque(left.values()), min(capacity.slots, len(left)), choose_kernel(model)
-    lanes = make_lanes(model, num_slots, config.block_size)
-    shares = lanes.shares if capacity.pages >= len(lanes.shares) * capacity.longest else [num_slots]
-    slots = [_slots(model, config, capacity.part(share), longest, record) for share in shares]
+    most = num_slots if capacity.paging is None else capacity.pages // capacity.longest  # each must hold the longest
+    lanes = make_lanes(model, num_slots, config.block_size, most)
+    slots = [_slots(model, config, capacity.part(share), longest, record) for share in lanes.shares]
     engines = [Engine(_runner(model, config, kernel, share, record), waiting, share, by_block) for share in slots]
     for index, trajectory in side_by_side([engine.run for engine in engines], lanes.threads):
         if trajectory.finish_reason != UNFINISHED:

@@ -42,14 +42,14 @@ class Lanes:
     threads: int
 
 
-def make_lanes(model: SDARForCausalLM, num_sequences: int, block_size: int) -> Lanes:
-    """One engine, or on a CPU as many as pay."""
+def make_lanes(model: SDARForCausalLM, num_sequences: int, block_size: int, most: int) -> Lanes:
+    """One engine, or on a CPU as many as pay, and at most so many."""
     available = torch.get_num_threads()
     if model.device.type != "cpu":
         return Lanes([num_sequences], available)
     weights = num_weights(model.config)
     worth = int(weights * block_size * num_sequences // LANE_WORK)
-    lanes = max(1, min(available, num_sequences // PER_LANE, worth))
+    lanes = max(1, min(available, num_sequences // PER_LANE, worth, most))
     shares = [num_sequences // lanes + (lane < num_sequences % lanes) for lane in range(lanes)]
     return Lanes(shares, available // lanes if weights >= SHARED_WEIGHTS else 1)
 
@@ -68,9 +68,6 @@ def side_by_side(lanes: Sequence[Callable[[], Iterator[list[Result]]]], num_thre
     exception of a lane ends all of them and is raised here.
     """
     before = torch.get_num_threads()
-    if len(lanes) == 1 and num_threads == before:  # whose being told anew would cost
-        yield from chain.from_iterable(lanes[0]())
-        return
     try:
         if len(lanes) == 1:
             torch.set_num_threads(num_threads)

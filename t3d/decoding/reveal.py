@@ -77,8 +77,7 @@ def choose(
         dynamic_threshold=config.dynamic_threshold,
         eb_threshold=config.eb_threshold,
     )
-    chosen = STRATEGIES[config.remasking_strategy](scores)
-    return np.where(last[:, None], masked, chosen) if last.any() else chosen
+    return np.where(last[:, None], masked, STRATEGIES[config.remasking_strategy](scores))
 
 
 def _write(slots: Slots, table: np.ndarray, draws: Draws, chosen: Flags, places: Positions) -> None:

@@ -148,7 +148,8 @@ def _speculate_through(
 ) -> Generator[tuple[int, Drafted], None, None]:
     """Decodes what is `left`, and takes out what finishes, so many sequences at a time."""
     waiting = deque(left.values())
-    lanes = make_lanes(model, min(capacity.slots, len(left)), config.block_size)
+    num_sequences = min(capacity.slots, len(left))
+    lanes = make_lanes(model, num_sequences, config.block_size, num_sequences)
     engines = [SpeculativeEngine(model, config, draft, waiting, share, longest) for share in lanes.shares]
     for index, drafted in side_by_side([engine.run for engine in engines], lanes.threads):
         del left[index]

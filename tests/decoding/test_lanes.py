@@ -24,15 +24,16 @@ def two_threads() -> Iterator[None]:
 @pytest.mark.usefixtures("two_threads")
 def test_lanes_and_threads_are_what_the_work_is_worth(build_tiny_model) -> None:
     teacher, large = load_decoder(TEACHER, "auto", torch.device("cpu")), build_tiny_model()
-    assert [make_lanes(teacher, num, 4) for num in (1, 29, 30, 100)] == [
+    assert [make_lanes(teacher, num, 4, num) for num in (1, 29, 30, 100)] == [
         Lanes([1], 1),
         Lanes([29], 1),
         Lanes([15, 15], 1),
         Lanes([50, 50], 1),
     ], "small products are never shared"
     large.config.hidden_size, large.config.intermediate_size = 1024, 3072
-    assert [make_lanes(large, num, 4) for num in (1, 15, 16)] == [Lanes([1], 2), Lanes([15], 2), Lanes([8, 8], 1)]
-    assert make_lanes(large.to("meta"), 100, 4) == Lanes([100], 2), "an accelerator has one engine"
+    assert [make_lanes(large, num, 4, num) for num in (1, 15, 16)] == [Lanes([1], 2), Lanes([15], 2), Lanes([8, 8], 1)]
+    assert make_lanes(large, 16, 4, 1) == Lanes([16], 2), "the threads of lanes that have no room"
+    assert make_lanes(large.to("meta"), 100, 4, 100) == Lanes([100], 2), "an accelerator has one engine"
 
 
 def test_the_weights_that_count_are_those_of_the_layers(build_tiny_model) -> None:
