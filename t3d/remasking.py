@@ -19,7 +19,7 @@ class BlockScores:
         masked: positions not yet revealed.
         confidence: probability of the token drawn at each masked position; 0 where `RANKED_BY` names another score.
         entropy: entropy of each masked position's distribution, in nats; likewise.
-        quota: n_s, the tokens that each row must reveal at this step, at most its masks left.
+        quota: n_s, the tokens that each row must reveal at this step; where fewer masks are left, all of them.
         dynamic_threshold: see `DecodingConfig`.
         eb_threshold: see `DecodingConfig`.
     """

@@ -14,9 +14,6 @@ from torch import Tensor
 BELOW_ONE = 1 - 2**-22
 """A factor that keeps a target strictly below the last running sum, after rounding too."""
 
-SMALL_VOCABULARY = 16_384
-"""Below it a row is searched faster one by one than in groups."""
-
 _SMALL_TEMPERATURE = 1e-6
 """Below it a quotient of logits could overflow.  Above it nothing is subtracted, which would cost another pass."""
 
@@ -78,16 +75,13 @@ def best_tokens(
 ) -> tuple[Float[Tensor, " rows"], Int[Tensor, " rows"]]:
     """The largest score of each row and its token, the first of equals: `scores.max(-1)`, several times faster.
 
-    A maximum with its index is found element by element on a CPU; one without it is not.  So the groups' maxima
-    come first, and only the best group is searched.
+    On a CPU torch looks for an index element by element, NumPy does not.
     """
-    if scores.shape[-1] < SMALL_VOCABULARY:
-        best, token = scores.max(-1)
-        return best, token
-    groups = scores.unflatten(-1, (-1, math.gcd(scores.shape[-1], 256)))
-    best, place = groups.amax(-1).max(-1)
-    within = groups.take_along_dim(place[:, None, None], 1)[:, 0].argmax(-1)
-    return best, place * groups.shape[-1] + within
+    if scores.device.type != "cpu":
+        best, tokens = scores.max(-1)
+        return best, tokens
+    tokens = torch.from_numpy(scores.detach().numpy().argmax(-1))
+    return scores.gather(-1, tokens.unsqueeze(-1)).squeeze(-1), tokens
 
 
 def draw_tokens(probabilities: Float[Tensor, "rows vocab"], uniforms: Float[Tensor, " rows"]) -> Int[Tensor, " rows"]:

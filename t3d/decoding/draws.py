@@ -45,17 +45,22 @@ class Draws:
 
     Attributes:
         tokens: the tokens drawn.
-        failed: the logits are no distribution: one is NaN or +inf, or all are -inf.
-        score: what the strategy ranks by, a probability or an entropy in nats (0 where nothing is ranked).
+        best: the largest logits.
+        score: what the strategy ranks by, a probability or an entropy in nats (anything where nothing is ranked).
         logprobs: if recorded, log-probability of the token under the model's own distribution, in nats.
         entropies: if recorded, entropy of that distribution, in nats.
     """
 
     tokens: Int[Tensor, " rows"]
-    failed: Bool[Tensor, " rows"]
+    best: Float[Tensor, " rows"]
     score: Float[Tensor, " rows"]
     logprobs: Float[Tensor, " rows"] | None = None
     entropies: Float[Tensor, " rows"] | None = None
+
+    @property
+    def failed(self) -> Bool[Tensor, " rows"]:
+        """Where the logits are no distribution: one is NaN or +inf, or all are -inf."""
+        return ~self.best.isfinite()
 
     def to_host(self) -> "Draws":
         """The same on the CPU: one copy, and the moment at which the host waits for the device."""
@@ -120,9 +125,9 @@ def judge(
     if config.record or (ranked_by and config.confidence == "raw"):
         own = scores.softmax(-1)
     ranked = drawn_from if config.confidence == "scaled" else own
-    score = torch.zeros_like(best)
+    score = best
     if ranked_by == "confidence" and ranked is not None:
-        score = ranked.gather(-1, tokens[:, None])[:, 0]
+        score = ranked.gather(-1, tokens.unsqueeze(-1)).squeeze(-1)
     if ranked_by == "entropy" and ranked is not None:
         score = entropy(ranked)
     logprobs = entropies = None
@@ -130,7 +135,7 @@ def judge(
         logprobs = scores.log_softmax(-1).gather(-1, tokens[:, None])[:, 0]
     if "entropy" in config.record and own is not None:
         entropies = entropy(own)
-    return Draws(tokens, ~best.isfinite(), score, logprobs, entropies)
+    return Draws(tokens, best, score, logprobs, entropies)
 
 
 def join(tiles: list[Draws]) -> Draws:

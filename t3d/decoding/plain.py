@@ -79,12 +79,12 @@ def _choose(draws: Draws, masked: torch.Tensor, step: int, config: DecodingConfi
     """Which positions of the block are revealed."""
     if step == config.denoising_steps - 1:
         return masked.clone()
-    quota, score = step_quota(np.array([step]), config.block_size, config.denoising_steps), draws.score.numpy()[None]
+    score = draws.score.numpy()[None]
     scores = BlockScores(
         masked=masked.numpy()[None],
         confidence=score,
         entropy=score,
-        quota=np.minimum(quota, int(masked.sum())),
+        quota=step_quota(np.array([step]), config.block_size, config.denoising_steps),
         dynamic_threshold=config.dynamic_threshold,
         eb_threshold=config.eb_threshold,
     )

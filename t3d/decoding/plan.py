@@ -93,13 +93,13 @@ class Tile:
 
 @dataclass(frozen=True)
 class _Layout:
-    """A tile on the host: `grid`, `back` and the blocks' `ends` are numbers in a parcel."""
+    """A tile on the host: `grid`, `back` and `shown`, where the cache's `horizon` begins, are numbers in a parcel."""
 
     slots: slice
     tokens: slice
     grid: int | None
     back: int | None
-    ends: int
+    shown: int
     num_keys: int
 
 
@@ -151,7 +151,10 @@ class SdpaPlan(AttentionPlan):
             places[slots - seen.start] = (first - (tokens.start or 0))[:, None] + np.arange(most * size)
             grid = self.parcel.add(np.where(present, places, 0).ravel())
             back = self.parcel.add(np.flatnonzero(present))
-        return _Layout(seen, tokens, grid, back, self.parcel.add(ends), num_keys)
+        shown = self.cache.length - ends
+        if most > 1:  # else one row of the mask serves all queries of a slot
+            shown = np.broadcast_to(shown[:, None, :, None], (len(ends), self.cache.heads_per_key, most, size))
+        return _Layout(seen, tokens, grid, back, self.parcel.add(shown.reshape(-1)), num_keys)
 
     @cached_property
     def tiles(self) -> list[Tile]:
@@ -159,17 +162,10 @@ class SdpaPlan(AttentionPlan):
         sent, tiles = self.parcel, []
         for layout in self._layouts:
             grid, back = (None if number is None else sent[number] for number in (layout.grid, layout.back))
-            mask = self._mask(sent[layout.ends], layout.num_keys)
-            tiles.append(Tile(layout.slots, layout.tokens, grid, back, mask))
+            mask = self.cache.horizon.unfold(0, layout.num_keys, 1).index_select(0, sent[layout.shown])
+            num_slots = layout.slots.stop - layout.slots.start
+            tiles.append(Tile(layout.slots, layout.tokens, grid, back, mask.view(num_slots, 1, -1, layout.num_keys)))
         return tiles
-
-    def _mask(self, ends: Int[Tensor, "slots blocks"], num_keys: int) -> Float[Tensor, "slots 1 #queries keys"]:
-        """Hides what is behind the end of each block, on the device."""
-        mask = self.cache.horizon.unfold(0, num_keys, 1)[self.cache.length - ends]
-        if ends.shape[1] > 1:  # else one row serves all queries
-            shape = (len(ends), self.cache.heads_per_key, ends.shape[1], self._size, num_keys)
-            mask = mask[:, None, :, None].expand(shape).reshape(len(ends), -1, num_keys)
-        return mask[:, None]
 
     def attend(self, layer: int, query: Queries, key: Keys, value: Keys, scale: float) -> Attended:
         """Writes the layer's keys and values and attends, tile by tile."""

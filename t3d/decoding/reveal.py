@@ -49,9 +49,10 @@ def reveal(denoising: NDArray[np.int64], draws: Draws, slots: Slots) -> Revealed
     left = masked & ~chosen
     slots.table["masked"][denoising] = left
     is_end = find_ends(slots, positions - table["prompt"][:, None], slots.columns["ids"].reshape(-1)[places])
-    failed = np.zeros_like(masked)
-    failed[masked] = draws.failed.numpy()
-    return Revealed(is_decided(left, is_end, config.end_early), np.any(failed, axis=1))
+    failed = np.zeros(len(denoising), dtype=np.bool_)
+    if not (is_finite := np.isfinite(draws.best.numpy())).all():
+        failed[masked.nonzero()[0][~is_finite]] = True
+    return Revealed(is_decided(left, is_end, config.end_early), failed)
 
 
 def choose(
@@ -68,12 +69,11 @@ def choose(
     last = step == config.denoising_steps - 1
     if last.all():
         return masked
-    quota = step_quota(step, config.block_size, config.denoising_steps)
     scores = BlockScores(
         masked=masked,
         confidence=score,
         entropy=score,
-        quota=np.minimum(quota, masked.sum(-1)),
+        quota=step_quota(step, config.block_size, config.denoising_steps),
         dynamic_threshold=config.dynamic_threshold,
         eb_threshold=config.eb_threshold,
     )
@@ -110,4 +110,4 @@ def is_decided(left: Flags, is_end: Flags, end_early: bool) -> Flags:
         end_early: it is enough that nothing up to the end is masked; else the whole block must be revealed.
     """
     is_open = np.logical_or.accumulate(left, axis=1) if end_early else left.any(1, keepdims=True)
-    return np.any(is_end & ~is_open, axis=1)
+    return np.logical_or.reduce(is_end & ~is_open, axis=1)

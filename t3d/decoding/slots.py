@@ -123,10 +123,10 @@ class Slots:
     def fill(self, waiting: deque[Request]) -> dict[int, list[int]]:
         """Gives every free slot a request, while there are any: the prompts taken, by their index."""
         taken: dict[int, list[int]] = {}
-        while self.num_free:
+        while self.num_free and waiting:
             try:
                 request = waiting.popleft()
-            except IndexError:  # asked for, not looked up: another lane may take the last one at any moment
+            except IndexError:  # another lane has just taken the last one
                 break
             if not self.has_pages(request):
                 waiting.appendleft(request)
@@ -226,9 +226,10 @@ class Slots:
 
     def leaders(self, unfilled: NDArray[np.int64]) -> NDArray[np.int64]:
         """Which of the slots prefill: of those that share pages that are not filled yet, the first."""
-        pages, table = self.cache.pages, self.table[unfilled]
+        pages = self.cache.pages
         if pages is None or len(unfilled) < 2:
             return unfilled
+        table = self.table[unfilled]
         fills_common = table["filled"] < table["common"]
         _, first = np.unique(np.where(fills_common, pages.rows[unfilled, 0], -1 - unfilled), return_index=True)
         return unfilled[np.sort(first)]

@@ -23,7 +23,8 @@ def test_the_greedy_draw_is_the_best_token_but_the_mask() -> None:
     assert drawn.tokens.tolist() == [3]
     assert drawn.score.tolist() == pytest.approx([0.4])
     assert draw(top_k=2).score.tolist() == pytest.approx([4 / 7]), "its confidence is taken under top-k and top-p"
-    assert draw(None).score.tolist() == [0], "where nothing is ranked nothing is computed"
+    unranked = draw(None)
+    assert unranked.score is unranked.best, "where nothing is ranked nothing is computed"
 
 
 def test_scaled_confidence_is_the_probability_it_was_drawn_with_and_raw_the_models_own() -> None:
