@@ -4,7 +4,7 @@ The peers run the network as transformers loads it, which is how their users hav
 that `load_decoder` gives our engine, which shows what the decoding itself is worth.
 
 `make bench` writes bench_results/decode.json and decode_length.json and prints the README's table; with `--quick` a
-small sample of it, nothing written.
+small sample of it, with `--only` one model's lines, nothing written.
 """
 
 import t3d.entry  # noqa: F401 - how threads wait, before torch is loaded
@@ -122,6 +122,9 @@ def toy_subject() -> Subject:
         default_stop_ids(folder, tokenizer),
         128,
     )
+
+
+SUBJECTS = {"random": random_subject, "toy": toy_subject}
 
 
 @dataclass
@@ -301,20 +304,25 @@ def main() -> None:
     """Measures, prints the table and writes the results."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="few prompts and settings, nothing written")
-    quick = parser.parse_args().quick
+    parser.add_argument("--only", choices=SUBJECTS, help="this model's lines, nothing written")
+    given = parser.parse_args()
+    quick, names = given.quick, list(SUBJECTS) if given.only is None else [given.only]
     counts, decodings, lengths = (1, 16), ((4, 4), (4, 1)), (64, 128, 256)
     if not quick:
         counts, decodings, lengths = NUM_PROMPTS, DECODINGS, LENGTHS
     repeats = 1 if quick else REPEATS
     results = []
-    for subject in (random_subject(), toy_subject()):
+    for name in names:
+        subject = SUBJECTS[name]()
         decode(subject.model, subject.prompts[:2], subject.config(4, 1, 8))  # the first calls allocate
         for num_prompts, (block_size, steps) in itertools.product(counts, decodings):
             results.append(measure(subject, num_prompts, block_size, steps, repeats))
             sys.stderr.write(table(results[-1:]).splitlines()[-1] + "\n")
+    sys.stdout.write(table(results) + "\n")
+    if given.only is not None:
+        return
     by_length = measure_length(random_subject(), lengths, repeats)
     sys.stderr.write(f"{by_length}\n")
-    sys.stdout.write(table(results) + "\n")
     if not quick:
         RESULTS.mkdir(exist_ok=True)
         (RESULTS / "decode.json").write_text(json.dumps(results, indent=1))
