@@ -57,9 +57,9 @@ class Ranks:
         """The smallest `number` of any process."""
         if self.size == 1:
             return number
-        smallest = torch.tensor(number)
-        dist.all_reduce(smallest, dist.ReduceOp.MIN)
-        return int(smallest)
+        numbers = [number] * self.size
+        dist.all_gather_object(numbers, number)
+        return min(numbers)
 
     def on_each(self, action: Callable[[], None]) -> None:
         """Runs `action` on every process, each with its own work, and waits for all of them.

@@ -67,11 +67,9 @@ def train(config: TrainConfig) -> Path:
     """
     accelerator = make_accelerator(config)
     with room_to_train(config):
-        trainer = Trainer(config, accelerator)
-        try:
-            return trainer.run()
-        finally:
-            accelerator.end_training()
+        # Accelerate would end the process group here, and a second one of the same launch may meet the first's addresses
+        # and wait for ever: it stays for what comes next in these processes, and until they end.
+        return Trainer(config, accelerator).run()
 
 
 class Trainer:

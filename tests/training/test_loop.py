@@ -440,14 +440,12 @@ ADAPTER = ["model.lora_rank=4", "training.gradient_checkpointing_enable=true", "
 
 SMALL_CHUNKS = """
 import os, shutil, sys
-import accelerate
 import torch
 from deepspeed.runtime.zero.config import DeepSpeedZeroConfig
 import t3d.training.forward
 from t3d.config import TrainConfig, load_config
 from t3d.training.loop import train
 
-accelerate.Accelerator.end_training = lambda self: self.wait_for_everyone()  # the group is wanted again
 t3d.training.forward.CHUNK_BYTES = 4 * 20 * 1080  # 20 rows of TinyMath's vocabulary
 # Else ZeRO-3 would keep all weights of so small a network whole.
 DeepSpeedZeroConfig.model_fields["param_persistence_threshold"].default = 0

@@ -23,7 +23,7 @@ from t3d.training.settings import loss_settings
 from t3d.training.states import StateSettings, TrainingSample, draw_state, sample_stream
 from tests import launching
 
-from .test_loop import SCRIPT, arguments, assert_close, metrics, run
+from .test_loop import arguments, assert_close, metrics, run
 from .test_memory import config
 
 
@@ -44,18 +44,23 @@ def mixture(checkpoint, tmp_path_factory) -> Path:
     return folder
 
 
-DECODE = """
+BOTH = """
 import sys
-from t3d.config import EvalConfig, load_config
+from t3d.config import EvalConfig, TrainConfig, load_config
 from t3d.rollout import rollout
+from t3d.training.loop import train
 
-rollout(load_config(EvalConfig, sys.argv[1:], "", ""))
+training, decoding = (" ".join(sys.argv[1:]).split(" -- "))
+train(load_config(TrainConfig, training.split(), "", ""))
+rollout(load_config(EvalConfig, decoding.split(), "", ""))
 """
 
 
 @pytest.mark.slow
 @pytest.mark.skipif(not STACKED, reason="this transformers keeps experts apart, which is refused")
 def test_two_processes_train_it_as_one_and_decode_it_divided(mixture, trajectories, settings, tmp_path):
+    script = tmp_path / "both.py"
+    script.write_text(BOTH)
     common = ["training.objective=t3d", "training.router_aux_weight=0.1", "training.global_batch_size=8"]
     # Adam divides by the gradient's size: where that is rounding noise, the default epsilon makes it a step.
     common += ["optimizer.params.epsilon=1e-4", "optimizer.params.learning_rate=3e-4"]
@@ -67,12 +72,8 @@ def test_two_processes_train_it_as_one_and_decode_it_divided(mixture, trajectori
     whole.with_suffix(".meta.json").unlink()
     trained = arguments(mixture, trajectories, tmp_path / "two", *common)
     divided = [f"config={whole.with_suffix('.config.yaml')}", "rollout.tensor_parallel_size=2"]
-    decode = tmp_path / "decode.py"
-    decode.write_text(DECODE)
-    # Two launches: a second group on the same port may read addresses of the first, and then waits forever.
-    for command in ([str(SCRIPT), *trained], [str(decode), *divided]):
-        ended = launching.launch(2, command, ACCELERATE_USE_CPU="true")
-        assert [rank.returncode for rank in ended] == [0, 0], [rank.stderr for rank in ended]
+    ended = launching.launch(2, [str(script), *trained, "--", *divided], ACCELERATE_USE_CPU="true")
+    assert [rank.returncode for rank in ended] == [0, 0], [rank.stderr for rank in ended]
     assert_close(load_file(tmp_path / "two/ckpt/optimized/model.safetensors"), alone, tolerance=1e-6)
     assert whole.read_bytes() == expected
 
