@@ -67,8 +67,8 @@ def train(config: TrainConfig) -> Path:
     """
     accelerator = make_accelerator(config)
     with room_to_train(config):
-        # Accelerate would end the process group here, and a second one of the same launch may meet the first's addresses
-        # and wait for ever: it stays for what comes next in these processes, and until they end.
+        # No `end_training`: it ends the process group, and a second one of the same launch may meet the first's
+        # addresses and wait for ever.  The group stays for what comes next in these processes, and until they end.
         return Trainer(config, accelerator).run()
 
 
