@@ -737,14 +737,17 @@ def test_what_another_command_reads_is_unknown_to_one_that_does_not():
 
 
 def test_the_best_recipe_is_the_arenas_row_and_that_of_larger_models():
-    def training(*arguments: str) -> TrainingConfig:
+    def loaded(*arguments: str) -> TrainConfig:
         needed = ["model.pretrained_model=m", "dataset.optimization_data=d"]
-        return load_config(TrainConfig, [*arguments, *needed], "", "").training
+        return load_config(TrainConfig, [*arguments, *needed], "", "")
 
-    best = training("config=configs/toy/best.yaml")
-    rows = load_config(ArenaConfig, ["config=configs/toy/arena/main.yaml"], "", "").rows
-    assert best == training(*rows["t3d_certainty"].split())
-    large, paper = training("config=configs/best.yaml"), training("config=configs/t3d.yaml")
+    toy = loaded("config=configs/toy/best.yaml")
+    rows = load_config(ArenaConfig, ["config=configs/toy/arena/random.yaml"], "", "").rows
+    row = loaded(*rows["t3d_certainty_random"].split())
+    assert (toy.training, toy.model.random_ratio) == (row.training, row.model.random_ratio)
+    given = loaded("config=configs/best.yaml")
+    assert given.model.random_ratio == toy.model.random_ratio
+    best, large, paper = toy.training, given.training, loaded("config=configs/t3d.yaml").training
     changed = {field for field in vars(paper) if getattr(large, field) != getattr(paper, field)}
     assert changed == {"ddo_level", "fake_expectation", "reference_temp", "beta", "lambda_path", "certainty_weight"}
     assert all(getattr(large, field) == getattr(best, field) for field in changed)
