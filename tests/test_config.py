@@ -6,7 +6,7 @@ import pytest
 import yaml
 
 from t3d.arena.settings import ArenaConfig
-from t3d.config import EvalConfig, SampleConfig, TrainConfig, TrainingConfig, load_config, named_keys, save_config
+from t3d.config import EvalConfig, SampleConfig, TrainConfig, load_config, named_keys, save_config
 from t3d.config.release import DECODING_KEYS, TRAINING_KEYS
 from t3d.errors import ConfigError
 from t3d.rollout.run import project_folder
