@@ -154,7 +154,7 @@ class SdpaPlan(AttentionPlan):
         shown = self.cache.length - ends
         if most > 1:  # else one row of the mask serves all queries of a slot
             shown = np.broadcast_to(shown[:, None, :, None], (len(ends), self.cache.heads_per_key, most, size))
-        return _Layout(seen, tokens, grid, back, self.parcel.add(shown.reshape(-1)), num_keys)
+        return _Layout(seen, tokens, grid, back, self.parcel.add(shown.flatten()), num_keys)
 
     @cached_property
     def tiles(self) -> list[Tile]:

@@ -90,6 +90,20 @@ def test_both_plans_show_each_block_its_slots_keys_up_to_its_own_end(runs: list[
     assert torch.allclose(results[1], results[2], atol=1e-12)
 
 
+def test_what_a_plan_sends_is_no_read_only_view() -> None:
+    """Torch warns of those, once in a process.  Blocks of one position under one head need no copy to be broadcast."""
+
+    class Writable(Parcel):
+        def add(self, array: np.ndarray) -> int:
+            assert array.flags.writeable
+            return super().add(array)
+
+    config = make_tiny_config(num_attention_heads=KEY_HEADS, num_key_value_heads=KEY_HEADS, head_dim=DIM)
+    cache = SlotCache(config, 1, LENGTH, torch.float64, torch.device("cpu"))
+    chunk = Spans(np.array([0]), np.array([0]), np.array([3]), 1)
+    assert SdpaPlan(chunk, cache, Writable(torch.device("cpu"))).tiles
+
+
 def test_a_wide_plan_attends_once_for_all_that_run_and_once_for_each_chunk() -> None:
     runs = [(0, 8, 1), (1, 20, 2), (3, 0, 9), (4, 0, 1), (30, 40, 2), (31, 0, 3)]
     tiles = WidePlan(spans_of(*runs), filled_cache(32)).tiles
