@@ -17,7 +17,7 @@ class BlockScores:
 
     Attributes:
         masked: positions not yet revealed.
-        confidence: probability of the token drawn at each masked position; 0 where `RANKED_BY` names another score.
+        confidence: probability of the token drawn at each masked position; anything where `RANKED_BY` names another.
         entropy: entropy of each masked position's distribution, in nats; likewise.
         quota: n_s, the tokens that each row must reveal at this step; where fewer masks are left, all of them.
         dynamic_threshold: see `DecodingConfig`.

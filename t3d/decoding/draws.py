@@ -60,7 +60,7 @@ class Draws:
     @property
     def failed(self) -> Bool[Tensor, " rows"]:
         """Where the logits are no distribution: one is NaN or +inf, or all are -inf."""
-        return ~self.best.isfinite()
+        return (self.best - self.best).isnan()  # fewer operations than isfinite
 
     def to_host(self) -> "Draws":
         """The same on the CPU: one copy, and the moment at which the host waits for the device."""

@@ -93,7 +93,10 @@ class Tile:
 
 @dataclass(frozen=True)
 class _Layout:
-    """A tile on the host: `grid`, `back` and `shown`, where the cache's `horizon` begins, are numbers in a parcel."""
+    """A tile on the host.  `grid`, `back` and `shown` are numbers in a parcel.
+
+    `shown` is where each row of the mask begins in the cache's `horizon`.
+    """
 
     slots: slice
     tokens: slice

@@ -50,8 +50,7 @@ def reveal(denoising: NDArray[np.int64], draws: Draws, slots: Slots) -> Revealed
     slots.table["masked"][denoising] = left
     is_end = find_ends(slots, positions - table["prompt"][:, None], slots.columns["ids"].reshape(-1)[places])
     failed = np.zeros(len(denoising), dtype=np.bool_)
-    if not (is_finite := np.isfinite(draws.best.numpy())).all():
-        failed[masked.nonzero()[0][~is_finite]] = True
+    failed[masked.nonzero()[0][draws.failed.numpy()]] = True
     return Revealed(is_decided(left, is_end, config.end_early), failed)
 
 

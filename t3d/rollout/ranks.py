@@ -57,9 +57,7 @@ class Ranks:
         """The smallest `number` of any process."""
         if self.size == 1:
             return number
-        numbers = [number] * self.size
-        dist.all_gather_object(numbers, number)
-        return min(numbers)
+        return min(self._gather(number))
 
     def on_each(self, action: Callable[[], None]) -> None:
         """Runs `action` on every process, each with its own work, and waits for all of them.
@@ -75,11 +73,15 @@ class Ranks:
             action()
         except UserError as error:
             mistake = error
-        mistakes: list[UserError | None] = [None] * self.size
-        dist.all_gather_object(mistakes, mistake)
-        for found in mistakes:
+        for found in self._gather(mistake):
             if found is not None:
                 raise found
+
+    def _gather(self, value: Result) -> list[Result]:
+        """Every process's value, in the order of ranks."""
+        values = [value] * self.size
+        dist.all_gather_object(values, value)
+        return values
 
 
 def join_ranks() -> Ranks:
