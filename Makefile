@@ -5,7 +5,7 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 OLDEST := .venv-oldest
 
-.PHONY: help install demo clean-demo paper clean-paper test test-oldest bench gpu lint toy-teacher world-teacher
+.PHONY: help install demo clean-demo paper clean-paper test test-oldest bench gpu lint toy-teacher words-teacher world-teacher
 
 help:
 	@echo "make demo         rollout, preprocess, train, evaluate and report on the built-in tiny model (CPU, minutes)"
@@ -17,6 +17,7 @@ help:
 	@echo "make bench        decoding and training speed beside peers, to bench_results/"
 	@echo "make gpu          parity and speed on one card in nine minutes, to bench_results/ (GPU=cpu TINY=1: try it)"
 	@echo "make toy-teacher  train the built-in model again"
+	@echo "make words-teacher  train the teacher of a larger vocabulary, to build/toy_words (CPU)"
 	@echo "make world-teacher  train the teacher of the GSM-Symbolic world, to build/toy_world (CPU, an estimated 1.5 hours)"
 	@echo "make install      create $(VENV) and install everything"
 
@@ -70,6 +71,9 @@ gpu:
 
 toy-teacher: install
 	BIN=$(BIN) t3d/toy/train_teacher.sh
+
+words-teacher: install
+	BIN=$(BIN) t3d/toy/train_words_teacher.sh
 
 world-teacher: install
 	$(BIN)/pip install --quiet -c constraints.txt -e ".[world]"

@@ -1,4 +1,4 @@
-"""The page of an arena's results: Markdown with tables and figures, every number from the JSON files.
+"""The page of arenas: Markdown with tables and figures, every number from JSON files, which are kept beside it.
 
 python -m t3d.arena.page toy_paper/results/methods.json --out docs/toy_results.md
 """
@@ -6,13 +6,14 @@ python -m t3d.arena.page toy_paper/results/methods.json --out docs/toy_results.m
 from t3d.entry import run_entry
 
 import logging
+import re
 from collections.abc import Mapping
 from pathlib import Path
 
 from t3d.arena.comparison import MEAN, Compared, compare
 from t3d.arena.figures import cost_figure, rows_figure
 from t3d.arena.markdown import accuracy, difference, table
-from t3d.arena.results import ArenaResults, load
+from t3d.arena.results import ArenaResults, load, write
 from t3d.arena.summary import put
 from t3d.arguments import ArgumentParser
 from t3d.errors import DataError
@@ -33,16 +34,20 @@ twenty true zeros one would be bold. {mean} is the mean over the few-step decodi
 size/denoising steps per block. A row with one training seed, and the teacher, has the uncertainty of the problems
 alone.
 """
+MARK = "<!-- arena {name} -->"
+MARKS = re.compile(f"^{MARK.format(name='(.+)')}$", re.MULTILINE)
 
 
-def page(parts: Mapping[str, ArenaResults], figures: str) -> tuple[str, dict[str, str]]:
+def page(parts: Mapping[str, ArenaResults], figures: str, before: str = "") -> tuple[str, dict[str, str]]:
     """The page's text, and its figures by file name.
 
     Args:
         parts: results by the arena's name.
         figures: the folder of the figures, as seen from the page.
+        before: the page as it is; its sections of other arenas stay.
     """
-    texts, drawn = [HEAD.format(mean=MEAN.capitalize())], {}
+    _, *marked = MARKS.split(before)
+    sections, drawn = dict(zip(marked[::2], marked[1::2], strict=True)), {}
     for name, results in parts.items():
         compared = compare(results)
         names = {row: results.config.label(row) for row in results.config.students()}
@@ -58,8 +63,9 @@ def page(parts: Mapping[str, ArenaResults], figures: str) -> tuple[str, dict[str
             elif len(names) > 1:
                 lines.append(_differences(results, compared, names))
         lines += _failures(results, names)
-        texts.append("\n\n".join(lines) + "\n")
-    return "\n".join(texts), drawn
+        sections[name] = "\n".join(["", "\n\n".join(lines), ""])
+    texts = [f"{MARK.format(name=name)}{section.rstrip()}\n" for name, section in sections.items()]
+    return "\n".join([HEAD.format(mean=MEAN.capitalize()), *texts]), drawn
 
 
 def _about(results: ArenaResults) -> str:
@@ -142,7 +148,9 @@ def main(arguments: list[str]) -> None:
     """Writes the page of the files that the command line names."""
     parser = ArgumentParser(__doc__ or "", EXAMPLE)
     parser.add_argument("results", type=user_path, nargs="+", help="results of arenas, in the page's order")
-    parser.add_argument("--out", type=user_path, default=Path("docs/toy_results.md"), help="page to write")
+    parser.add_argument(
+        "--out", type=user_path, default=Path("docs/toy_results.md"), help="page to write; its other arenas stay"
+    )
     parser.add_argument(
         "--readme", type=user_path, default=None, help="text whose table is to be of the first results' rows"
     )
@@ -158,8 +166,11 @@ def main(arguments: list[str]) -> None:
     if options.readme is not None:
         put(next(iter(parts.values())), options.readme)
     folder = options.out.with_suffix("")
-    text, drawn = page(parts, folder.name)
+    before = options.out.read_text(encoding="utf-8") if options.out.is_file() else ""
+    text, drawn = page(parts, folder.name, before)
     make_folder(folder)
+    for name, results in parts.items():
+        write(results, folder / f"{name}.json")
     for path, content in {options.out: text, **{folder / name: figure for name, figure in drawn.items()}}.items():
         with atomic_writer(path) as file:
             file.write(content)

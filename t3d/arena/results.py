@@ -76,12 +76,17 @@ def save(results: ArenaResults) -> Path:
     """Writes the file of an arena's figures, whole or not at all."""
     path = results_path(results.config)
     make_folder(path.parent)
-    write_json_atomic(path, asdict(results))
+    write(results, path)
     return path
 
 
+def write(results: ArenaResults, path: Path) -> None:
+    """Writes the figures to a file of any name."""
+    write_json_atomic(path, asdict(results))
+
+
 def load(path: Path) -> ArenaResults:
-    """Reads what `save` wrote.
+    """Reads what `write` wrote.
 
     Raises:
         DataError: another kind of file; the field is named.

@@ -4,7 +4,7 @@ import os
 import secrets
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from t3d.errors import DataError
@@ -37,10 +37,17 @@ def atomic_folder(target: Path) -> Iterator[Path]:
 
 
 def put_in_place(temporary: Path, target: Path) -> None:
-    """Renames a finished folder to `target`, with every byte of it on the disk before; an older one goes."""
+    """Renames a finished folder to `target`, with every byte of it on the disk before; an older one goes.
+
+    Whoever may read the folder may read its files: safetensors keeps those that it writes to their owner.
+    """
+    readers = temporary.stat().st_mode & 0o666
     for folder, _, names in os.walk(temporary):
-        for path in (*(Path(folder, name) for name in names), Path(folder)):
+        for path in (Path(folder, name) for name in names):
+            with suppress(OSError):  # a file system without modes
+                path.chmod(path.stat().st_mode | readers)
             sync(path)
+        sync(Path(folder))
     old = _aside(target) if target.exists() else None
     temporary.rename(target)
     sync(target.parent)

@@ -1,6 +1,8 @@
-"""The toy model's folder before training: configuration, tokenizer and generation settings, without weights.
+"""The toy model's folder before training: configuration, tokenizer and generation settings.
 
-python -m t3d.toy.base --out build/toy/base
+    python -m t3d.toy.base --out build/toy/base
+
+Without weights, or with those of another toy model: `--weights t3d/toy/teacher`.
 """
 
 from t3d.entry import run_entry
@@ -14,8 +16,9 @@ from t3d.arguments import ArgumentParser
 from t3d.errors import UserError
 from t3d.sdar.configuration import SDARConfig
 from t3d.storage.folders import make_folder
-from t3d.storage.paths import user_path
+from t3d.storage.paths import existing_path, user_path
 from t3d.toy import gsm_symbolic
+from t3d.toy.inheritance import inherit
 from t3d.toy.problems import check_names
 from t3d.toy.tokenizer import TURN_END, build_tokenizer, save_tokenizer, train_tokenizer
 
@@ -62,6 +65,7 @@ def main(arguments: list[str]) -> None:
     parser.add_argument("--out", type=user_path, required=True, help="folder to write")
     parser.add_argument("--world", choices=WORLDS, default="TinyMath", help="whose problems it is for")
     parser.add_argument("--names", type=int, default=0, help="TinyMath's invented names beside the usual: more words")
+    parser.add_argument("--weights", type=existing_path, help="a toy model whose weights it starts from; omitted: none")
     options = parser.parse_args(arguments)
     check_names(options.names)
     if options.names and options.world != "TinyMath":
@@ -71,6 +75,8 @@ def main(arguments: list[str]) -> None:
     else:
         tokenizer = train_tokenizer(gsm_symbolic.generate("train"))
         save_model(make_folder(options.out), tokenizer)
+    if options.weights:
+        inherit(options.weights, options.out)
     logging.getLogger(__name__).info("%s", options.out)
 
 

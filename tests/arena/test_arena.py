@@ -18,7 +18,7 @@ from t3d.arena.meter import run as run_meter
 from t3d.arena.meter import text as meter_text
 from t3d.arena.page import main as write_page
 from t3d.arena.pool import run_each
-from t3d.arena.results import ArenaResults, load
+from t3d.arena.results import ArenaResults, load, write
 from t3d.arena.settings import ArenaConfig, results_path
 from t3d.arena.statistics import estimate
 from t3d.decoding.factorisation import Gap, mean_gap
@@ -131,6 +131,26 @@ def test_the_page_is_written_from_the_file(config, results, tmp_path):
         write_page([str(results_path(config)), "--out", str(tmp_path / "other.md"), "--readme", str(readme)])
     assert not (tmp_path / "other.md").exists()
     assert (tmp_path / "page/tiny.svg").read_text().startswith("<?xml")
+    assert load(tmp_path / "page/tiny.json") == load(results_path(config))
+
+
+def test_a_page_keeps_its_other_arenas_in_their_places(config, results, tmp_path):
+    """So that a page outlives the folders that its parts were measured in."""
+    page, parts = tmp_path / "page.md", {}
+    for name in ("one", "two", "three"):
+        parts[name] = tmp_path / f"{name}.json"
+        write(
+            dataclasses.replace(results, config=dataclasses.replace(config, name=name, title=f"Part {name}")),
+            parts[name],
+        )
+    write_page([*map(str, parts.values()), "--out", str(page)])
+    whole = page.read_text()
+    assert re.findall("^## (.*)$", whole, re.MULTILINE) == ["Part one", "Part two", "Part three"]
+    write_page([str(parts["two"]), "--out", str(page)])
+    assert page.read_text() == whole
+    write(dataclasses.replace(results, config=dataclasses.replace(config, name="two", title="Again")), parts["two"])
+    write_page([str(parts["two"]), "--out", str(page)])
+    assert page.read_text() == whole.replace("## Part two", "## Again")
 
 
 def test_decodings_that_take_as_many_steps_as_they_need_stand_beside_their_tokens_per_forward(

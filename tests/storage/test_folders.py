@@ -31,6 +31,17 @@ def test_an_older_folder_is_replaced_whole(tmp_path):
     assert list(tmp_path.iterdir()) == [target]
 
 
+def test_whoever_may_read_the_folder_may_read_its_files(tmp_path):
+    """As safetensors leaves its files, nobody else could."""
+    with atomic_folder(tmp_path / "target") as folder:
+        folder.chmod(0o755)
+        for name, mode in (("private", 0o600), ("shared", 0o664)):
+            (folder / name).touch()
+            (folder / name).chmod(mode)
+    assert (tmp_path / "target/private").stat().st_mode & 0o777 == 0o644
+    assert (tmp_path / "target/shared").stat().st_mode & 0o777 == 0o664
+
+
 @pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt])
 def test_an_interruption_leaves_the_old_folder_and_nothing_else(tmp_path, error):
     target = tmp_path / "target"
