@@ -316,7 +316,7 @@ SUMS = [(1, "bfloat16"), (1, "float32"), (2, "bfloat16"), (2, "float32"), (3, "b
 """ZeRO's stage, and the precision that micro-batches are summed in."""
 
 DEEPSPEED = """
-import gc, json, os, sys
+import gc, json, os, sys, time
 import deepspeed, deepspeed.ops
 deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
 import torch
@@ -329,6 +329,7 @@ def on_cpu(tensor):
         return False
 
 def alive():
+    time.sleep(0.3)  # gloo's threads hold what they have sent for a moment after the wait for it has ended
     gc.collect()
     tensors = [item for item in gc.get_objects() if issubclass(type(item), torch.Tensor) and on_cpu(item)]
     tensors += [item.grad for item in tensors if item.is_leaf and item.grad is not None]  # Python need not know of them
