@@ -26,6 +26,9 @@ M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
 KEPT_BY_MALLOC = 2**31 - 1
 """Bytes: what is smaller is taken from freed memory, and so much of that is kept; the most that an int can say."""
 
+CONTEXT = 2**29
+"""Bytes of a GPU that a process takes before its first tensor: the driver's context, libraries' kernels and handles."""
+
 GIB = 2**30
 
 EXHAUSTED = ("out of memory", "can't allocate memory", "CUBLAS_STATUS_ALLOC_FAILED")
@@ -73,10 +76,21 @@ def free_memory(device: torch.device) -> int:
     return torch.cuda.mem_get_info(device)[0] + cached
 
 
-def usable_memory(device: torch.device) -> int:
-    """Bytes of `free_memory` that may be planned with."""
+def usable_memory(device: torch.device, sharing: int = 1) -> int:
+    """Bytes of `free_memory` that may be planned with.
+
+    Args:
+        device: to plan for.
+        sharing: processes that use it alike, this one among them.  Of a GPU each has an equal part of the whole,
+            whether the others have come yet or not: what is free changes as they load and decode.
+    """
     free = free_memory(device)
-    return max(0, free - (KEPT_BACK if device.type == "cuda" else free // KEPT_BACK_SHARE))
+    if device.type != "cuda":
+        return max(0, free - free // KEPT_BACK_SHARE) // sharing
+    if sharing == 1:
+        return max(0, free - KEPT_BACK)
+    part = (torch.cuda.mem_get_info(device)[1] - KEPT_BACK) // sharing
+    return max(0, min(free - KEPT_BACK, part - CONTEXT - torch.cuda.memory_allocated(device)))
 
 
 def forget_peak(device: torch.device) -> None:

@@ -52,7 +52,8 @@ def _compared(world: World, model: SDARForCausalLM, prompts: Sequence[list[int]]
     found = []
     with mock.patch("t3d.decoding.engine.choose_kernel", return_value=kernel):
         for record in (None, counter):
-            with mock.patch("t3d.decoding.engine.choose_graphs", return_value=record):
+            is_recorded = mock.patch("t3d.decoding.engine.are_recorded", return_value=record is not None)
+            with is_recorded, mock.patch("t3d.decoding.engine.CudaGraphs", return_value=record):
                 found.append(decode(model, prompts, config, max_active=len(prompts)))
     same = sum(one == other for one, other in zip(*found, strict=True))
     values = {

@@ -26,7 +26,7 @@ from numpy.typing import NDArray
 from t3d.decoding.buckets import Buffers
 from t3d.decoding.cache import PagedCache
 from t3d.decoding.config import DecodingConfig
-from t3d.decoding.graphs import GraphRunner, Record, choose_graphs
+from t3d.decoding.graphs import CudaGraphs, GraphRunner, are_recorded
 from t3d.decoding.kernel import Kernel, choose_kernel, choose_paging
 from t3d.decoding.lanes import make_lanes, side_by_side
 from t3d.decoding.limits import cache_length, prompt_error
@@ -108,11 +108,11 @@ def iter_decode(
     longest, wanted = max((len(request.prompt) for request in left.values()), default=0), min(max_active, len(left))
     if left:
         kernel = choose_kernel(model)
-        record, paging = choose_graphs(model.device, kernel, graphs), choose_paging(kernel, paged)
-        needed = decoding_memory(model.config, model.dtype, config, longest, model.device, record is not None, paging)
+        recorded, paging = are_recorded(model.device, kernel, graphs), choose_paging(kernel, paged)
+        needed = decoding_memory(model.config, model.dtype, config, longest, model.device, recorded, paging)
         capacity = fitting(needed, model.device, config, longest, wanted, sharing)
         capacity = capacity if agree is None else capacity.agreed(agree)
-        decode_left = partial(_decode_through, model, config, left, longest, by_block, record)
+        decode_left = partial(_decode_through, model, config, left, longest, by_block, recorded)
         yield from within_memory(decode_left, left, capacity, model.device, agree is not None)
 
 
@@ -122,26 +122,24 @@ def _decode_through(
     left: dict[int, Request],
     longest: int,
     by_block: bool,
-    record: Record | None,
+    recorded: bool,
     capacity: Capacity,
 ) -> Generator[tuple[int, Trajectory], None, None]:
     """Decodes what is `left`, and takes out what finishes, through so many slots, or as many as there are requests."""
     waiting, num_slots, kernel = deque(left.values()), min(capacity.slots, len(left)), choose_kernel(model)
     most = num_slots if capacity.paging is None else capacity.pages // capacity.longest  # each must hold the longest
     lanes = make_lanes(model, num_slots, config.block_size, most)
-    slots = [_slots(model, config, capacity.part(share), longest, record) for share in lanes.shares]
-    engines = [Engine(_runner(model, config, kernel, share, record), waiting, share, by_block) for share in slots]
+    slots = [_slots(model, config, capacity.part(share), longest, recorded) for share in lanes.shares]
+    engines = [Engine(_runner(model, config, kernel, share, recorded), waiting, share, by_block) for share in slots]
     for index, trajectory in side_by_side([engine.run for engine in engines], lanes.threads):
         if trajectory.finish_reason != UNFINISHED:
             del left[index]
         yield index, trajectory
 
 
-def _slots(
-    model: SDARForCausalLM, config: DecodingConfig, capacity: Capacity, longest: int, record: Record | None
-) -> Slots:
+def _slots(model: SDARForCausalLM, config: DecodingConfig, capacity: Capacity, longest: int, recorded: bool) -> Slots:
     """The slots of one engine, and one more for padding where forwards are recorded."""
-    num_spare, paging = int(record is not None), capacity.paging
+    num_spare, paging = int(recorded), capacity.paging
     if paging is None:
         return Slots(model, config, capacity.slots, longest, num_spare=num_spare)
     length, num_slots = cache_length(longest, config), capacity.slots + num_spare
@@ -149,13 +147,12 @@ def _slots(
     return Slots(model, config, capacity.slots, longest, cache=cache)
 
 
-def _runner(
-    model: SDARForCausalLM, config: DecodingConfig, kernel: Kernel, slots: Slots, record: Record | None
-) -> Runner:
+def _runner(model: SDARForCausalLM, config: DecodingConfig, kernel: Kernel, slots: Slots, recorded: bool) -> Runner:
     """What computes the forwards of one engine; its padding takes the slot after the last."""
-    if record is None:
+    if not recorded:
         return Runner(model, config, kernel)
-    return GraphRunner(model, config, kernel, Buffers(slots.device, spare=len(slots.table)), record)
+    buffers = Buffers(slots.device, spare=len(slots.table))
+    return GraphRunner(model, config, kernel, buffers, CudaGraphs(model.device))
 
 
 def _shape(prompt: list[int], config: DecodingConfig) -> tuple[int, int]:

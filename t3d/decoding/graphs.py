@@ -33,19 +33,23 @@ Record = Callable[[Work], Work]
 
 
 class CudaGraphs:
-    """Records with CUDA; all recordings share their memory, as one ends before the next begins."""
+    """Records with CUDA; all recordings share their memory, as one ends before the next begins.
+
+    They do so only if one stream records them all: torch's allocator gives freed memory to the stream that had it.
+    """
 
     def __init__(self, device: torch.device) -> None:
         """Begins without memory."""
         self.device = device
         self.pool = torch.cuda.graph_pool_handle()
+        self.stream = torch.cuda.Stream(device)  # torch's own is the first device's
 
     def __call__(self, work: Work) -> Work:
         """Records `work`, which has run before."""
-        graph, stream = torch.cuda.CUDAGraph(), torch.cuda.Stream(self.device)  # torch's own is the first device's
+        graph = torch.cuda.CUDAGraph()
         with (
             torch.cuda.device(self.device),
-            torch.cuda.graph(graph, pool=self.pool, stream=stream, capture_error_mode="thread_local"),
+            torch.cuda.graph(graph, pool=self.pool, stream=self.stream, capture_error_mode="thread_local"),
         ):
             draws = work()
 
@@ -131,15 +135,6 @@ def _same(one: Draws, other: Draws) -> bool:
     """Whether tokens are equal, and scores up to rounding (not a number equals itself)."""
     exact = torch.equal(one.tokens, other.tokens) and torch.equal(one.failed, other.failed)
     return exact and torch.allclose(one.score, other.score, rtol=TOLERANCE, atol=TOLERANCE, equal_nan=True)
-
-
-def choose_graphs(device: torch.device, kernel: Kernel, wanted: bool | None) -> Record | None:
-    """How forwards are recorded; None where they are not.
-
-    Raises:
-        ConfigError: see `are_recorded`.
-    """
-    return CudaGraphs(device) if are_recorded(device, kernel, wanted) else None
 
 
 def are_recorded(device: torch.device, kernel: Kernel, wanted: bool | None) -> bool:

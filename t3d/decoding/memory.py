@@ -181,12 +181,12 @@ def fitting(
         decoding: settings.
         longest_prompt: tokens.
         wanted: sequences.
-        sharing: processes that decode on the device, this one among them, each with an equal part of what is free.
+        sharing: processes that decode on the device, this one among them, each with an equal part of it.
 
     Raises:
         ConfigError: not even one fits.
     """
-    room = usable_memory(device) // sharing
+    room = usable_memory(device, sharing)
     fit = needed.capacity(room, wanted)
     if fit.slots < 1:
         kept = "the rest is kept back" if sharing == 1 else f"for {sharing} processes, and some is kept back"

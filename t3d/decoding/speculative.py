@@ -48,6 +48,8 @@ from t3d.trajectory import Trajectory
 
 SOURCES = ("self", "student", "both")
 NONE = np.zeros(0, dtype=np.int64)
+COPIED_BYTES = 2**26
+"""Keys or values that are copied to a sequence's other slots at a time."""
 
 
 @dataclass(frozen=True)
@@ -184,19 +186,25 @@ class GroupedCache(SlotCache):
             group[:, :, slot, start:] = 0
 
     def spread(self, places: Positions, sequences: Positions, starts: Positions, stops: Positions) -> None:
-        """Copies positions `starts` to `stops` of a sequence from one place to all of them, for several sequences."""
-        lengths = stops - starts
-        if not lengths.any():
+        """Copies positions `starts` to `stops` of a sequence from one place to all of them, for several sequences.
+
+        Few positions at a time, as their copies stand beside the cache for a moment: whole prompts are gigabytes.
+        """
+        lengths, width = stops - starts, self.keys.shape[1] // self.num_sequences
+        if width == 1 or not lengths.any():
             return
-        width = self.keys.shape[1] // self.num_sequences
         positions = np.arange(lengths.sum()) + np.repeat(starts - np.cumsum(lengths) + lengths, lengths)
         source = np.repeat((places * self.num_sequences + sequences) * self.length, lengths) + positions
         lead = np.repeat(sequences * self.length, lengths) + positions
         target = lead + np.arange(width)[:, None] * self.num_sequences * self.length
-        source, target = (torch.from_numpy(index.ravel()).to(self.keys.device) for index in (source, target))
-        for buffer in (self.keys, self.values):
-            flat = buffer.flatten(1, 2)
-            flat.index_copy_(1, target, flat.index_select(1, source).repeat(1, width, 1, 1))
+        flats = [buffer.flatten(1, 2) for buffer in (self.keys, self.values)]
+        copied = flats[0][:, 0].numel() * flats[0].itemsize * (width + 1)
+        for first in range(0, len(source), size := max(1, COPIED_BYTES // copied)):
+            part = slice(first, first + size)
+            indices = (source[part], target[:, part].ravel())
+            read, written = (torch.from_numpy(index).to(self.keys.device) for index in indices)
+            for flat in flats:
+                flat.index_copy_(1, written, flat.index_select(1, read).repeat(1, width, 1, 1))
 
 
 class Network:

@@ -1,5 +1,6 @@
 """One process's work: decode a share of the requests with its own copy of the model, into its own shard."""
 
+import os
 import time
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
@@ -162,5 +163,7 @@ def processes_per_device(name: str, workers: int, ranks: Ranks) -> int:
     if name not in ("auto", "cuda") or not torch.cuda.is_available():
         return processes
     gpus = torch.cuda.device_count()
-    # A launcher that gives each process a GPU of its own (srun) shows it no other.
-    return 1 if ranks.size > 1 == gpus else -(-processes // gpus)
+    # A launcher that gives each process a GPU of its own (srun) shows it no other; torchrun shows all of them to each.
+    if ranks.size > 1 == gpus and "TORCHELASTIC_RUN_ID" not in os.environ:
+        return 1
+    return -(-processes // gpus)

@@ -1,8 +1,10 @@
 """Padded and replayed forwards: all but CUDA's own recording, which a CPU has not."""
 
 import logging
+from contextlib import nullcontext
 from copy import deepcopy
 from dataclasses import replace
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -15,7 +17,7 @@ from t3d.decoding import engine as engine_module
 from t3d.decoding.buckets import Buffers, padded_size
 from t3d.decoding.cache import SlotCache, padded_keys
 from t3d.decoding.draws import Draws
-from t3d.decoding.graphs import SIGHTINGS, CudaGraphs, GraphRunner, choose_graphs
+from t3d.decoding.graphs import SIGHTINGS, CudaGraphs, GraphRunner, are_recorded
 from t3d.decoding.memory import decoding_memory
 from t3d.decoding.parcel import FixedBuffer
 from t3d.decoding.plan import Spans
@@ -66,7 +68,8 @@ def recorded(monkeypatch):
 
     def use(record) -> None:
         monkeypatch.setattr(engine_module, "choose_kernel", lambda model: KERNEL)
-        monkeypatch.setattr(engine_module, "choose_graphs", lambda *given: record)
+        monkeypatch.setattr(engine_module, "are_recorded", lambda *given: record is not None)
+        monkeypatch.setattr(engine_module, "CudaGraphs", lambda device: record)
 
     return use
 
@@ -227,9 +230,11 @@ def test_what_is_sent_again_lies_where_it_lay() -> None:
 
 
 def test_graphs_are_for_cuda_with_attention_of_fixed_shapes(model) -> None:
-    assert choose_graphs(CPU, KERNEL, None) is None
-    assert choose_graphs(torch.device("cuda"), replace(KERNEL, is_fixed=False), None) is None
-    assert choose_graphs(torch.device("cuda"), KERNEL, False) is None
+    cuda = torch.device("cuda")
+    assert are_recorded(cuda, KERNEL, None)
+    assert not are_recorded(CPU, KERNEL, None)
+    assert not are_recorded(cuda, replace(KERNEL, is_fixed=False), None)
+    assert not are_recorded(cuda, KERNEL, False)
     with pytest.raises(ConfigError, match=r"^rollout.cuda_graphs: expected null or false on cpu with torch's scaled"):
         decode(model, PROMPTS, config(), graphs=True)
 
@@ -244,6 +249,21 @@ def test_room_is_kept_for_what_recordings_read_and_write(model) -> None:
     slot = SlotCache.slot_bytes(model.config, padded_keys(40), model.dtype)
     assert counted[1].shared == 2 * counted[0].shared + slot
     assert counted[0].per_slot < counted[1].per_slot < 3 * counted[0].per_slot
+
+
+def test_all_recordings_are_made_on_one_stream_in_one_pool(monkeypatch) -> None:
+    """Of another stream, torch's allocator would give each its own memory."""
+    asked = []
+    monkeypatch.setattr(torch.cuda, "graph_pool_handle", lambda: object())
+    monkeypatch.setattr(torch.cuda, "Stream", lambda device: object())
+    monkeypatch.setattr(torch.cuda, "CUDAGraph", Mock)
+    monkeypatch.setattr(torch.cuda, "device", nullcontext)
+    monkeypatch.setattr(torch.cuda, "graph", lambda graph, **given: asked.append(given) or nullcontext())
+    record = CudaGraphs(torch.device("cuda"))
+    for _ in range(3):
+        record(lambda: "draws")
+    assert len({(given["stream"], given["pool"]) for given in asked}) == 1
+    assert len(asked) == 3
 
 
 @pytest.mark.gpu

@@ -236,6 +236,24 @@ def test_what_torch_holds_unused_counts_as_free_and_a_margin_does_not(fake_cuda)
     assert devices.usable_memory(cuda) == 0
 
 
+def test_processes_that_share_a_gpu_plan_with_equal_parts_of_it_whoever_comes_first(fake_cuda) -> None:
+    cuda, gib = torch.device("cuda", 0), 2**30
+    fake_cuda.update(free=34 * gib, reserved=5 * gib, allocated=5 * gib)
+    alone = devices.usable_memory(cuda, sharing=2)
+    assert alone == (40 - 1.5) / 2 * gib - gib // 2 - 5 * gib
+    fake_cuda.update(free=28 * gib)  # the other has loaded as well
+    assert devices.usable_memory(cuda, sharing=2) == alone
+    fake_cuda.update(free=10 * gib)  # somebody else computes there
+    assert devices.usable_memory(cuda, sharing=2) == 8.5 * gib
+    fake_cuda.update(allocated=39 * gib, reserved=39 * gib)
+    assert devices.usable_memory(cuda, sharing=2) == 0
+
+
+def test_processes_that_share_a_machine_plan_with_equal_parts_of_what_is_free(free) -> None:
+    free(10 * 2**30)
+    assert devices.usable_memory(torch.device("cpu"), sharing=3) == 3 * 2**30
+
+
 def test_memory_is_given_back_after_each_decoding(model, monkeypatch) -> None:
     given = []
     monkeypatch.setattr(memory_module, "give_back", given.append)

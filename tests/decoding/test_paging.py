@@ -141,7 +141,8 @@ def test_flash_attention_reads_pages_in_forwards_that_are_replayed_too(
     expected = decode(model, PROMPTS, settings, max_active=6)
     tape = Tape() if recorded else None
     monkeypatch.setattr(engine_module, "choose_kernel", lambda model: PAGED)
-    monkeypatch.setattr(engine_module, "choose_graphs", lambda *given: tape)
+    monkeypatch.setattr(engine_module, "are_recorded", lambda *given: recorded)
+    monkeypatch.setattr(engine_module, "CudaGraphs", lambda device: tape)
     turns = paged(8, pages, is_gathered=False)
     assert decode(model, PROMPTS, settings, max_active=6) == expected
     assert bool(turns) == (pages is not None)

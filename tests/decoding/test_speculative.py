@@ -99,6 +99,23 @@ def test_the_toy_teacher_saves_forwards_and_its_records_are_equal_to_the_bit(siz
     assert sum(one.own_forwards for one in found) < 0.75 * sum(one.num_forwards for one in expected)
 
 
+@pytest.mark.parametrize("copied", [1, 4000])
+def test_committed_keys_are_copied_a_few_positions_at_a_time(model, monkeypatch, copied: int) -> None:
+    """One at a time, and a few; by default 64 MiB, more than all of these."""
+    prompts, sizes, select = prompts_of([1, 9, 30]), [], torch.Tensor.index_select
+    expected = speculate(model, prompts, CONFIG)
+    monkeypatch.setattr("t3d.decoding.speculative.COPIED_BYTES", copied)
+
+    def noted(tensor, dim, index):
+        if tensor.dim() == 4:  # keys or values of all layers
+            sizes.append(len(index))
+        return select(tensor, dim, index)
+
+    monkeypatch.setattr(torch.Tensor, "index_select", noted)
+    assert speculate(model, prompts, CONFIG) == expected
+    assert set(sizes) == {1} if copied == 1 else 1 < max(sizes) < 20
+
+
 def test_where_a_step_reveals_a_block_nothing_is_saved_and_nothing_lost(model) -> None:
     config = replace(CONFIG, block_size=4, denoising_steps=4, remasking_strategy="low_confidence_dynamic", stop_ids=())
     config = replace(config, dynamic_threshold=0.0, max_new_tokens=16)  # every block in one step

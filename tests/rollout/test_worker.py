@@ -44,7 +44,10 @@ def test_a_device_is_shared_by_the_workers_that_it_goes_to(monkeypatch):
     assert worker.processes_per_device("cuda:1", 3, alone) == 3
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
     assert worker.processes_per_device("auto", 3, alone) == 3
+    monkeypatch.delenv("TORCHELASTIC_RUN_ID", raising=False)
     assert worker.processes_per_device("auto", 1, launched) == 1, "srun gives each its own"
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "none")
+    assert worker.processes_per_device("auto", 1, launched) == 4, "torchrun shows all of them to each"
 
 
 def test_the_workers_of_a_rollout_are_told_how_many_they_are(settings, monkeypatch):
