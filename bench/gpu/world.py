@@ -86,6 +86,10 @@ class World:
         """Most that was allocated since `clear`; None where torch does not count."""
         return torch.cuda.max_memory_allocated(self.device) / 2**30 if self.is_cuda else None
 
+    def reserved_gib(self) -> float | None:
+        """Most that torch held since `clear`, recorded forwards included; None where it does not count."""
+        return torch.cuda.max_memory_reserved(self.device) / 2**30 if self.is_cuda else None
+
     def seconds(self, work: Callable[[], Any], repeats: int = 5) -> float:
         """Median wall time of `work` after a first run."""
         if self.tiny:
