@@ -107,9 +107,10 @@ class SparseMLP(Qwen3MoeSparseMoeBlock):
         return rows.view_as(hidden_states)
 
     def _choose_product(self, rows: Tensor) -> None:
-        """One grouped product of all experts on a GPU, which waits for no count; elsewhere one after the other.
+        """One grouped product of all experts on a GPU; elsewhere one after the other.
 
-        The grouped product has no double precision, and wants rows of whole 16 bytes.
+        The grouped product has no double precision, and wants rows of whole 16 bytes.  Before Hopper torch makes it a
+        loop, which waits for the experts' counts and so cannot be recorded.
         """
         chosen = "grouped_mm" if rows.is_cuda and rows.dtype != torch.float64 else "eager"
         if self.experts.config._experts_implementation != chosen:
