@@ -6,7 +6,8 @@ import os
 import resource
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from pathlib import Path
 
 import torch
 import torch.distributed as dist
@@ -28,6 +29,9 @@ KEPT_BY_MALLOC = 2**31 - 1
 
 CONTEXT = 2**29
 """Bytes of a GPU that a process takes before its first tensor: the driver's context, libraries' kernels and handles."""
+
+CORES_QUOTA = Path("/sys/fs/cgroup/cpu.max")
+"""Microseconds of computing, and of how many, that a container may have; "max" is all."""
 
 GIB = 2**30
 
@@ -93,6 +97,15 @@ def usable_memory(device: torch.device, sharing: int = 1) -> int:
     return max(0, min(free - KEPT_BACK, part - CONTEXT - torch.cuda.memory_allocated(device)))
 
 
+def usable_cores() -> int:
+    """Cores that this process may use: those that it may run on and, of a container's quota, the whole ones."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    with suppress(OSError, ValueError):  # no such file, or "max" for no quota
+        quota, period = map(int, CORES_QUOTA.read_text().split())
+        cores = min(cores, max(1, quota // period))
+    return cores
+
+
 def forget_peak(device: torch.device) -> None:
     """Lets `peak_memory` begin anew, where a device can."""
     if device.type == "cuda":
@@ -128,17 +141,21 @@ def reuse_freed_memory() -> None:
 
 
 def leave_group_at_exit() -> None:
-    """Ends the process group, if there is one, when this process ends, in whatever way it does.
+    """Ends the process group, if there is one, when this process has done its work.
 
-    Else the group's threads abort a process now and then as it ends, and a finished launch, or a clear error, looks
-    like a crash.
+    Else the group's threads abort a process now and then as it ends, and a finished launch looks like a crash.  A
+    process that ends by an exception leaves no group: NCCL's would wait for the others (see `t3d.entry`).
     """
     atexit.register(_leave_group)
 
 
 def _leave_group() -> None:
-    if dist.is_initialized():
-        dist.destroy_process_group()
+    if not dist.is_initialized():
+        return
+    if getattr(sys, "last_value", None) is not None and dist.get_world_size() > 1:  # it has been printed
+        sys.stderr.flush()
+        os._exit(1)
+    dist.destroy_process_group()
 
 
 def exhaustion(error: Exception) -> str | None:

@@ -6,8 +6,11 @@ reads the environment as it is loaded: see `wait_briefly`.
 
 import logging
 import os
+import socket
 import sys
+import traceback
 from collections.abc import Callable
+from typing import NoReturn
 
 from t3d.errors import DeviceFullError, UserError
 from t3d.storage.paths import cache_root
@@ -41,7 +44,7 @@ def run_entry(main: Callable[[list[str]], None]) -> None:
     """Runs an entry point on the command line: status 0 on success, 2 with one line for a user's mistake.
 
     Ctrl-C gives one line and status 130. Under torchrun only local rank 0 tells news and prints the line: every process
-    meets the same mistake, but for a device that is full.
+    meets the same mistake, but for a device that is full. A process of a launch that fails ends at once (`_end`).
     """
     logging.basicConfig(format="%(message)s")
     for ours in ("t3d", "__main__"):  # the libraries' own news is not the user's
@@ -54,17 +57,40 @@ def run_entry(main: Callable[[list[str]], None]) -> None:
     except UserError as error:
         if _is_first() or isinstance(error, DeviceFullError):
             sys.stderr.write(f"error: {error}\n")
-        sys.exit(2)
+        _end(2)
     except ImportError as error:  # entries import their stage where they run it
         if _is_first():
             reason = " ".join(str(error).split())
             expected = "Python packages that load (python -m t3d.doctor examines them)"
             sys.stderr.write(f"error: {error.name or 'import'}: expected {expected}, found {reason}\n")
-        sys.exit(2)
+        _end(2)
     except KeyboardInterrupt as stop:
         if _is_first():
             sys.stderr.write(f"interrupted: {stop}\n" if str(stop) else "interrupted\n")
-        sys.exit(130)
+        _end(130)
+    except Exception:
+        if not _is_launched():
+            raise
+        traceback.print_exc()
+        _end(1)
+
+
+def _end(status: int) -> NoReturn:
+    """Ends this process; in a launch without leaving the others' group.
+
+    NCCL's group is left by all together: one that failed alone would wait for the others, which wait for it, and no
+    launcher would know.  A process that is gone ends them.
+    """
+    if _is_launched():
+        logging.shutdown()
+        for stream in (sys.stdout, sys.stderr):
+            stream.flush()
+        os._exit(status)
+    sys.exit(status)
+
+
+def _is_launched() -> bool:
+    return os.environ.get("WORLD_SIZE", "1") != "1"
 
 
 def _is_first() -> bool:
@@ -72,9 +98,14 @@ def _is_first() -> bool:
 
 
 def use_cache_root() -> None:
-    """Points the compilers' caches under $T3D_CACHE_ROOT (~/.cache/t3d), where they are not set one by one."""
+    """Points the compilers' caches under $T3D_CACHE_ROOT (~/.cache/t3d), where they are not set one by one.
+
+    In a launch of several machines each has its own: they replace files in a way that a network's file system shows
+    to other machines as stale.
+    """
+    own = socket.gethostname() if os.environ.get("GROUP_WORLD_SIZE", "1") != "1" else ""
     for variable, folder in CACHES.items():
-        os.environ.setdefault(variable, str(cache_root() / folder))
+        os.environ.setdefault(variable, str(cache_root() / folder / own))
 
 
 def quiet_libraries() -> None:

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from t3d.devices import M_MMAP_THRESHOLD, M_TRIM_THRESHOLD, reuse_freed_memory
+from t3d import devices
+from t3d.devices import M_MMAP_THRESHOLD, M_TRIM_THRESHOLD, reuse_freed_memory, usable_cores
 
 SIZE = 64 * 2**20
 NAMES = ("MALLOC_MMAP_THRESHOLD_", "MALLOC_TRIM_THRESHOLD_", "GLIBC_TUNABLES")
@@ -73,3 +74,29 @@ def test_settings_of_the_user_stay(library, monkeypatch, name):
     asked = faults(library)
     reuse_freed_memory()
     assert faults(library) > asked / 2
+
+
+@pytest.mark.parametrize(
+    ("quota", "cores"),
+    [("max 100000\n", 24), ("400000 100000\n", 4), ("50000 100000\n", 1), ("9900000 100000", 24), (None, 24)],
+)
+def test_a_containers_quota_is_no_more_cores_than_it_says(monkeypatch, tmp_path, quota, cores):
+    monkeypatch.setattr(os, "sched_getaffinity", lambda process: set(range(24)))
+    monkeypatch.setattr(devices, "CORES_QUOTA", tmp_path / "cpu.max")
+    if quota is not None:
+        (tmp_path / "cpu.max").write_text(quota)
+    assert usable_cores() == cores
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_a_process_that_ends_by_an_exception_waits_for_no_other(fails):
+    """In somebody's own script (`t3d.entry` ends its own failures): NCCL's group is left by all together."""
+    said = (
+        "import sys; import torch.distributed as dist; from t3d.devices import leave_group_at_exit;"
+        "dist.is_initialized, dist.get_world_size = lambda: True, lambda: 2;"
+        "dist.destroy_process_group = lambda: print('left');"
+        "leave_group_at_exit();"
+    ) + ("raise ValueError('a bug')" if fails else "")
+    ended = subprocess.run([sys.executable, "-c", said], capture_output=True, text=True, check=False)
+    assert (ended.returncode, ended.stdout) == ((1, "") if fails else (0, "left\n"))
+    assert ("ValueError: a bug" in ended.stderr) == fails

@@ -3,13 +3,16 @@ from t3d.entry import CACHES, SPINS, run_entry, use_cache_root, wait_briefly
 import ast
 import logging
 import os
+import socket
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
 
 from t3d.errors import CheckpointError, ConfigError, DataError, DeviceFullError, UserError
+from tests import launching
 
 ROOT = Path(__file__).parents[1]
 ENTRIES = ("t3d", "sample", "train", "data")
@@ -141,11 +144,50 @@ def test_a_bug_keeps_its_traceback():
         run_entry(main)
 
 
+FAILING = """
+from t3d.entry import run_entry
+import sys, time
+import torch.distributed as dist
+from t3d.errors import ConfigError, UserError
+from t3d.rollout.ranks import join_ranks
+
+def wait(*_):  # as leaving NCCL's group does, until the others leave it as well
+    time.sleep(1000)
+
+dist.destroy_process_group = wait
+
+def main(arguments):
+    ranks = join_ranks()
+    if ranks.rank == 1:
+        raise {"mistake": ConfigError("key", "this", "that"), "bug": ValueError("a bug")}[arguments[0]]
+    dist.barrier()  # never comes
+
+run_entry(main)
+"""
+
+
+@pytest.mark.parametrize(("how", "status"), [("mistake", 2), ("bug", 1)])
+def test_a_process_that_fails_alone_ends_although_the_others_wait_for_it(tmp_path, how, status):
+    """So that the launcher sees it, and ends them."""
+    (tmp_path / "script.py").write_text(FAILING)
+    started = time.monotonic()
+    ended = launching.launch(2, [str(tmp_path / "script.py"), how])
+    assert ended[1].returncode == status
+    assert time.monotonic() - started < 60
+    assert ("a bug" in ended[1].stderr) == (how == "bug")
+
+
 def test_compiled_kernels_are_cached_under_the_cache_root(monkeypatch, tmp_path):
     monkeypatch.setenv("TRITON_CACHE_DIR", "/mine")
     use_cache_root()
     assert os.environ["TRITON_CACHE_DIR"] == "/mine"
     assert os.environ["TORCH_EXTENSIONS_DIR"] == str(tmp_path / "torch_extensions")
+
+
+def test_each_of_several_machines_has_compiled_kernels_of_its_own(monkeypatch, tmp_path):
+    monkeypatch.setenv("GROUP_WORLD_SIZE", "2")
+    use_cache_root()
+    assert os.environ["TRITON_CACHE_DIR"] == str(tmp_path / "triton" / socket.gethostname())
 
 
 def test_a_package_that_does_not_load_is_one_line(capsys):

@@ -201,7 +201,7 @@ class ExecuteConfig(ExtractConfig):
     """How answers are graded."""
 
     num_chunk: int = key(64, "answers are graded 16 x this many at a time; progress is shown after each", low=1)
-    num_workers: int = key(2, "grading processes", low=1)
+    num_workers: int = key(0, "grading processes (0: one for every two cores of this machine, 2 to 16)", low=0)
     timeout_s: float = key(0.5, "computing time to grade one math answer, in seconds", low=0.1)
     math_verify: bool = key(
         True, "report plain math-verify's verdict beside ours, and where they differ; grades are ours"

@@ -1,6 +1,5 @@
 """The machine: its devices, its kernels, memory, disk and sandbox."""
 
-import os
 import shutil
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -10,7 +9,7 @@ import psutil
 import torch
 
 from t3d.decoding.kernel import find_kernel
-from t3d.devices import AMPERE, GIB, capability, usable_memory
+from t3d.devices import AMPERE, GIB, capability, usable_cores, usable_memory
 from t3d.doctor.finding import Finding, counted
 from t3d.errors import UserError
 from t3d.grading.isolation import find_sandbox
@@ -65,7 +64,7 @@ def find_devices() -> list[Device]:
 
 def processor() -> Iterator[Finding]:
     """The cores, and how many of them torch uses."""
-    cores, threads = len(os.sched_getaffinity(0)), torch.get_num_threads()
+    cores, threads = usable_cores(), torch.get_num_threads()
     text = f"{counted(cores, 'core')}, {counted(threads, 'thread')}"
     if threads > cores:
         cure = f"OMP_NUM_THREADS={cores}: threads that wait for a core slow all of them down"

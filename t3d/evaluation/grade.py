@@ -7,12 +7,15 @@ from typing import Any
 from tqdm import tqdm
 
 from t3d.config import ExecuteConfig
+from t3d.devices import usable_cores
 from t3d.evaluation.metrics import decoded_places
 from t3d.evaluation.results import Disagreement, LeftOut
 from t3d.grading.code_grader import Program, grade_code_many
 from t3d.grading.extract import extract
 from t3d.grading.math_grader import grade_math_many
 from t3d.grading.sandbox import Limits
+
+MOST_PROCESSES = 16
 
 
 @dataclass(frozen=True)
@@ -131,9 +134,14 @@ def _failure(record: dict[str, Any], place: int) -> str:
     return (record["error"][place] if "error" in record else None) or "no reason recorded"
 
 
+def _processes(execute: ExecuteConfig) -> int:
+    """How many grade at a time.  Half of the cores, as programs are stopped by the clock on the wall."""
+    return execute.num_workers or max(2, min(MOST_PROCESSES, usable_cores() // 2))
+
+
 def _grade_math(answers: Sequence[Answer], execute: ExecuteConfig) -> list[Grade]:
     pairs = [(answer, record["ground_truth_answer"]) for answer, record in answers]
-    results = grade_math_many(pairs, execute.num_workers, execute.timeout_s, execute.memory_mb, execute.math_verify)
+    results = grade_math_many(pairs, _processes(execute), execute.timeout_s, execute.memory_mb, execute.math_verify)
     return [
         Grade(
             None if result.status == "error" else result.correct,
@@ -159,7 +167,7 @@ def _grade_code(answers: Sequence[Answer], execute: ExecuteConfig) -> list[Grade
     ]
     limits = Limits(execute.memory_mb, execute.num_threads, execute.file_mb, execute.output_mb)
     grades = []
-    for verdicts in grade_code_many(programs, execute.num_workers, execute.sandbox, limits):
+    for verdicts in grade_code_many(programs, _processes(execute), execute.sandbox, limits):
         bad = [verdict for verdict in verdicts if not verdict.passed]
         # A solution that fails one test is wrong, whatever became of the others.
         unknown = bool(bad) and all(verdict.status == "error" for verdict in bad)

@@ -26,6 +26,9 @@ from t3d.storage.paths import dataset_name, model_name, user_path, workspace
 
 log = logging.getLogger(__name__)
 
+FEW_PROBLEMS = 8
+"""For each process: fewer are not dealt out whole, as the last ones would keep too few processes busy."""
+
 
 def outputs_name(config: SampleConfig) -> str:
     """`eval-<model>-<dataset>`, with the machine's number in front when several share the problems."""
@@ -79,7 +82,8 @@ def decode_job(job: Job, path: Path) -> None:
         return
     session = ranks.on_first(lambda: secrets.token_hex(8))
     divided = settings.tensor_parallel_size > 1
-    mine = [job.requests[number] for number in (waiting if divided else waiting[ranks.rank :: ranks.size])]
+    left = [job.requests[number] for number in waiting]
+    mine = left if divided else deal(left, ranks.size)[ranks.rank]
     try:
         if divided:  # in step with the others at every layer: none can wait for the rest of them before it fails
             _decode(job, shards, mine, 1, session, ranks)
@@ -89,6 +93,21 @@ def decode_job(job: Job, path: Path) -> None:
         kept = f"the finished responses are kept in {path.parent}, the same command goes on from there"
         raise KeyboardInterrupt(kept) from None
     ranks.on_first(lambda: _finish(job, shards))
+
+
+def deal(requests: Sequence[Request], processes: int) -> list[list[Request]]:
+    """The requests' parts for so many processes: whole problems in turn, as responses to one share pages of its prompt.
+
+    Where problems are few, responses in turn.
+    """
+    problems = dict.fromkeys(request.item for request in requests)
+    if len(problems) < FEW_PROBLEMS * processes:
+        return [list(requests[number::processes]) for number in range(processes)]
+    place = {item: number % processes for number, item in enumerate(problems)}
+    parts: list[list[Request]] = [[] for _ in range(processes)]
+    for request in requests:
+        parts[place[request.item]].append(request)
+    return parts
 
 
 def count_workers(settings: RolloutConfig, ranks: Ranks) -> int:
@@ -147,12 +166,12 @@ def _decode(
 ) -> None:
     """Decodes `requests` in this process or, if they are several, in worker processes."""
     num_workers = min(num_workers, len(requests))
-    settings = job.config.rollout
+    dealt, settings = deal(requests, num_workers), job.config.rollout
     writes = settings.tensor_parallel_size == 1 or ranks.rank == 0
     shares = [
         Share(
             worker=ranks.local_rank + worker,
-            requests=list(requests[worker::num_workers]),
+            requests=dealt[worker],
             model=job.checkpoint.folder,
             model_config=job.checkpoint.config,
             settings=settings,

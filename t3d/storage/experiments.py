@@ -4,6 +4,7 @@ Training writes there, and tables and evaluations look there.
 """
 
 import re
+import time
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
 from t3d.errors import DataError
+from t3d.storage.folders import make_folder
 from t3d.storage.paths import existing_path
 
 EXPERIMENTS = Path("experiments")
@@ -33,6 +35,17 @@ def method_folder(model: str, data_type: str, method: str | Path) -> Path:
 def new_run(folder: Path) -> Path:
     """A run's folder under its method's, named by this moment."""
     return folder / datetime.now().strftime("%Y%m%d-%H%M%S")
+
+
+def claim_run(folder: Path) -> Path:
+    """Makes a run's folder under its method's; two that begin in the same second get one each."""
+    while True:
+        path = new_run(make_folder(folder))
+        try:
+            path.mkdir()
+            return path
+        except FileExistsError:
+            time.sleep(0.1)
 
 
 def runs(folder: Path) -> list[Path]:

@@ -92,6 +92,11 @@ def set_aside(names: Sequence[tuple[Path, str]]) -> str:
     return f"old-{number}"
 
 
+def temporary_name(target: Path) -> Path:
+    """A new name beside `target` for a file that is to take its place once it is whole."""
+    return target.with_name(f".{target.name}.{secrets.token_hex(4)}.tmp")
+
+
 def remove_temporaries(path: Path) -> None:
     """Removes what `atomic_writer` left of `path` in processes that were killed; none may be at work on it."""
     target = Path(os.path.realpath(path))
@@ -111,7 +116,7 @@ def atomic_writer(path: Path) -> Iterator[TextIO]:
         DataError: the folder is missing, or the file system refuses the file.
     """
     target = Path(os.path.realpath(path))
-    temporary = target.with_name(f".{target.name}.{secrets.token_hex(4)}.tmp")
+    temporary = temporary_name(target)
     try:
         try:
             with temporary.open("x", encoding="utf-8", errors="backslashreplace") as file:

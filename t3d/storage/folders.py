@@ -1,5 +1,6 @@
 """Folders that appear whole or not at all."""
 
+import logging
 import os
 import secrets
 import shutil
@@ -8,6 +9,8 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from t3d.errors import DataError
+
+log = logging.getLogger(__name__)
 
 
 def make_folder(folder: Path) -> Path:
@@ -52,11 +55,15 @@ def put_in_place(temporary: Path, target: Path) -> None:
     temporary.rename(target)
     sync(target.parent)
     if old is not None:
-        shutil.rmtree(old)
+        _tidy(old)
 
 
 def remove_folder(folder: Path) -> None:
-    """Removes a folder so that nobody ever finds a part of it under its name."""
+    """Removes a folder so that nobody ever finds a part of it under its name.
+
+    Raises:
+        OSError: it is still there, or under a name that `remove_leftovers` knows.
+    """
     shutil.rmtree(_aside(folder))
 
 
@@ -64,7 +71,19 @@ def remove_leftovers(parent: Path) -> None:
     """Removes what killed processes left of folders under `parent` that were being written or removed."""
     for path in parent.glob(".*"):
         if path.suffix in (".tmp", ".old") and path.is_dir():
-            shutil.rmtree(path)
+            _tidy(path)
+
+
+def _tidy(folder: Path) -> None:
+    """Removes a folder that nobody looks for any more.
+
+    A network's file system holds back what a process still has open.  That is nothing to fail for: `remove_leftovers`
+    comes again.
+    """
+    try:
+        shutil.rmtree(folder)
+    except OSError as error:
+        log.warning("%s cannot be removed yet (%s)", folder, error.strerror or error)
 
 
 def _aside(folder: Path) -> Path:

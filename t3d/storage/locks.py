@@ -1,5 +1,6 @@
-"""Marks on files in use, which other processes see, and which end with the process that set them."""
+"""Locks between processes, which end with the process that holds them: files in use, and work for one at a time."""
 
+import errno
 import fcntl
 import logging
 import os
@@ -8,7 +9,35 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from filelock import FileLock
+
 log = logging.getLogger(__name__)
+
+UNKNOWN = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
+"""What file systems without locks answer."""
+
+
+@contextmanager
+def one_at_a_time(path: Path) -> Iterator[None]:
+    """Lets one process after the other into the block, by a lock on the file `path`.
+
+    Where the file system has no locks, or each machine its own, several may be in it: what they do must come to the
+    same.
+
+    Raises:
+        OSError: the file cannot be made.
+    """
+    lock = FileLock(path)
+    try:
+        lock.acquire()
+    except (OSError, NotImplementedError) as error:
+        if isinstance(error, OSError) and error.errno not in UNKNOWN:
+            raise
+        log.warning("%s cannot be locked (%s): processes may do the same work beside each other", path, error)
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def mark_in_use(path: Path, owner: object) -> None:

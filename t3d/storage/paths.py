@@ -120,12 +120,15 @@ def find_data(name: str) -> Path:
 def find_data_files(name: str) -> list[Path]:
     """The files of data that may be a folder of shards: `find_data`'s file, or all .json and .jsonl in it, by name.
 
+    What rollouts keep beside their files (.meta.json) is no data.
+
     Raises:
         DataError: no such file or folder, or a folder without one.
     """
     for folder in (existing_path(name), workspace() / "data" / name):
         if folder.is_dir():
-            files = sorted(path for path in folder.iterdir() if path.suffix in (".json", ".jsonl"))
+            named = [path for path in folder.iterdir() if path.suffix in (".json", ".jsonl")]
+            files = sorted(path for path in named if not path.name.endswith(".meta.json"))
             if not files:
                 raise DataError(folder, "a folder with .json or .jsonl files", "none")
             return files

@@ -208,11 +208,14 @@ def saved_steps(parent: Path) -> dict[int, Path]:
 
 
 def prune(parent: Path, limit: int | None) -> None:
-    """Removes the oldest step folders beyond `limit` (None keeps all)."""
+    """Removes the oldest step folders beyond `limit` (None keeps all); one that cannot be removed is told of."""
     steps = list(saved_steps(parent).values())
     for path in steps[: max(0, len(steps) - limit)] if limit else []:
         log.info("removing %s", path)
-        remove_folder(path)
+        try:
+            remove_folder(path)
+        except OSError as error:
+            log.warning("%s cannot be removed yet: %s", path, error.strerror or error)
 
 
 def _advice(folder: Path) -> str:

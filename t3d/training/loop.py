@@ -135,8 +135,8 @@ class Trainer:
                 log.warning("%s", leakage)
         with closing(MetricsLog(self.folder, self.config, self.step)) if main else nullcontext() as metrics_log:
             self._train(metrics_log)
-        if self.step > first_step or not final.is_dir():
-            self.save(final)
+            if self.step > first_step or not final.is_dir():
+                self.save(final)  # before trackers are closed, which may take them as long as they like
         return final
 
     def _plan(self) -> str:

@@ -69,8 +69,7 @@ def prepare_models(
     # Under ZeRO-3 transformers would cut parameters up while loading, in an order of its own.
     unset_hf_deepspeed_config()
     plugin = accelerator.state.deepspeed_plugin
-    zero3 = plugin is not None and plugin.zero_stage == 3
-    sharded = zero3 or fsdp.is_fsdp(accelerator)
+    sharded = _is_sharded(accelerator)
     shard_reference = _shards_reference(config, sharded)
     _check_experts(config, source, accelerator.num_processes)
     device: torch.device = accelerator.device
@@ -96,17 +95,20 @@ def prepare_models(
     prepared, optimizer = accelerator.prepare(student.train(), optimizer)
     if plugin is not None:
         _finish_deepspeed(prepared, exact)
-    if zero3 and shard_reference and reference is not None:
+    if plugin is not None and sharded and shard_reference and reference is not None:
         reference = _inference_engine(reference, plugin)
     return Models(prepared, optimizer, reference)
 
 
 def whole_weights(accelerator: Accelerator, student: Any) -> dict[str, Tensor]:
-    """The student's weights, or its adapter's if it has one, whole; all processes must call this together."""
+    """The student's weights, or its adapter's if it has one, whole, on the main process; all must call this together.
+
+    A process that holds the weights whole itself makes no copy of them in its host's memory, but for the main one.
+    """
     network = accelerator.unwrap_model(student)
     if has_adapter(network):
         return gather(network, accelerator.is_main_process)
-    return accelerator.get_state_dict(student)
+    return accelerator.get_state_dict(student) if accelerator.is_main_process or _is_sharded(accelerator) else {}
 
 
 def save_student(
@@ -128,6 +130,12 @@ def save_student(
         student = merge(load_model(source.folder, config=source.config), adapter, target / FOLDER)
         weights = student.state_dict()
     save_model(student, weights, source.folder, target, card, adapter)
+
+
+def _is_sharded(accelerator: Accelerator) -> bool:
+    """Whether each process holds a part of the weights (ZeRO-3, FSDP2)."""
+    plugin = accelerator.state.deepspeed_plugin
+    return (plugin is not None and plugin.zero_stage == 3) or fsdp.is_fsdp(accelerator)
 
 
 def _shards_reference(config: TrainConfig, sharded: bool) -> bool:

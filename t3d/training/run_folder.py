@@ -13,7 +13,7 @@ from yaml import YAMLError
 
 from t3d.config import TrainConfig
 from t3d.errors import CheckpointError, ConfigError, UserError
-from t3d.storage.experiments import method_folder, new_run, runs
+from t3d.storage.experiments import claim_run, method_folder, new_run, runs
 from t3d.storage.files import read_json, write_json_atomic
 from t3d.storage.fingerprint import model_digest
 from t3d.storage.folders import make_folder, remove_leftovers
@@ -90,7 +90,9 @@ def open_run_folder(
 def _open(config: TrainConfig, inputs: dict[str, str], num_processes: int) -> tuple[Path, Path | None]:
     folder, state = find_run(config)
     if state is None:
-        write_json_atomic(make_folder(folder) / INPUTS, inputs)
+        named_by_time = config.experiment.output_dir is None and config.experiment.timestamp
+        folder = claim_run(_method(config)) if named_by_time else make_folder(folder)
+        write_json_atomic(folder / INPUTS, inputs)
         return folder, None
     _check_batch(config, state, folder, num_processes)
     _check_inputs(inputs, folder)

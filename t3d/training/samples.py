@@ -14,12 +14,12 @@ import pyarrow.compute as pc
 from datasets import Dataset, Features, Value
 from datasets import Sequence as ListOf
 from datasets.arrow_writer import ArrowWriter
-from filelock import FileLock
 from numpy.typing import NDArray
 
 from t3d.errors import ConfigError, DataError
+from t3d.storage.files import temporary_name
 from t3d.storage.folders import make_folder
-from t3d.storage.locks import mark_in_use
+from t3d.storage.locks import mark_in_use, one_at_a_time
 from t3d.training.states import TrainingSample
 
 log = logging.getLogger(__name__)
@@ -131,8 +131,8 @@ def build_once(
 ) -> Path:
     """The Arrow file of what `rows` yields, from `folder` if an earlier run with the same sources built it.
 
-    However many processes ask, one builds and the others wait for it; a file that a kill left half-written has
-    another name, and the next builder overwrites it.
+    However many processes ask, one builds and the others wait for it; where they cannot, each builds a file of its
+    own, and the last one stays.  What a kill left half-written is never picked up (`python -m t3d.caches` removes it).
 
     Args:
         folder: of the cache.
@@ -144,16 +144,16 @@ def build_once(
         DataError: from `rows`, or there is no room in `folder`, or no source to read.
     """
     target = make_folder(folder) / f"{_key(sources, settings)}.arrow"
-    partial = target.with_suffix(".partial")
     try:
-        with FileLock(target.with_suffix(".lock")):
+        with one_at_a_time(target.with_suffix(".lock")):
             if not target.exists():
                 log.info("building %s, once for this data", target)
+                temporary = temporary_name(target)
                 try:
-                    _write(partial, rows())
-                    os.replace(partial, target)
+                    _write(temporary, rows())
+                    os.replace(temporary, target)
                 finally:
-                    partial.unlink(missing_ok=True)
+                    temporary.unlink(missing_ok=True)
             target.touch()  # when it was used last
     except OSError as error:
         expected = "room for the training data (T3D_CACHE_ROOT says where)"

@@ -3,7 +3,7 @@ from pathlib import Path
 import pytest
 
 from t3d.errors import DataError
-from t3d.storage.experiments import method_folder, new_run, newest_checkpoint, recorded, run_config, runs
+from t3d.storage.experiments import claim_run, method_folder, new_run, newest_checkpoint, recorded, run_config, runs
 
 
 @pytest.fixture
@@ -79,3 +79,9 @@ def test_the_home_folder_is_found_by_its_sign(monkeypatch, tmp_path):
     (run / "config.yaml").write_text("a: 1")
     assert newest_checkpoint("~/t3d/ckpt/optimized") == str(run / "ckpt" / "optimized")
     assert run_config("~/t3d/20260101-000000/ckpt/optimized") == (run / "config.yaml", {"a": 1})
+
+
+def test_runs_that_begin_in_the_same_second_have_a_folder_each(tmp_path):
+    first, second = claim_run(tmp_path / "method"), claim_run(tmp_path / "method")
+    assert first != second
+    assert runs(tmp_path / "method")[1:] == [first, second]

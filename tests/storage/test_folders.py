@@ -1,3 +1,6 @@
+import errno
+import os
+import shutil
 from pathlib import Path
 
 import pytest
@@ -81,6 +84,26 @@ def test_a_folder_below_a_file_is_the_users_mistake(tmp_path):
     for folder in (tmp_path / "file", tmp_path / "file" / "below"):
         with pytest.raises(DataError, match="expected a folder that can be written to, found "):
             make_folder(folder)
+
+
+def test_an_old_folder_that_is_held_back_harms_no_new_one(tmp_path, monkeypatch, caplog):
+    """As on NFS, where a file that another process has open stays under another name."""
+    target, remove = tmp_path / "target", shutil.rmtree
+    target.mkdir()
+
+    def held_back(path, ignore_errors=False):
+        if not ignore_errors:
+            raise OSError(errno.ENOTEMPTY, os.strerror(errno.ENOTEMPTY))
+
+    monkeypatch.setattr(shutil, "rmtree", held_back)
+    with atomic_folder(target) as folder:
+        (folder / "a").write_text("new")
+    assert (target / "a").read_text() == "new"
+    assert "cannot be removed yet (Directory not empty)" in caplog.text
+    remove_leftovers(tmp_path)
+    monkeypatch.setattr(shutil, "rmtree", remove)
+    remove_leftovers(tmp_path)
+    assert list(tmp_path.iterdir()) == [target]
 
 
 def test_removing_takes_the_folder_and_nothing_beside_it(tmp_path):

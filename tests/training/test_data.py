@@ -1,5 +1,6 @@
 """Training data: checked records in an Arrow file, built once per content and read a sample at a time."""
 
+import errno
 import json
 import multiprocessing
 import os
@@ -11,12 +12,15 @@ from typing import Any
 import numpy as np
 import pytest
 
+from t3d.caches import entries
 from t3d.config import DatasetConfig, TrainingConfig
 from t3d.errors import ConfigError, DataError
 from t3d.sdar.checkpoint import load_tokenizer
+from t3d.storage.files import temporary_name
 from t3d.storage.locks import unused
 from t3d.storage.paths import cache_root, find_data_files
 from t3d.training import data
+from t3d.training import samples as samples_module
 from t3d.training.data import load_samples
 from t3d.training.samples import Samples, build_once
 from t3d.training.states import TrainingSample
@@ -158,9 +162,11 @@ def test_a_folder_of_shards_is_read_in_the_order_of_names(trajectories, tokenize
     (folder / "1.json").write_text(json.dumps(everything[12:]))
     (folder / "0.json").write_text(json.dumps(everything[:12]))
     (folder / "notes.txt").write_text("no data")
+    (folder / "0.meta.json").write_text("{}")  # as it lies beside a rollout
     monkeypatch.chdir(tmp_path)
     for name in (str(folder), "shards"):
         assert [path.name for path in find_data_files(name)] == ["0.json", "1.json"]
+
     samples, whole = load(find_data_files("shards"), tokenizer), load(trajectories, tokenizer)
     assert [samples[index] for index in range(20)] == [whole[index] for index in range(20)]
     assert samples.record(12) == "1.json, record 0"
@@ -220,12 +226,47 @@ def test_trace_objectives_name_the_first_record_without_steps(answers, trajector
 def test_a_half_written_file_is_never_picked_up(trajectories, tokenizer):
     whole = load(trajectories, tokenizer)
     [path] = built()
-    partial = path.with_suffix(".partial")
-    partial.write_bytes(path.read_bytes()[:1000])  # as a kill would leave it
+    left = temporary_name(path)
+    left.write_bytes(path.read_bytes()[:1000])  # as a kill would leave it
     path.unlink()
     again = load(trajectories, tokenizer)
     assert [again[index] for index in range(20)] == [whole[index] for index in range(20)]
-    assert not partial.exists()
+    assert left in {entry.path for entry in entries(cache_root())}, "t3d.caches shows and removes it"
+
+
+@pytest.mark.parametrize("number", [errno.ENOLCK, errno.EOPNOTSUPP])
+def test_a_file_system_without_locks_is_told_of_and_builders_do_not_meet(
+    trajectories, tokenizer, monkeypatch, caplog, number
+):
+    """As on NFS without a lock service: the second builder comes while the first one writes."""
+
+    def refused(*_):
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr("t3d.storage.locks.FileLock.acquire", refused)
+    write, inner = samples_module._write, []
+
+    def meanwhile(path, rows):
+        if not inner:
+            inner.append(None)
+            inner[0] = load(trajectories, tokenizer)
+        write(path, rows)
+
+    monkeypatch.setattr(samples_module, "_write", meanwhile)
+    outer = load(trajectories, tokenizer)
+    assert [outer[index] for index in range(20)] == [inner[0][index] for index in range(20)]
+    assert "cannot be locked" in caplog.text
+    assert len(built()) == 1
+    assert not [path for path in built()[0].parent.iterdir() if path.suffix == ".tmp"]
+
+
+def test_no_room_for_a_lock_is_an_error(trajectories, tokenizer, monkeypatch):
+    def refused(*_):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr("t3d.storage.locks.FileLock.acquire", refused)
+    with pytest.raises(DataError, match=r"expected room for the training data .*found No space left on device"):
+        load(trajectories, tokenizer)
 
 
 def test_a_damaged_cache_file_is_named(trajectories, tokenizer):
