@@ -7,6 +7,7 @@ from filelock import FileLock
 
 from t3d.arena.plan import Data, Job
 from t3d.data.preprocess import rename_answers
+from t3d.rollout.pool import Workers
 from t3d.rollout.run import rollout
 from t3d.storage.files import write_json_atomic
 from t3d.storage.folders import make_folder
@@ -69,7 +70,8 @@ def work(job: Job) -> None:
             if not job.student.is_dir():
                 train(job.train)
                 train_s = time.perf_counter() - started
-    runs = {name: measure(cell, job.folder) for name, cell in job.cells.items()}
+    with Workers() as workers:
+        runs = {name: measure(cell, job.folder, workers) for name, cell in job.cells.items()}
     [problems] = {tuple(_outcomes(run).questions) for run in runs.values()}
     scores = {name: score(run) for name, run in runs.items()}
     make_folder(job.record.parent)

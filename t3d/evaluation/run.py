@@ -24,6 +24,7 @@ from t3d.evaluation.records import (
 )
 from t3d.evaluation.results import BadRecord, KnownBad, LeftOut, Results, read_results, write_results
 from t3d.rollout.job import make_job
+from t3d.rollout.pool import Workers
 from t3d.rollout.ranks import join_ranks
 from t3d.rollout.run import decode_job, project_folder
 from t3d.storage.experiments import newest_checkpoint
@@ -47,11 +48,15 @@ class Evaluation:
     path: Path
 
 
-def evaluate(config: EvalConfig) -> Evaluation:
+def evaluate(config: EvalConfig, workers: Workers | None = None) -> Evaluation:
     """Decodes (or takes `evaluation.rollouts`), grades, and writes the results.
 
     What differs in model, problems, decoding or grading has files of its own (`t3d.evaluation.names`).  The same
     evaluation again finds its rollouts decoded and is graded alone.
+
+    Args:
+        config: the settings.
+        workers: see `decode_job`.
 
     Raises:
         UserError: a mistake in configuration, data or checkpoint, or not one response that could be graded.
@@ -65,7 +70,7 @@ def evaluate(config: EvalConfig) -> Evaluation:
     job = make_job(config)
     name = decoded_name(config, job.fingerprint)
     rollouts = project_folder(config) / "temp_data" / f"outputs-{name}.json"
-    decode_job(job, rollouts)
+    decode_job(job, rollouts, workers)
     return join_ranks().on_first(lambda: _evaluate_decoded(config, rollouts, name))
 
 

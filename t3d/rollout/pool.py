@@ -1,4 +1,4 @@
-"""Several decoding processes on one machine, watched by the one that started them."""
+"""Decoding processes on one machine, watched by the one that started them, and kept for what it decodes next."""
 
 import logging
 import os
@@ -6,7 +6,7 @@ import signal
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from multiprocessing import get_context, parent_process
 from multiprocessing.connection import Connection, wait
 from multiprocessing.context import SpawnProcess
@@ -14,7 +14,7 @@ from multiprocessing.context import SpawnProcess
 import torch
 
 from t3d.errors import UserError
-from t3d.rollout.worker import Done, Share, decode_share
+from t3d.rollout.worker import Done, Loaded, Share, decode_share
 
 log = logging.getLogger(__name__)
 
@@ -27,68 +27,116 @@ class _News:
     text: str
 
 
-Message = Done | UserError | _News
+@dataclass(frozen=True)
+class _Finished:
+    """A worker has no more to do for its share."""
+
+
+Message = Done | UserError | _News | _Finished
 
 
 @dataclass
 class _Worker:
-    share: Share
-    process: SpawnProcess
-    missing: int
-    mistake: UserError | None = None
+    """A process, and what became of its share.
 
-
-def run_workers(shares: list[Share], report: Callable[[Done], None]) -> None:
-    """Decodes every share in a process of its own; the machine's cores are split among them.
-
-    A worker that fails or dies does not stop the others. However this ends, no worker is left behind; Ctrl-C
-    reaches this process only.
-
-    Args:
-        shares: one per worker.
-        report: told of every stored response.
-
-    Raises:
-        UserError: the first worker's mistake, or its death (exit status, responses missing), after the other
-            workers have finished their shares.
+    Attributes:
+        process: which waits for a share, or works on it.
+        connection: to it.
+        missing: responses that it has not reported.
+        mistake: why it stopped early.
+        finished: it can have another share.
     """
-    workers: dict[Connection, _Worker] = {}
-    running: dict[Connection, _Worker] = {}
-    try:
+
+    process: SpawnProcess
+    connection: Connection
+    missing: int = 0
+    mistake: UserError | None = None
+    finished: bool = field(default=True)
+
+
+class Workers:
+    """Processes that decode, one share at a time, and keep their networks between shares, until the block ends.
+
+    `with Workers() as workers: workers.decode(shares, report)`, as often as there is something to decode.  However the
+    block ends, none is left behind; Ctrl-C reaches this process only.
+    """
+
+    def __init__(self) -> None:
+        """Starts none: they come with the first shares."""
+        self._workers: list[_Worker] = []
+        self._own = Loaded()
+
+    def __enter__(self) -> "Workers":
+        """Itself."""
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Ends them."""
+        self._end()
+
+    def decode(self, shares: list[Share], report: Callable[[Done], None]) -> None:
+        """Decodes one share in this process; several in a process each, among which the machine's cores are split.
+
+        A worker that fails or dies does not stop the others.
+
+        Args:
+            shares: one per worker.
+            report: told of every stored response.
+
+        Raises:
+            UserError: the first worker's mistake, or its death (exit status, responses missing), after the other
+                workers have finished their shares.
+        """
+        if len(shares) == 1:
+            decode_share(shares[0], report, self._own)
+        elif shares:
+            try:
+                self._start(len(shares))
+                self._decode(shares, report)
+            except BaseException:
+                self._end()  # some may be at work
+                raise
+
+    def _start(self, number: int) -> None:
+        """So many workers that wait for a share; those that died are replaced."""
+        context = get_context("spawn")
         with _interrupts_ignored():  # which the workers inherit, from their first instruction on
-            for share in shares:
-                connection, process = _start()
-                workers[connection] = running[connection] = _Worker(share, process, len(share.requests))
-        threads = max(1, torch.get_num_threads() // len(shares))
-        for connection, worker in workers.items():
+            for place in range(number):
+                if place < len(self._workers) and self._workers[place].process.is_alive():
+                    continue
+                ours, theirs = context.Pipe()
+                process = context.Process(target=_work, args=(theirs,), daemon=True)
+                process.start()
+                theirs.close()  # so that reading from ours ends with the worker
+                self._workers[place : place + 1] = [_Worker(process, ours)]
+
+    def _decode(self, shares: list[Share], report: Callable[[Done], None]) -> None:
+        workers, threads = self._workers[: len(shares)], max(1, torch.get_num_threads() // len(shares))
+        for worker, share in zip(workers, shares, strict=True):
+            worker.missing, worker.mistake, worker.finished = len(share.requests), None, False
             with suppress(OSError):  # it died; what follows notices
-                connection.send((worker.share, threads))
+                worker.connection.send((share, threads))
+        running = {worker.connection: worker for worker in workers}
         while running:
             ready = wait(list(running))
             for connection in [one for one in running if one in ready]:
-                if not _hear(connection, running[connection], report):
+                if not _hear(running[connection], report):
                     del running[connection]
-    finally:
-        for connection, worker in workers.items():
+        failures = [_failure(worker, share, len(shares)) for worker, share in zip(workers, shares, strict=True)]
+        _raise_first([failure for failure in failures if failure is not None])
+
+    def _end(self) -> None:
+        for worker in self._workers:
             worker.process.kill()
             worker.process.join()
-            connection.close()
-    _raise_first([error for worker in workers.values() if (error := _failure(worker, len(shares)))])
+            worker.connection.close()
+        self._workers.clear()
 
 
-def _start() -> tuple[Connection, SpawnProcess]:
-    context = get_context("spawn")
-    ours, theirs = context.Pipe()
-    process = context.Process(target=_work, args=(theirs,), daemon=True)
-    process.start()
-    theirs.close()  # so that reading from ours ends with the worker
-    return ours, process
-
-
-def _hear(connection: Connection, worker: _Worker, report: Callable[[Done], None]) -> bool:
-    """Takes one message of a worker; False if there will be none any more."""
+def _hear(worker: _Worker, report: Callable[[Done], None]) -> bool:
+    """Takes one message of a worker; False if there will be none any more of its share."""
     try:
-        message = connection.recv()
+        message = worker.connection.recv()
     except (EOFError, ConnectionResetError):
         worker.process.join()
         return False
@@ -96,19 +144,21 @@ def _hear(connection: Connection, worker: _Worker, report: Callable[[Done], None
         worker.mistake = message
     elif isinstance(message, _News):
         log.log(message.level, "%s", message.text)
+    elif isinstance(message, _Finished):
+        worker.finished = True
     else:
         worker.missing -= 1
         report(message)
-    return True
+    return not worker.finished
 
 
-def _failure(worker: _Worker, num_workers: int) -> UserError | None:
-    status = worker.process.exitcode
-    if worker.mistake is not None or not status:
+def _failure(worker: _Worker, share: Share, num_workers: int) -> UserError | None:
+    if worker.mistake is not None or worker.finished:
         return worker.mistake
-    ended = f"exit status {status}" if status > 0 else f"an end by {signal.Signals(-status).name}"
-    found = f"{ended}, {worker.missing} of {len(worker.share.requests)} missing (the same command goes on from there)"
-    return UserError(f"rollout worker {worker.share.worker} of {num_workers}", "all of its responses", found)
+    status = worker.process.exitcode
+    ended = f"an end by {signal.Signals(-status).name}" if status and status < 0 else f"exit status {status}"
+    found = f"{ended}, {worker.missing} of {len(share.requests)} missing (the same command goes on from there)"
+    return UserError(f"rollout worker {share.worker} of {num_workers}", "all of its responses", found)
 
 
 def _raise_first(failures: list[UserError]) -> None:
@@ -130,21 +180,26 @@ def _interrupts_ignored() -> Iterator[None]:
 def _work(connection: Connection) -> None:
     """A worker process, from its start to its end."""
     threading.Thread(target=_end_with_parent, daemon=True).start()
-    try:
-        share, threads = connection.recv()
-    except EOFError:  # the parent is gone already
-        return
-    torch.set_num_threads(threads)
+    loaded, logs = Loaded(), False
 
     def report(message: Message) -> None:
         with suppress(BrokenPipeError):  # the parent is gone, and so will this process be
             connection.send(message)
 
-    _log_through(report, share.worker)
-    try:
-        decode_share(share, report)
-    except UserError as error:
-        report(error)
+    while True:
+        try:
+            share, threads = connection.recv()
+        except EOFError:  # the parent is gone
+            return
+        torch.set_num_threads(threads)
+        if not logs:
+            _log_through(report, share.worker)
+            logs = True
+        try:
+            decode_share(share, report, loaded)
+        except UserError as error:
+            report(error)
+        report(_Finished())
 
 
 def _log_through(report: Callable[[Message], None], worker: int) -> None:

@@ -15,12 +15,12 @@ from t3d.decoding.config import warn_of_threshold
 from t3d.errors import ConfigError, DataError
 from t3d.prompts import prompts_of
 from t3d.rollout.job import Job, Request, make_job
-from t3d.rollout.pool import run_workers
+from t3d.rollout.pool import Workers
 from t3d.rollout.progress import Progress
 from t3d.rollout.ranks import Ranks, join_ranks
 from t3d.rollout.records import records
 from t3d.rollout.shard import Shards
-from t3d.rollout.worker import Share, decode_share, processes_per_device
+from t3d.rollout.worker import Share, processes_per_device
 from t3d.storage.files import read_json, remove_temporaries, set_aside, write_json_atomic, write_json_list
 from t3d.storage.paths import dataset_name, model_name, user_path, workspace
 
@@ -62,7 +62,7 @@ def rollout(config: SampleConfig) -> Path:
     return path
 
 
-def decode_job(job: Job, path: Path) -> None:
+def decode_job(job: Job, path: Path, workers: Workers | None = None) -> None:
     """Decodes a job into the rollout file `path`.
 
     The same settings and seed give the same file, whatever the batching and the number of processes, and after
@@ -70,10 +70,18 @@ def decode_job(job: Job, path: Path) -> None:
     In a launch of several processes (torchrun, accelerate) each decodes its part, and each returns once the file
     is whole.
 
+    Args:
+        job: what to decode.
+        path: the file.
+        workers: who decodes, kept for the next job; None: new ones, for this job only.
+
     Raises:
         UserError: a mistake in configuration, data or checkpoint, a full disk, a worker that died; what is
             already decoded stays, and the same call continues.
     """
+    if workers is None:
+        with Workers() as workers:
+            return decode_job(job, path, workers)
     ranks, settings = join_ranks(), job.config.rollout
     num_workers = count_workers(settings, ranks)
     shards = Shards(path, job.fingerprint)
@@ -86,9 +94,9 @@ def decode_job(job: Job, path: Path) -> None:
     mine = left if divided else deal(left, ranks.size)[ranks.rank]
     try:
         if divided:  # in step with the others at every layer: none can wait for the rest of them before it fails
-            _decode(job, shards, mine, 1, session, ranks)
+            _decode(job, shards, mine, 1, session, ranks, workers)
         else:
-            ranks.on_each(lambda: _decode(job, shards, mine, num_workers, session, ranks))
+            ranks.on_each(lambda: _decode(job, shards, mine, num_workers, session, ranks, workers))
     except KeyboardInterrupt:
         kept = f"the finished responses are kept in {path.parent}, the same command goes on from there"
         raise KeyboardInterrupt(kept) from None
@@ -162,7 +170,13 @@ def _refuse_moved(path: Path, fingerprint: dict[str, Any]) -> None:
 
 
 def _decode(
-    job: Job, shards: Shards, requests: Sequence[Request], num_workers: int, session: str, ranks: Ranks
+    job: Job,
+    shards: Shards,
+    requests: Sequence[Request],
+    num_workers: int,
+    session: str,
+    ranks: Ranks,
+    workers: Workers,
 ) -> None:
     """Decodes `requests` in this process or, if they are several, in worker processes."""
     num_workers = min(num_workers, len(requests))
@@ -188,10 +202,7 @@ def _decode(
     total = len(job.requests) if ranks.size == 1 else len(requests)  # each of several ranks knows of its own only
     bar = Progress(total, total - len(requests), settings.num_response_per_task, hidden=ranks.rank > 0)
     with bar as progress, logging_redirect_tqdm():
-        if len(shares) > 1:
-            run_workers(shares, progress.add)
-        elif shares:
-            decode_share(shares[0], progress.add)
+        workers.decode(shares, progress.add)
 
 
 def _finish(job: Job, shards: Shards) -> None:

@@ -1,5 +1,6 @@
 """One process's work: decode a share of the requests with its own copy of the model, into its own shard."""
 
+import gc
 import os
 import time
 from collections.abc import Callable, Iterator
@@ -75,16 +76,46 @@ class Done:
     error: str | None
 
 
-def decode_share(share: Share, report: Callable[[Done], None]) -> None:
+class Loaded:
+    """The networks that a process decoded with last, for the next share that wants the same ones."""
+
+    def __init__(self) -> None:
+        """None yet."""
+        self._key: tuple[Any, ...] | None = None
+        self._networks: tuple[SDARForCausalLM, Draft | None] | None = None
+
+    def of(self, share: Share) -> tuple[SDARForCausalLM, Draft | None]:
+        """A share's network and its draft, loaded unless they are there.
+
+        Raises:
+            UserError: a mistake in checkpoint or device, or no memory.
+        """
+        settings = share.settings
+        content = [share.fingerprint.get(name) for name in ("model", "draft")]  # a folder's weights may be new
+        key = (share.worker, share.model, share.student, *content, settings.device, settings.dtype, settings.compile)
+        if self._networks is None or key != self._key:
+            self._key = self._networks = None  # there may be no room for both
+            gc.collect()
+            with room("rollout.device", "memory for the model's weights"):
+                model = _load(share)
+                self._networks = model, None if settings.draft is None else _load_draft(share, model)
+            self._key = key
+        return self._networks
+
+
+def decode_share(share: Share, report: Callable[[Done], None], loaded: Loaded | None = None) -> None:
     """Decodes a share, and reports every response once it is stored.
+
+    Args:
+        share: what to decode.
+        report: told of every stored response.
+        loaded: the networks that this process has; None: none.
 
     Raises:
         UserError: a mistake in checkpoint or device, a full disk, or no memory for the model or for one sequence.
     """
     settings = share.settings
-    with room("rollout.device", "memory for the model's weights"):
-        model = _load(share)
-        draft = None if settings.draft is None else _load_draft(share, model)
+    model, draft = (loaded or Loaded()).of(share)
     agree = None if settings.tensor_parallel_size == 1 else join_ranks().least
     size = settings.batch_size or len(share.requests)
     stored = nullcontext() if share.shard is None else Shard(share.shard, share.fingerprint, share.session)

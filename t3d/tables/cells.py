@@ -13,6 +13,7 @@ from t3d.data.benchmarks import DATASETS, load_benchmark
 from t3d.errors import CheckpointError, ConfigError, DataError
 from t3d.evaluation.results import Results, from_json, to_json
 from t3d.evaluation.run import evaluate
+from t3d.rollout.pool import Workers
 from t3d.sdar.checkpoint import load_config, resolve_checkpoint
 from t3d.storage.experiments import newest_checkpoint
 from t3d.storage.files import read_json, write_json_atomic
@@ -104,8 +105,13 @@ def plan(config: EvalConfig) -> list[Cell]:
     return cells
 
 
-def measure(cell: Cell, project: Path) -> Run:
+def measure(cell: Cell, project: Path, workers: Workers | None = None) -> Run:
     """Evaluates a cell, or takes the results of an earlier run with the same content.
+
+    Args:
+        cell: of a table.
+        project: the folder that keeps its results.
+        workers: who decodes, kept for the next cell.
 
     Raises:
         UserError: see `evaluate`.
@@ -122,7 +128,7 @@ def measure(cell: Cell, project: Path) -> Run:
             experiment=replace(cell.config.experiment, output_dir=str(folder)),
             table=TableConfig(),
         )
-        model, evaluation = _digest(config), evaluate(config)
+        model, evaluation = _digest(config), evaluate(config, workers)
         if _digest(config) != model:
             checkpoint = str(config.evaluation.checkpoint_path)
             raise CheckpointError(

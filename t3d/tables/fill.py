@@ -8,6 +8,7 @@ from t3d.config import EvalConfig, TableConfig, load_config, save_config
 from t3d.config.table import TABLE_AXES
 from t3d.errors import DataError
 from t3d.evaluation.results import to_json
+from t3d.rollout.pool import Workers
 from t3d.rollout.run import project_folder
 from t3d.storage.files import atomic_writer, read_json, write_json_atomic
 from t3d.storage.folders import make_folder
@@ -35,9 +36,10 @@ def run_table(config: EvalConfig) -> str:
     table, project = config.table, project_folder(config)
     runs = []
     cells = plan(config)
-    for number, cell in enumerate(cells, 1):
-        log.info("%s, cell %d of %d: %s", table.name, number, len(cells), _words(cell.place))
-        runs.append(measure(cell, project))
+    with Workers() as workers:  # the cells of one model follow each other
+        for number, cell in enumerate(cells, 1):
+            log.info("%s, cell %d of %d: %s", table.name, number, len(cells), _words(cell.place))
+            runs.append(measure(cell, project, workers))
     folder = make_folder(project / "results")
     grid = lay_out(runs, table)
     texts = {"md": markdown(grid), "csv": csv_text(grid), "tex": latex(grid, table.name)}

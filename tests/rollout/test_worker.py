@@ -52,7 +52,7 @@ def test_a_device_is_shared_by_the_workers_that_it_goes_to(monkeypatch):
 
 def test_the_workers_of_a_rollout_are_told_how_many_they_are(settings, monkeypatch):
     told = []
-    monkeypatch.setattr("t3d.rollout.run.run_workers", lambda shares, report: told.extend(shares))
+    monkeypatch.setattr("t3d.rollout.pool.Workers.decode", lambda self, shares, report: told.extend(shares))
     monkeypatch.setattr("t3d.rollout.run._finish", lambda job, shards: None)
     rollout(settings("rollout.num_workers=3"))
     assert [share.sharing for share in told] == [3, 3, 3]

@@ -15,9 +15,9 @@ def counted(monkeypatch):
     """The configurations that were evaluated, in order."""
     calls = []
 
-    def counting(config):
+    def counting(config, workers):
         calls.append(config)
-        return evaluate(config)
+        return evaluate(config, workers)
 
     monkeypatch.setattr(cells_module, "evaluate", counting)
     return calls
@@ -173,8 +173,8 @@ class TestMeasure:
         assert (before.path, before.model) != (after.path, after.model)
 
     def test_weights_that_change_meanwhile_are_no_cell(self, one_cell, copied, tmp_path, monkeypatch):
-        def training_goes_on(config):
-            evaluation = evaluate(config)
+        def training_goes_on(config, workers):
+            evaluation = evaluate(config, workers)
             (copied / "model.safetensors").write_bytes(b"other weights")
             return evaluation
 

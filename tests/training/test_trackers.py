@@ -10,10 +10,11 @@ from pathlib import Path
 
 import pytest
 
-from t3d.config import TrainConfig
+from t3d.config import TrainConfig, load_config
 from t3d.config.schema import WandbConfig
 from t3d.errors import DataError
 from t3d.training import trackers
+from t3d.training.loop import train
 from t3d.training.metrics import MetricsLog
 
 SCRIPT = """
@@ -21,7 +22,7 @@ import json, logging, sys
 from pathlib import Path
 logging.basicConfig(level=logging.INFO)
 {before}
-from t3d.config import TrainConfig
+from t3d.config import TrainConfig, load_config
 from t3d.training.metrics import MetricsLog
 config = TrainConfig()
 config.experiment.trackers = json.loads(sys.argv[2])
@@ -91,7 +92,7 @@ def test_wandb_works_offline(tmp_path):
 CONTINUED = """
 import sys
 from pathlib import Path
-from t3d.config import TrainConfig
+from t3d.config import TrainConfig, load_config
 from t3d.training.metrics import MetricsLog
 config = TrainConfig()
 config.experiment.trackers = ["wandb"]
@@ -168,6 +169,31 @@ def test_a_tracker_that_fails_is_dropped_and_the_run_goes_on(tmp_path, monkeypat
         "training goes on without failing: ConnectionError: the service died"
     ]
     assert (tmp_path / "metrics.jsonl").read_text() == '{"step": 1}\n{"step": 2}\n'
+
+
+def test_the_student_is_saved_before_trackers_are_closed(checkpoint, trajectories, tmp_path, monkeypatch):
+    """They may take their time over it, and a job may end meanwhile."""
+    saved = []
+
+    class Slow(trackers.Tracker):
+        name = "slow"
+
+        def _start(self, folder: Path, config: TrainConfig, first_step: int) -> None:
+            self._folder = folder
+
+        def _write(self, metrics: dict[str, float], step: int) -> None:
+            pass
+
+        def _close(self) -> None:
+            saved.append((self._folder / "ckpt/optimized").is_dir())
+
+    monkeypatch.setitem(trackers.TRACKERS, "slow", Slow)
+    keys = [f"model.pretrained_model={checkpoint}", f"dataset.optimization_data={trajectories}"]
+    keys += [f"experiment.output_dir={tmp_path / 'run'}", "training.max_steps=1", "training.batch_size_lm=2"]
+    config = load_config(TrainConfig, [*keys, "training.mixed_precision=no"], "", "")
+    config.experiment.trackers = ["slow"]
+    train(config)
+    assert saved == [True]
 
 
 @pytest.mark.parametrize(
