@@ -9,11 +9,11 @@ def accuracy(found: Estimate) -> str:
 
 
 def difference(found: Estimate | None) -> str:
-    """In points with its 95 % interval, bold where that leaves out 0."""
+    """In points with its 95 % interval, bold where that leaves out 0 and rests on enough seeds."""
     if found is None:
         return "-"
     text = f"{100 * found.mean:+.1f} [{100 * found.low:+.1f}, {100 * found.high:+.1f}]"
-    return f"**{text}**" if found.leaves_out_zero else text
+    return f"**{text}**" if found.is_clear else text
 
 
 def table(head: list[str], rows: list[list[str]]) -> str:

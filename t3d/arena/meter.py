@@ -133,7 +133,7 @@ def _entropy(students: Sequence[Metered], decoding: str) -> str:
 
 def _cell(mean: Estimate, difference: Estimate | None) -> str:
     told = f"{mean.mean:.3f} ± {mean.stderr:.3f}"
-    return f"**{told}**" if difference is not None and difference.leaves_out_zero else told
+    return f"**{told}**" if difference is not None and difference.is_clear else told
 
 
 def _save(config: ArenaConfig, found: Sequence[Metered], path: Path) -> None:

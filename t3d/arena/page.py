@@ -29,10 +29,10 @@ Written by `python -m t3d.arena.page` from the results of `python -m t3d.arena`;
 
 Accuracy is in % ± its standard error over seeds *and* problems: what other seeds of training and other problems would
 change. A difference is paired by problem and seed, with its 95 % interval over both (Student's t, Satterthwaite's
-degrees of freedom); it is bold where that interval leaves out 0. Intervals are not corrected for their number: of
-twenty true zeros one would be bold. {mean} is the mean over the few-step decodings, a decoding being block
-size/denoising steps per block. A row with one training seed, and the teacher, has the uncertainty of the problems
-alone.
+degrees of freedom); it is bold where that interval leaves out 0 and there are at least three seeds (two tell too little
+of how seeds differ). Intervals are not corrected for their number: of twenty true zeros one would be bold. {mean}
+is the mean over the few-step decodings, a decoding being block size/denoising steps per block. A row with one training
+seed, and the teacher, has the uncertainty of the problems alone.
 """
 MARK = "<!-- arena {name} -->"
 MARKS = re.compile(f"^{MARK.format(name='(.+)')}$", re.MULTILINE)

@@ -24,6 +24,8 @@ T_975 = (
 )
 """Student's t at 97.5 % for 1 to 20 degrees of freedom."""
 NORMAL_975 = 1.960
+FEWEST_SEEDS = 3
+"""Two seeds are often alike by chance, and the interval then as narrow as if seeds never differed."""
 
 
 @dataclass(frozen=True)
@@ -56,9 +58,9 @@ class Estimate:
         return self.over_problems if self.total is None else self.total
 
     @property
-    def leaves_out_zero(self) -> bool:
-        """Whether 0 is outside the 95 % interval."""
-        return self.low > 0 or self.high < 0
+    def is_clear(self) -> bool:
+        """Whether 0 is outside the 95 % interval, and that of enough seeds."""
+        return (self.low > 0 or self.high < 0) and self.seeds >= FEWEST_SEEDS
 
 
 def estimate(values: np.ndarray) -> Estimate:
@@ -106,4 +108,6 @@ def _quantile(total: float, by_seeds: float, by_problems: float, by_rest: float,
     seeds, problems = shape
     spread = by_seeds**2 / (seeds - 1) + by_problems**2 / (problems - 1) + by_rest**2 / ((seeds - 1) * (problems - 1))
     freedom = total**2 / spread if spread else math.inf
-    return T_975[max(int(freedom), 1) - 1] if freedom < len(T_975) + 1 else NORMAL_975
+    if freedom < len(T_975) + 1:
+        return T_975[max(int(freedom), 1) - 1]
+    return NORMAL_975 + 2.372 / freedom + 2.82 / freedom**2  # Cornish and Fisher's expansion: 2.079 at 21

@@ -95,6 +95,8 @@ class SparseMLP(Qwen3MoeSparseMoeBlock):
         """Makes the weights of one layer."""
         super().__init__(config)  # type: ignore[arg-type]
         self.num_per_row, self.normalised = config.num_experts_per_tok, config.norm_topk_prob
+        experts = 3 * config.moe_intermediate_size * config.num_experts_per_tok
+        self.weights_per_row = config.hidden_size * (config.num_experts + experts)  # that a row is multiplied with
         if STACKED:
             self.experts.config = copy.copy(config)
 

@@ -14,6 +14,7 @@ import torch
 from torch import nn
 
 from t3d.config import TrainingConfig
+from t3d.sdar.mixture import SparseMLP
 
 log = logging.getLogger(__name__)
 
@@ -70,12 +71,13 @@ class Work:
 
 def _operations(part: nn.Module, trained: bool) -> float:
     """Per row of inputs: forward, gradient of the inputs, and gradient of those matrices that are trained."""
-    linears = [module for module in part.modules() if isinstance(module, nn.Linear)]
+    mixtures = [module for module in part.modules() if isinstance(module, SparseMLP)]
+    theirs = {module for mixture in mixtures for module in mixture.modules()}
+    linears = [module for module in part.modules() if isinstance(module, nn.Linear) and module not in theirs]
+    weights = [(linear.in_features * linear.out_features, linear) for linear in linears]
+    weights += [(mixture.weights_per_row, mixture) for mixture in mixtures]
     return float(
-        sum(
-            2 * linear.in_features * linear.out_features * (1 + trained + linear.weight.requires_grad)
-            for linear in linears
-        )
+        sum(2 * number * (1 + trained + next(module.parameters()).requires_grad) for number, module in weights)
     )
 
 

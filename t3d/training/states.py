@@ -2,7 +2,8 @@
 
 The response is seen in the blocks that the decoder would use: with absolute alignment (the default) the first block
 starts with the tail of the prompt, already revealed, and the last one is filled up with pad tokens, the last to be
-revealed.  With response alignment (the authors' release) blocks are counted from the first response token.
+revealed (but random masks take those that are learnt in any order).  With response alignment (the authors' release)
+blocks are counted from the first response token.
 """
 
 from dataclasses import dataclass
@@ -108,7 +109,7 @@ def draw_state(sample: TrainingSample, settings: StateSettings, stream: np.rando
     """Draws a state of `sample`: its blocks are laid out, masked (Eq. 5), and shown with noise (Eq. 48-49)."""
     size = int(settings.block_sizes[stream.integers(len(settings.block_sizes))])
     blocks = _lay_out(sample, settings, size)
-    masked = _masked(blocks.steps.reshape(-1, size), settings, stream).reshape(-1)
+    masked = _masked(blocks.steps.reshape(-1, size), blocks.scored.reshape(-1, size), settings, stream).reshape(-1)
     inputs = _shown(blocks.targets, masked, settings, stream)
     return State(
         block_size=size,
@@ -181,23 +182,25 @@ def _steps(sample: TrainingSample, noisy_start: int, num_fill: int) -> IntArray:
     return np.array([*tail, *recorded, *[max(recorded) + 1] * num_fill], dtype=np.int64)
 
 
-def _masked(steps: IntArray, settings: StateSettings, stream: np.random.Generator) -> BoolArray:
+def _masked(steps: IntArray, scored: BoolArray, settings: StateSettings, stream: np.random.Generator) -> BoolArray:
     """Which positions [block, position] are masked; positions of step 0 never are.
 
     In every block the strategy puts positions in an order and says how many of them, from the highest on, are masked.
+    Where chance orders them, pads that are not learnt come behind all others, as they do where steps are recorded.
     """
     hideable = steps > 0
-    counts = hideable.sum(1)
+    fill = hideable & ~scored
+    counts, drawable = hideable.sum(1), (hideable & scored).sum(1)
     ratios = np.array(settings.mask_ratios)
     weights = ratios**settings.mask_ratio_exponent
     ratio = stream.choice(ratios, p=weights / weights.sum())
-    shuffled, drawn_counts = stream.random(steps.shape), stream.integers(1, np.maximum(counts, 1) + 1)
-    by_ratio = np.ceil(ratio * counts - 1e-9).astype(np.int64)  # a product just above a whole number is that number
+    shuffled = np.where(fill, 1.0, stream.random(steps.shape))
+    drawn = stream.integers(1, np.maximum(drawable, 1) + 1)
     order, num_masked = {
-        "trace": (steps.astype(np.float64), by_ratio),
-        "trace_earliest": (-steps.astype(np.float64), by_ratio),
-        "random": (shuffled, by_ratio),
-        "uniform": (shuffled, drawn_counts),
+        "trace": (steps.astype(np.float64), _share(ratio, counts)),
+        "trace_earliest": (-steps.astype(np.float64), _share(ratio, counts)),
+        "random": (shuffled, _share(ratio, drawable) + fill.sum(1)),
+        "uniform": (shuffled, drawn + fill.sum(1)),
         "all_mask": (shuffled, counts),
     }[settings.strategy]
     order = np.where(hideable, order, -np.inf)
@@ -205,6 +208,11 @@ def _masked(steps: IntArray, settings: StateSettings, stream: np.random.Generato
     last_masked = np.take_along_axis(highest_first, num_masked[:, None] - 1, axis=1)
     # Equal ones, tokens of one step, are masked together: the decoder visits no state in between.
     return hideable & (order >= last_masked)
+
+
+def _share(ratio: float, counts: IntArray) -> IntArray:
+    """So large a part of each count, rounded up; a product just above a whole number is that number."""
+    return np.ceil(ratio * counts - 1e-9).astype(np.int64)
 
 
 def _coarse_steps(steps: IntArray, path_k_steps: int) -> IntArray:

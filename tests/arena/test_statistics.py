@@ -3,7 +3,7 @@ import math
 import numpy as np
 import pytest
 
-from t3d.arena.statistics import estimate, paired, table
+from t3d.arena.statistics import _quantile, estimate, paired, table
 
 
 def test_the_errors_of_a_table_worked_by_hand():
@@ -53,3 +53,16 @@ def test_pairing_takes_out_what_both_have():
     assert found.mean == pytest.approx(0.1)
     assert found.stderr == pytest.approx(0, abs=1e-9)
     assert found.low == pytest.approx(0.1)
+
+
+@pytest.mark.parametrize("seeds", [1, 2, 3])
+def test_two_seeds_are_too_few_to_call_a_difference_clear(seeds):
+    found = estimate(0.5 + 0.1 * np.random.default_rng(2).normal(size=(seeds, 200)))
+    assert found.low > 0
+    assert found.is_clear is (seeds == 3)
+
+
+@pytest.mark.parametrize(("freedom", "expected"), [(1, 12.706), (20, 2.086), (21, 2.0796), (40, 2.0211), (1e9, 1.96)])
+def test_the_quantile_is_students(freedom, expected):
+    """With parts chosen so that Satterthwaite's degrees of freedom are these: only seeds vary."""
+    assert _quantile(1.0, 1.0, 0.0, 0.0, (int(freedom) + 1, 50)) == pytest.approx(expected, abs=1e-3)

@@ -192,6 +192,24 @@ def test_uniform_states_mask_every_count_of_a_block_equally_often() -> None:
     assert np.abs(share - 0.625).max() < 4 * math.sqrt(0.25 / len(blocks)), "positions are alike"
 
 
+@pytest.mark.parametrize("ended", [True, False])
+@pytest.mark.parametrize("strategy", ["trace", "random", "uniform"])
+def test_pads_that_are_not_learnt_are_masked_while_any_token_of_their_block_is(strategy: str, ended: bool) -> None:
+    """They are behind x_0 (Eq. 3): shown, they would tell where the response ends."""
+    sample, learnt, counts = TrainingSample([5] * 8, [9] * 3, [3, 1, 2], ended=ended), 2 * ended, []
+    for seed in range(400):
+        state = draw(sample, seed, strategy=strategy, block_sizes=(8,), mask_ratios=(0.2, 0.6, 1.0), post_num=2)
+        assert state.scored.tolist() == [True] * (3 + learnt) + [False] * (5 - learnt)
+        assert state.masked[3 + learnt :].all()
+        counts.append(int(state.masked[: 3 + learnt].sum()))
+    if strategy == "uniform":
+        found = np.bincount(counts, minlength=4 + learnt)
+        assert found[0] == 0
+        assert chi_square(found[1:].tolist(), [400 / (3 + learnt)] * (3 + learnt)) < 18.47
+    if strategy == "random":
+        assert set(counts) == ({1, 3, 5} if ended else {1, 2, 3})
+
+
 @pytest.mark.parametrize("rate", [0.0, 0.1, 1.0])
 def test_masked_positions_show_a_random_token_at_the_given_rate(rate: float) -> None:
     # The mask token is one of the vocabulary, so a replacement shows as such 47 times in 48.
