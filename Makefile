@@ -17,8 +17,8 @@ help:
 	@echo "make bench        decoding and training speed beside peers, to bench_results/"
 	@echo "make gpu          parity and speed on one card in nine minutes, to bench_results/ (GPU=cpu TINY=1: try it)"
 	@echo "make toy-teacher  train the built-in model again"
-	@echo "make words-teacher  train the teacher of a larger vocabulary, to build/toy_words (CPU)"
-	@echo "make world-teacher  train the teacher of the GSM-Symbolic world, to build/toy_world (CPU, an estimated 1.5 hours)"
+	@echo "make words-teacher  train the teacher of a larger vocabulary, to build/toy_words (CPU, a quarter of an hour)"
+	@echo "make world-teacher  train the teacher of the GSM-Symbolic world, to build/toy_world (CPU, 20 minutes)"
 	@echo "make install      create $(VENV) and install everything"
 
 install: $(VENV)/.installed

@@ -102,8 +102,10 @@ class Workers:
         context = get_context("spawn")
         with _interrupts_ignored():  # which the workers inherit, from their first instruction on
             for place in range(number):
-                if place < len(self._workers) and self._workers[place].process.is_alive():
-                    continue
+                if place < len(self._workers):
+                    if self._workers[place].process.is_alive():
+                        continue
+                    self._workers[place].connection.close()
                 ours, theirs = context.Pipe()
                 process = context.Process(target=_work, args=(theirs,), daemon=True)
                 process.start()
