@@ -114,7 +114,7 @@ _1_7B = {
 }
 _4B = {"hidden_size": 2560, "intermediate_size": 9728, "num_hidden_layers": 36, "num_attention_heads": 32}
 SHAPES: dict[str, dict[str, Any]] = {
-    "SDAR-1.7B-Chat": {**_1_7B, "tie_word_embeddings": True},
+    "SDAR-1.7B-Chat": {**_1_7B, "tie_word_embeddings": False},
     "SDAR-4B-Chat": {**_1_7B, **_4B, "tie_word_embeddings": False},
 }
 """The paper's models, known without their files."""
