@@ -74,7 +74,7 @@ def _operations(part: nn.Module, trained: bool) -> float:
     mixtures = [module for module in part.modules() if isinstance(module, SparseMLP)]
     theirs = {module for mixture in mixtures for module in mixture.modules()}
     linears = [module for module in part.modules() if isinstance(module, nn.Linear) and module not in theirs]
-    weights = [(linear.in_features * linear.out_features, linear) for linear in linears]
+    weights: list[tuple[int, nn.Module]] = [(linear.in_features * linear.out_features, linear) for linear in linears]
     weights += [(mixture.weights_per_row, mixture) for mixture in mixtures]
     return float(
         sum(2 * number * (1 + trained + next(module.parameters()).requires_grad) for number, module in weights)
