@@ -33,8 +33,7 @@ def state_settings(config: TrainConfig, checkpoint: Checkpoint) -> StateSettings
 
 def needs_step_map(training: TrainingConfig, states: StateSettings) -> bool:
     """Whether states or terms follow the order in which the tokens of a sample were revealed."""
-    ordered = training.path_weight > 0 or training.ranking_weight > 0 or training.soft_targets > 0
-    return states.strategy.startswith("trace") or ordered
+    return states.strategy.startswith("trace") or training.ranking_weight > 0 or training.soft_targets > 0
 
 
 def loss_settings(training: TrainingConfig) -> LossSettings:

@@ -1,3 +1,4 @@
+import os
 import shutil
 from pathlib import Path
 
@@ -50,7 +51,7 @@ def test_this_machine_has_a_device_and_kernels_that_work_on_it():
 
 
 def test_more_threads_than_cores_are_a_warning(monkeypatch):
-    monkeypatch.setattr(machine.os, "sched_getaffinity", lambda _pid: {0, 1})
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _pid: {0, 1})
     monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
     assert [finding.level for finding in machine.processor()] == ["ok"]
     monkeypatch.setattr(torch, "get_num_threads", lambda: 8)

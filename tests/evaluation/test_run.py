@@ -367,7 +367,7 @@ class TestDecodedRollouts:
             graded_file(rollout_records(), f"experiment.project={tmp_path / 'file'}")
 
     def test_the_file_is_graded_only_after_it_is_whole(self, settings, tmp_path, monkeypatch):
-        def broken(job, path):
+        def broken(job, path, workers):
             raise DataError("a", "b", "c")
 
         monkeypatch.setattr(run_module, "decode_job", broken)
