@@ -6,7 +6,7 @@ import signal
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from multiprocessing import get_context, parent_process
 from multiprocessing.connection import Connection, wait
 from multiprocessing.context import SpawnProcess
@@ -51,7 +51,7 @@ class _Worker:
     connection: Connection
     missing: int = 0
     mistake: UserError | None = None
-    finished: bool = field(default=True)
+    finished: bool = True
 
 
 class Workers:
@@ -107,7 +107,7 @@ class Workers:
                         continue
                     self._workers[place].connection.close()
                 ours, theirs = context.Pipe()
-                process = context.Process(target=_work, args=(theirs,), daemon=True)
+                process = context.Process(target=_work, args=(theirs, place), daemon=True)
                 process.start()
                 theirs.close()  # so that reading from ours ends with the worker
                 self._workers[place : place + 1] = [_Worker(process, ours)]
@@ -179,24 +179,22 @@ def _interrupts_ignored() -> Iterator[None]:
         signal.signal(signal.SIGINT, handler)
 
 
-def _work(connection: Connection) -> None:
-    """A worker process, from its start to its end."""
+def _work(connection: Connection, worker: int) -> None:
+    """A worker process of this number, from its start to its end."""
     threading.Thread(target=_end_with_parent, daemon=True).start()
-    loaded, logs = Loaded(), False
+    loaded = Loaded()
 
     def report(message: Message) -> None:
         with suppress(BrokenPipeError):  # the parent is gone, and so will this process be
             connection.send(message)
 
+    _log_through(report, worker)
     while True:
         try:
             share, threads = connection.recv()
         except EOFError:  # the parent is gone
             return
         torch.set_num_threads(threads)
-        if not logs:
-            _log_through(report, share.worker)
-            logs = True
         try:
             decode_share(share, report, loaded)
         except UserError as error:

@@ -90,8 +90,7 @@ def open_run_folder(
 def _open(config: TrainConfig, inputs: dict[str, str], num_processes: int) -> tuple[Path, Path | None]:
     folder, state = find_run(config)
     if state is None:
-        named_by_time = config.experiment.output_dir is None and config.experiment.timestamp
-        folder = claim_run(_method(config)) if named_by_time else make_folder(folder)
+        folder = claim_run(folder.parent) if _is_named_by_time(config) else make_folder(folder)
         write_json_atomic(folder / INPUTS, inputs)
         return folder, None
     _check_batch(config, state, folder, num_processes)
@@ -136,10 +135,14 @@ def _method(config: TrainConfig) -> Path:
     return method_folder(model, config.dataset.data_type, user_path(config.experiment.project))
 
 
+def _is_named_by_time(config: TrainConfig) -> bool:
+    return config.experiment.output_dir is None and config.experiment.timestamp
+
+
 def _new_folder(config: TrainConfig) -> Path:
     if config.experiment.output_dir is not None:
         return user_path(config.experiment.output_dir)
-    return new_run(_method(config)) if config.experiment.timestamp else _method(config)
+    return new_run(_method(config)) if _is_named_by_time(config) else _method(config)
 
 
 def _latest(config: TrainConfig) -> Path | None:
