@@ -16,6 +16,7 @@ from t3d.arena.pool import run_each
 from t3d.arena.results import ArenaResults, collect, save
 from t3d.arena.settings import ArenaConfig
 from t3d.arena.work import answer, work
+from t3d.arena.worlds import problem_families
 from t3d.config import load_config
 from t3d.errors import DataError
 from t3d.storage.folders import make_folder
@@ -41,7 +42,7 @@ def run(config: ArenaConfig) -> ArenaResults:
         for _, failure in run_each(answer, [(data, logs / f"{data.answers.parent.name}.log")], 1):
             if failure is not None:
                 raise DataError(data.answers, "a rollout", failure)
-    every = jobs(config, data)
+    every, families = jobs(config, data), problem_families(data.evaluated, config.num_problems)
     missing = [number for number, job in enumerate(every) if not job.record.exists()]
     log.info("%s: %d students, %d of them done", config.name, len(every), len(every) - len(missing))
     errors: dict[int, str] = {}
@@ -53,8 +54,8 @@ def run(config: ArenaConfig) -> ArenaResults:
                 errors[missing[place]] = failure
                 log.warning("%s, seed %s: %s (%s)", job.row, job.seed, failure, tasks[place][1])
             progress.update()
-            save(collect(config, every, errors))
-    results = collect(config, every, errors)
+            save(collect(config, every, errors, families))
+    results = collect(config, every, errors, families)
     _link(config, every)
     log.info("%s", save(results))
     return results

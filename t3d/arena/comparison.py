@@ -1,7 +1,6 @@
 """An arena's rows by decoding: each with its accuracy, and its difference from the baseline."""
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -31,7 +30,7 @@ class Compared:
 
 def compare(results: ArenaResults) -> dict[tuple[str, str], Compared]:
     """Every row (or combination of a grid) with at least one finished student, at every decoding and `MEAN`."""
-    config = results.config
+    config, families = results.config, np.array(results.families)
     baseline = config.reference_row()
     found = {}
     for row in config.students():
@@ -39,9 +38,9 @@ def compare(results: ArenaResults) -> dict[tuple[str, str], Compared]:
         if not students:
             continue
         for name in (*config.decodings, MEAN):
-            names = config.averaged() if name == MEAN else [name]
-            accuracy = estimate(np.array([_values(student, names) for student in students]))
-            difference = None if row == baseline else _difference(_finished(results, baseline), students, names)
+            names = _names(results, name)
+            accuracy = estimate(np.array([_values(student, names) for student in students]), families)
+            difference = None if row == baseline else contrast(results, baseline, row, name)
             costs = [student.scores[each].tokens_per_forward for student in students for each in names]
             known = [cost for cost in costs if cost is not None]
             cost = math.fsum(known) / len(known) if known and name != MEAN else None
@@ -49,18 +48,26 @@ def compare(results: ArenaResults) -> dict[tuple[str, str], Compared]:
     return found
 
 
-def _difference(baseline: Sequence[Student], students: Sequence[Student], names: list[str]) -> Estimate | None:
-    """Of `students` and the baseline, by the seeds that both have; the teacher has one answer for every seed."""
+def contrast(results: ArenaResults, baseline: str, row: str, decoding: str) -> Estimate | None:
+    """Of a row and another, at a decoding or `MEAN`, by the seeds that both have.
+
+    The teacher has one answer for every seed.
+    """
+    names = _names(results, decoding)
     pairs = [
         (one, other)
-        for one in baseline
-        for other in students
+        for one in _finished(results, baseline)
+        for other in _finished(results, row)
         if one.seed == other.seed or one.seed is None or other.seed is None
     ]
     if not pairs:
         return None
     a, b = (np.array([_values(student, names) for student in side]) for side in zip(*pairs, strict=True))
-    return paired(a, b)
+    return paired(a, b, np.array(results.families))
+
+
+def _names(results: ArenaResults, decoding: str) -> list[str]:
+    return results.config.averaged() if decoding == MEAN else [decoding]
 
 
 def _finished(results: ArenaResults, row: str) -> list[Student]:

@@ -17,7 +17,8 @@ import numpy as np
 from t3d.arena.markdown import table
 from t3d.arena.plan import Job, jobs, prepare
 from t3d.arena.settings import ArenaConfig
-from t3d.arena.statistics import Estimate, estimate, paired
+from t3d.arena.statistics import Estimate, Families, estimate, paired
+from t3d.arena.worlds import problem_families
 from t3d.config import load_config
 from t3d.decoding.factorisation import Gap, mean_gap
 from t3d.errors import ConfigError, DataError
@@ -41,8 +42,8 @@ class Metered:
     gaps: dict[str, list[Gap]]
 
 
-def run(config: ArenaConfig) -> list[Metered]:
-    """Measures the students that there are, and saves their figures.
+def run(config: ArenaConfig) -> tuple[list[Metered], Families]:
+    """Measures the students that there are, and saves their figures: these, and the families of the problems.
 
     Raises:
         UserError: a mistake in the configuration, no student that is trained, or no decoding of several tokens per
@@ -67,7 +68,7 @@ def run(config: ArenaConfig) -> list[Metered]:
             gaps |= measure(job.cells[cell].config, few, folder / "meter").gaps
         found.append(Metered(job.row, job.seed, gaps))
     _save(config, found, folder / "results" / f"{config.name}-meter.json")
-    return found
+    return found, np.array(problem_families(data.evaluated, config.num_problems))
 
 
 def few_steps(job: Job) -> dict[str, list[int]]:
@@ -82,7 +83,9 @@ def few_steps(job: Job) -> dict[str, list[int]]:
     return {first[size]: steps for size, steps in few.items()}
 
 
-def by_row(found: Sequence[Metered]) -> dict[tuple[str, str], tuple[Estimate, Estimate | None]]:
+def by_row(
+    found: Sequence[Metered], families: Families | None = None
+) -> dict[tuple[str, str], tuple[Estimate, Estimate | None]]:
     """Each row's gap in nats per block at each decoding, and its difference from the teacher's, if that is a row.
 
     The gap of a seed is a ratio of sums, so a problem's value is what it adds to that: r + (g - r b) / mean(b), with g
@@ -97,8 +100,8 @@ def by_row(found: Sequence[Metered]) -> dict[tuple[str, str], tuple[Estimate, Es
     answer = {}
     for (row, name), each in seeds.items():
         values = np.array(each)
-        difference = paired(teacher[name], values) if row in taught and name in teacher else None
-        answer[row, name] = estimate(values), difference
+        difference = paired(teacher[name], values, families) if row in taught and name in teacher else None
+        answer[row, name] = estimate(values, families), difference
     return answer
 
 
@@ -108,9 +111,9 @@ def _values(gaps: Sequence[Gap]) -> np.ndarray:
     return ratio + (nats - ratio * blocks) / blocks.mean()
 
 
-def text(found: Sequence[Metered], labels: Mapping[str, str]) -> str:
+def text(found: Sequence[Metered], families: Families, labels: Mapping[str, str]) -> str:
     """The rows as a table in Markdown, and how to read it."""
-    compared = by_row(found)
+    compared = by_row(found, families)
     decodings = list(dict.fromkeys(name for _, name in compared))
     of_size = {name.partition("/")[0]: name for name in decodings}
     rows = []
@@ -153,7 +156,7 @@ def _save(config: ArenaConfig, found: Sequence[Metered], path: Path) -> None:
 def main(arguments: list[str]) -> None:
     """Parses the configuration and measures."""
     config = load_config(ArenaConfig, arguments, __doc__ or "", EXAMPLE)
-    sys.stdout.write(text(run(config), config.labels))
+    sys.stdout.write(text(*run(config), config.labels))
 
 
 if __name__ == "__main__":

@@ -1,5 +1,7 @@
 """The page of arenas: Markdown with tables and figures, every number from JSON files, which are kept beside it.
 
+What lies there of the page's other arenas is written anew, too.
+
 python -m t3d.arena.page toy_paper/results/methods.json --out docs/toy_results.md
 """
 
@@ -7,13 +9,14 @@ from t3d.entry import run_entry
 
 import logging
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from t3d.arena.comparison import MEAN, Compared, compare
+from t3d.arena.comparison import MEAN, Compared, compare, contrast
 from t3d.arena.figures import cost_figure, rows_figure
 from t3d.arena.markdown import accuracy, difference, table
 from t3d.arena.results import ArenaResults, load, write
+from t3d.arena.statistics import holm
 from t3d.arena.summary import put
 from t3d.arguments import ArgumentParser
 from t3d.errors import DataError
@@ -28,11 +31,14 @@ HEAD = """# Measured at toy scale
 Written by `python -m t3d.arena.page` from the results of `python -m t3d.arena`; no number is by hand.
 
 Accuracy is in % ± its standard error over seeds *and* problems: what other seeds of training and other problems would
-change. A difference is paired by problem and seed, with its 95 % interval over both (Student's t, Satterthwaite's
-degrees of freedom); it is bold where that interval leaves out 0 and there are at least three seeds (two tell too little
-of how seeds differ). Intervals are not corrected for their number: of twenty true zeros one would be bold. {mean}
-is the mean over the few-step decodings, a decoding being block size/denoising steps per block. A row with one training
-seed, and the teacher, has the uncertainty of the problems alone.
+change. Problems with the same numbers and the same answer are a family, and errors over problems are by families. A
+difference is paired by problem and seed, with its 95 % interval over both (Student's t, Satterthwaite's degrees of
+freedom); it is bold where that interval leaves out 0 and there are at least three seeds (two tell too little of how
+seeds differ). Intervals are not corrected for their number: of twenty true zeros one would be bold. "p of the mean" is
+the probability of such a few-step mean if there were no difference, by Holm's correction for the rows of its table.
+{mean} is the mean over the few-step decodings, a decoding being block size/denoising steps per block. A row with one
+training seed, and the teacher, has the uncertainty of the problems alone. Process hours leave out students that another
+arena had trained; the commit is that at which the figures were put together.
 """
 MARK = "<!-- arena {name} -->"
 MARKS = re.compile(f"^{MARK.format(name='(.+)')}$", re.MULTILINE)
@@ -46,8 +52,7 @@ def page(parts: Mapping[str, ArenaResults], figures: str, before: str = "") -> t
         figures: the folder of the figures, as seen from the page.
         before: the page as it is; its sections of other arenas stay.
     """
-    _, *marked = MARKS.split(before)
-    sections, drawn = dict(zip(marked[::2], marked[1::2], strict=True)), {}
+    sections, drawn = _sections(before), {}
     for name, results in parts.items():
         compared = compare(results)
         names = {row: results.config.label(row) for row in results.config.students()}
@@ -61,22 +66,29 @@ def page(parts: Mapping[str, ArenaResults], figures: str, before: str = "") -> t
             if results.config.grids:
                 lines.append(_choices(results))
             elif len(names) > 1:
-                lines.append(_differences(results, compared, names))
+                lines.append(_differences(results, results.config.reference_row(), list(names)))
+                lines += [_differences(results, row, others) for row, others in results.config.contrasts.items()]
         lines += _failures(results, names)
         sections[name] = "\n".join(["", "\n\n".join(lines), ""])
     texts = [f"{MARK.format(name=name)}{section.rstrip()}\n" for name, section in sections.items()]
     return "\n".join([HEAD.format(mean=MEAN.capitalize()), *texts]), drawn
 
 
+def _sections(text: str) -> dict[str, str]:
+    """A page's parts by the names of their arenas."""
+    _, *marked = MARKS.split(text)
+    return dict(zip(marked[::2], marked[1::2], strict=True))
+
+
 def _about(results: ArenaResults) -> str:
     """What was measured, and how."""
     config = results.config
     spent = sum(student.seconds or 0.0 for student in results.students)
+    evaluated = f"{len(results.problems)} problems of the {config.split} split in {len(set(results.families))} families"
     facts = (
-        f"{config.world}: {config.num_rollouts} rollouts, {len(results.problems)} problems of the {config.split} split,"
-        f" seeds {', '.join(map(str, config.seeds))}; keys of every student: {_code(config.common)}. Commit"
-        f" {results.environment['git_commit'] or 'unknown'}, torch {results.environment['torch']},"
-        f" {spent / 3600:.1f} process hours on {results.environment['device']}."
+        f"{config.world}: {config.num_rollouts} rollouts, {evaluated}, seeds {', '.join(map(str, config.seeds))};"
+        f" keys of every student: {_code(config.common)}. Commit {results.environment['git_commit'] or 'unknown'},"
+        f" torch {results.environment['torch']}, {spent / 3600:.1f} process hours on {results.environment['device']}."
     )
     return "\n\n".join(filter(None, [f"## {config.title or config.name}", config.text.strip(), facts]))
 
@@ -108,14 +120,18 @@ def _at_cost(found: Compared | None) -> str:
     return f"{accuracy(found.accuracy)} at {found.tokens_per_forward:.2f}"
 
 
-def _differences(results: ArenaResults, compared: Mapping[tuple[str, str], Compared], names: Mapping[str, str]) -> str:
-    columns = [*results.config.decodings, MEAN]
-    rows = []
-    for row, name in names.items():
-        found = [compared[row, column].difference for column in columns if (row, column) in compared]
-        if any(found):
-            rows.append([name, *(difference(each) for each in found)])
-    return f"Against {names[results.config.reference_row()]}, in points:\n\n{table(['', *columns], rows)}"
+def _differences(results: ArenaResults, baseline: str, others: Sequence[str]) -> str:
+    """The rows' differences from a row, and Holm's correction of those of the mean."""
+    config, columns = results.config, [*results.config.decodings, MEAN]
+    found = {row: [contrast(results, baseline, row, column) for column in columns] for row in others if row != baseline}
+    known = {row: [each for each in differences if each] for row, differences in found.items() if all(differences)}
+    corrected = holm([differences[-1].p_value for differences in known.values()])
+    rows = [
+        [config.label(row), *map(difference, differences), f"{p_value:.3f}"]
+        for (row, differences), p_value in zip(known.items(), corrected, strict=True)
+    ]
+    head = ["", *columns, "p of the mean"]
+    return f"Against {config.label(baseline)}, in points:\n\n{table(head, rows)}"
 
 
 def _failures(results: ArenaResults, names: Mapping[str, str]) -> list[str]:
@@ -167,6 +183,8 @@ def main(arguments: list[str]) -> None:
         put(next(iter(parts.values())), options.readme)
     folder = options.out.with_suffix("")
     before = options.out.read_text(encoding="utf-8") if options.out.is_file() else ""
+    kept = {name: folder / f"{name}.json" for name in _sections(before).keys() - parts.keys()}
+    parts |= {name: load(path) for name, path in kept.items() if path.is_file()}
     text, drawn = page(parts, folder.name, before)
     make_folder(folder)
     for name, results in parts.items():

@@ -36,6 +36,7 @@ class ArenaResults:
         config: its settings.
         environment: versions, commit and machine.
         problems: digests of the evaluated problems, in the order of `Score.graded`.
+        families: of these problems, see `worlds.problem_families`.
         students: its rows' students.
         chosen: grid -> the keys of its best combination, by the mean accuracy over `config.averaged()`.
     """
@@ -43,17 +44,19 @@ class ArenaResults:
     config: ArenaConfig
     environment: dict[str, Any]
     problems: list[str]
+    families: list[int]
     students: list[Student]
     chosen: dict[str, list[str]] = field(default_factory=dict)
 
 
-def collect(config: ArenaConfig, jobs: Sequence[Job], errors: Mapping[int, str]) -> ArenaResults:
+def collect(config: ArenaConfig, jobs: Sequence[Job], errors: Mapping[int, str], families: list[int]) -> ArenaResults:
     """Reads the records that there are.
 
     Args:
         config: the arena.
         jobs: its jobs.
         errors: number of a job -> why it failed.
+        families: of the evaluated problems.
 
     Raises:
         DataError: a record cannot be read, or records are of different problems.
@@ -69,7 +72,7 @@ def collect(config: ArenaConfig, jobs: Sequence[Job], errors: Mapping[int, str])
             raise DataError(job.record, "the problems of the other records", "others")
         problems = record.problems
         students.append(Student(job.row, job.seed, job.keys, record.scores, record.train_s, record.seconds))
-    return ArenaResults(config, environment(), problems, students, _chosen(config, students))
+    return ArenaResults(config, environment(), problems, families, students, _chosen(config, students))
 
 
 def save(results: ArenaResults) -> Path:

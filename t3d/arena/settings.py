@@ -54,6 +54,7 @@ class ArenaConfig:
     labels: dict[str, str] = key({}, "row -> its name on the page")
     summary: list[str] = key([], "rows of the README's table (empty: all)")
     baseline: str | None = key(None, "row that the others are compared with, by problem and seed; null: the first")
+    contrasts: dict[str, list[str]] = key({}, "row -> rows that are compared with it as well")
     processes: int = key(2, "cells worked on at a time, each by a process of one thread", low=1)
 
     def __post_init__(self) -> None:
@@ -75,6 +76,7 @@ class ArenaConfig:
             ("labels", [*self.labels], known),
             ("baseline", baselines, known),
             ("summary", self.summary, known),
+            ("contrasts", [*self.contrasts, *itertools.chain.from_iterable(self.contrasts.values())], known),
         ):
             if unknown := [name for name in names if name not in of]:
                 raise ConfigError(where, f"any of {', '.join(of)}", unknown[0])

@@ -1,12 +1,13 @@
 """Where an arena's problems come from, and the files that hold them."""
 
 import itertools
+import re
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from t3d.storage.files import write_json_atomic
+from t3d.storage.files import read_json, write_json_atomic
 from t3d.storage.folders import make_folder
 from t3d.toy import gsm_symbolic, problems
 
@@ -20,11 +21,26 @@ WORLDS: dict[str, Callable[[str], Iterator[dict[str, Any]]]] = {
 
 HELD_OUT = 2000
 """Problems in a file to evaluate; an evaluation takes the first ones."""
+NUMBER = re.compile(r"\d+(?:[.,]\d+)*")
 
 
 def evaluated_problems(world: str, split: str, folder: Path) -> Path:
     """The file of problems to evaluate, written unless it is there."""
     return _file(folder / f"{world}_{split}.json", world, split, HELD_OUT, with_solutions=False)
+
+
+def problem_families(path: Path, count: int) -> list[int]:
+    """The family of each of the first `count` problems of a file, in the order of first appearance.
+
+    A world redraws the wording of few sums, and who solves one wording mostly solves the others: problems with the same
+    numbers, in any order, and the same answer are one family.
+    """
+    numbers: dict[tuple[tuple[str, ...], str], int] = {}
+    keys = [
+        (tuple(sorted(NUMBER.findall(item["question"]))), item["ground_truth_answer"])
+        for item in read_json(path)[:count]
+    ]
+    return [numbers.setdefault(key, len(numbers)) for key in keys]
 
 
 def train_problems(world: str, count: int, folder: Path) -> Path:

@@ -21,6 +21,7 @@ from t3d.arena.pool import run_each
 from t3d.arena.results import ArenaResults, load, write
 from t3d.arena.settings import ArenaConfig, results_path
 from t3d.arena.statistics import estimate
+from t3d.arena.worlds import problem_families
 from t3d.decoding.factorisation import Gap, mean_gap
 from t3d.errors import DataError, UserError
 
@@ -71,6 +72,7 @@ def config(checkpoint, tmp_path_factory) -> ArenaConfig:
         rows={"original": "", "td": "config=toy/td", "broken": FAILING},
         labels={"td": "Naive TD"},
         baseline="original",
+        contrasts={"td": ["original"]},
     )
 
 
@@ -91,7 +93,7 @@ def test_all_rows_and_seeds_are_measured_and_a_failure_is_told_of(config, result
     ]
     assert "max_prompt_len" in str(results.students[2].error)
     assert load(results_path(config)) == results
-    assert len(results.problems) == 3
+    assert len(results.problems) == len(results.families) == 3
     for each in results.students:
         for score in each.scores.values():
             assert score.graded.count("1") / 3 == pytest.approx(score.acc)
@@ -115,10 +117,24 @@ def test_a_second_run_does_what_is_missing_and_nothing_else(config, results, cap
     assert [each.scores for each in again.students] == [each.scores for each in results.students]
 
 
+def test_problems_with_the_same_numbers_and_answer_are_a_family(tmp_path):
+    questions = ["2 bags of 3 and 4 of 5", "Bags: 4 of 5, 2 of 3.", "2 of 3, loses 4", "2 of 3, finds 4", "2.3 and 4"]
+    answers = ["26", "26", "2", "10", "2"]
+    path = tmp_path / "problems.json"
+    items = [{"question": q, "ground_truth_answer": a} for q, a in zip(questions, answers, strict=True)]
+    path.write_text(json.dumps(items))
+    assert problem_families(path, 5) == [0, 0, 1, 2, 3]
+    assert problem_families(path, 3) == [0, 0, 1]
+
+
 def test_the_page_is_written_from_the_file(config, results, tmp_path):
     write_page([str(results_path(config)), "--out", str(tmp_path / "page.md")])
     text = (tmp_path / "page.md").read_text()
     assert "| Naive TD | 2 |" in text
+    assert "3 problems of the test split in 3 families" in text
+    against = {part[0].splitlines()[0]: part[1] for part in (each.split("\n\n") for each in text.split("\nAgainst "))}
+    assert [line.split(" | ")[0] for line in against["original, in points:"].splitlines()[2:]] == ["| Naive TD"]
+    assert [line.split(" | ")[0] for line in against["Naive TD, in points:"].splitlines()[2:]] == ["| original"]
     assert re.search(r"^- .*max_prompt_len.*: broken \(seed 1\), broken \(seed 2\)$", text, re.MULTILINE)
     readme = tmp_path / "README.md"
     readme.write_text("before\n<!-- toy results: how -->\nold\n<!-- end of toy results -->\nafter\n")
@@ -167,19 +183,19 @@ def test_decodings_that_take_as_many_steps_as_they_need_stand_beside_their_token
 
 
 def test_the_meter_measures_the_students_that_there_are(config, results, monkeypatch):
-    found = run_meter(config)
+    found, _ = run_meter(config)
     assert [(one.row, one.seed, list(one.gaps)) for one in found] == [
         *(("original", None, ["4/1"]), ("td", 1, ["4/1"]), ("td", 2, ["4/1"])),
     ]
     stored = json.loads((Path(config.folder) / "results/tiny-meter.json").read_text())["students"]
     assert [one["figures"]["4/1"] for one in stored] == [vars(mean_gap(one.gaps["4/1"])) for one in found]
     monkeypatch.setattr("t3d.evaluation.meter.gaps", lambda *_, **__: pytest.fail("measured again"))
-    text = meter_text(run_meter(config), config.labels).splitlines()
+    text = meter_text(*run_meter(config), config.labels).splitlines()
     assert [line.split("|")[1:3] for line in text[2:4]] == [[" original ", " 1 "], [" Naive TD ", " 2 "]]
 
 
 def test_an_arena_without_students_or_few_steps_is_refused(config, results, tmp_path):
-    only_td = {"rows": {"td": "config=toy/td training.max_steps=7"}, "baseline": "td", "labels": {}}
+    only_td = {"rows": {"td": "config=toy/td training.max_steps=7"}, "baseline": "td", "labels": {}, "contrasts": {}}
     for changes, message in (
         ({"decodings": {"4/4": ""}}, "folder, decodings: expected a student that is trained, and a decoding"),
         (only_td, "folder, decodings: .* found 0 students"),
@@ -209,7 +225,7 @@ def test_the_meters_rows_have_the_ratio_of_sums_with_errors_over_seeds_and_probl
     assert td.over_seeds == pytest.approx(estimate(values / 1.5).over_seeds)
     assert lower is not None
     assert lower.mean == pytest.approx(-0.85 * expected.nats_per_block)
-    text = meter_text(found, {"td": "Naive TD"}).splitlines()
+    text = meter_text(found, np.arange(4), {"td": "Naive TD"}).splitlines()
     assert text[:2] == ["|  | seeds | 4/1 | entropy, blocks of 4 |", "| --- | --- | --- | --- |"]
     assert [line.split(" | ")[-1] for line in text[2:5]] == ["3.333 |", "0.667 |", "0.667 |"]
     assert text[2].startswith("| original | 1 | 1.667 ± ")

@@ -48,6 +48,7 @@ def test_a_decodings_name_is_its_sizes():
         ("few_step", {"few_step": ["8/8"]}),
         ("labels", {"labels": {"ddo": "DDO"}}),
         ("baseline", {"baseline": "ddo"}),
+        ("contrasts", {"contrasts": {"td": ["ddo"]}}),
     ],
 )
 def test_names_that_do_not_fit_are_the_users_mistake(tmp_path, key, changes):
