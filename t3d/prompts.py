@@ -166,14 +166,7 @@ def build_prompt(
         DataError: an unusable `question`, `test_method` or `prefix`.
     """
     message = user_message(item, data_type, style, prompts)
-    if not tokenizer.chat_template:
-        raise CheckpointError(f"tokenizer {tokenizer.name_or_path}", "a chat template", "none")
-    turns = [{"role": "user", "content": message}]
-    try:
-        chat = str(tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True))
-    except TemplateError as error:
-        where = f"chat template of tokenizer {tokenizer.name_or_path}"
-        raise CheckpointError(where, "one that renders a user's turn", error) from error
+    chat = render(tokenizer, [{"role": "user", "content": message}])
     start = chat.find(message)
     if start < 0:
         raise CheckpointError(
@@ -186,6 +179,31 @@ def build_prompt(
     text = chat + prefix + opening
     data_spans = [(start, start + len(message)), (len(chat), len(chat) + len(prefix))]
     return text, _encode(tokenizer, text, data_spans)
+
+
+def render(tokenizer: "PreTrainedTokenizerBase", turns: Sequence[Mapping[str, str]], opened: bool = True) -> str:
+    """A conversation's text, by the tokenizer's own chat template.
+
+    Args:
+        tokenizer: of the model.
+        turns: `Message`s.
+        opened: the model's turn begins behind them; else the last one goes on.
+
+    Raises:
+        CheckpointError: the tokenizer has no chat template, or one that refuses these turns.
+    """
+    where = f"tokenizer {tokenizer.name_or_path}"
+    if not tokenizer.chat_template:
+        raise CheckpointError(where, "a chat template", "none")
+    told = [dict(turn) for turn in turns]
+    try:
+        chat = tokenizer.apply_chat_template(
+            told, tokenize=False, add_generation_prompt=opened, continue_final_message=not opened
+        )
+    except TemplateError as error:
+        roles = ", ".join(turn.get("role", "none") for turn in turns)
+        raise CheckpointError(f"chat template of {where}", f"one that renders turns of {roles}", error) from error
+    return str(chat)
 
 
 class Message(TypedDict):
@@ -214,17 +232,15 @@ def chat_prompt(tokenizer: "PreTrainedTokenizerBase", messages: Sequence[Message
         The prompt's text and its token ids.
 
     Raises:
-        CheckpointError: the tokenizer has no chat template, or one that drops or repeats a turn.
+        CheckpointError: the tokenizer has no chat template, or one that refuses, drops or repeats a turn.
         DataError: no turn, an unknown role, unusable text, or a last turn that is not the user's.
     """
     _check_messages(messages, where)
-    if not tokenizer.chat_template:
-        raise CheckpointError(f"tokenizer {tokenizer.name_or_path}", "a chat template", "none")
     said = [_without_thought(message) for message in messages]
     # The template is filled with marks, which say where each turn's words go, whatever the words are.
     marks = [f"\ue000{number}\ue001" for number in range(len(said))]
     marked = [{"role": message["role"], "content": mark} for message, mark in zip(messages, marks, strict=True)]
-    rest = str(tokenizer.apply_chat_template(marked, tokenize=False, add_generation_prompt=True))
+    rest = render(tokenizer, marked)
     text, spans = "", []
     for mark, content in zip(marks, said, strict=True):
         if rest.count(mark) != 1:

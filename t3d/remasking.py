@@ -80,3 +80,6 @@ RANKED_BY: dict[str, str | None] = {
     "sequential": None,
     "entropy_bounded": "entropy",
 }
+
+CONFIDENCES = ("scaled", "raw")
+"""Whose probability and entropy are read: those of the distribution that tokens are drawn from, or the model's own."""

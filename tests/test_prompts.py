@@ -6,7 +6,7 @@ import pytest
 from transformers import AutoTokenizer
 
 from t3d.errors import CheckpointError, ConfigError, DataError
-from t3d.prompts import build_prompt, chat_prompt, check_prompts, encode_answer, reworded, user_message
+from t3d.prompts import Message, build_prompt, chat_prompt, check_prompts, encode_answer, reworded, user_message
 
 SHARED_DATA = Path(__file__).parents[1].parent / "shared" / "data"
 IM_START, IM_END, THINK, MASK = 151644, 151645, 151667, 151669
@@ -204,8 +204,11 @@ def test_a_tokenizer_without_chat_template_is_the_users_mistake(tokenizer):
 def test_a_template_that_does_not_work_is_refused(tokenizer, template):
     broken = AutoTokenizer.from_pretrained(SHARED_DATA / "sdar-tokenizer")
     broken.chat_template = template
-    with pytest.raises(CheckpointError, match="expected one that renders a user's turn, found "):
+    with pytest.raises(CheckpointError, match="expected one that renders turns of user, found "):
         build_prompt(broken, {"question": "2+2?"}, "math")
+    turns = [Message(role="system", content="Be brief."), Message(role="user", content="2+2?")]
+    with pytest.raises(CheckpointError, match="expected one that renders turns of system, user, found "):
+        chat_prompt(broken, turns, "a conversation")
 
 
 def test_a_template_that_alters_the_problem_is_refused(tokenizer):

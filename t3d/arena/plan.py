@@ -4,7 +4,6 @@ import shlex
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from functools import cache
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +11,11 @@ from t3d.arena.settings import ArenaConfig, decoding_keys
 from t3d.arena.worlds import evaluated_problems, train_problems, worked_solutions
 from t3d.config import EvalConfig, SampleConfig, TrainConfig, load_config
 from t3d.errors import ConfigError
+from t3d.evaluation.environment import versions
 from t3d.sdar.checkpoint import resolve_checkpoint
 from t3d.storage.fingerprint import file_digest, model_digest, text_digest
 from t3d.storage.paths import dataset_name, find_data, user_path
-from t3d.tables.cells import VERSIONED, Cell
+from t3d.tables.cells import Cell
 
 DATA = "dataset.optimization_data"
 ONLY_PLACES = ("output_dir", "project", "save_every_steps", "checkpoints_total_limit", "resume_from", "trackers")
@@ -169,7 +169,7 @@ def _cell(evaluation: EvalConfig, student: Path) -> Cell:
 def _common(config: ArenaConfig) -> dict[str, Any]:
     """What every figure depends on."""
     teacher = model_digest(resolve_checkpoint(config.teacher))
-    return {"teacher": teacher, "versions": {name: version(name) for name in VERSIONED}}
+    return {"teacher": teacher, "versions": versions()}
 
 
 def _file_digest(path: Path) -> str:

@@ -16,6 +16,7 @@ from typing import Any
 
 import torch
 
+from t3d.rollout.pool import end_with_parent
 from t3d.storage.folders import make_folder
 
 ONE_THREAD = {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
@@ -74,18 +75,10 @@ def _child(function: Callable[[Any], None], task: Any, log: Path) -> None:
     file = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
     for stream in (sys.stdout, sys.stderr):
         os.dup2(file, stream.fileno())
-    threading.Thread(target=_end_with_parent, daemon=True).start()
+    threading.Thread(target=end_with_parent, daemon=True).start()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to heed
     logging.basicConfig(format="%(message)s")
     logging.getLogger("t3d").setLevel(logging.INFO)
     quiet_libraries()
     torch.set_num_threads(1)
     function(task)
-
-
-def _end_with_parent() -> None:
-    """A process that outlives a killed arena would write where the next one does."""
-    parent = multiprocessing.parent_process()
-    assert parent is not None
-    wait([parent.sentinel])
-    os._exit(1)

@@ -13,7 +13,7 @@ from yaml import YAMLError
 
 from t3d.cards.results import CardResult, eval_results, results_section, with_results
 from t3d.errors import DataError
-from t3d.objectives.registry import OBJECTIVES, Objective
+from t3d.objectives.registry import OBJECTIVES, WEIGHT_KEYS, Objective
 from t3d.sdar.checkpoint import CARD, HUB_ID
 from t3d.storage.experiments import recorded
 
@@ -49,10 +49,15 @@ TRACE_SETTINGS = {
 DDO_SETTINGS = {
     "training.alpha": "alpha",
     "training.beta": "beta",
+    "training.ddo_level": "likelihood ratios of",
+    "training.fake_expectation": "fakes",
+    "training.reference_temp": "temperature of the reference in fakes",
+}
+REFERENCE_SETTINGS = {
     "training.multi_round": "reference refreshed in rounds",
     "training.round_interval": "steps per round",
 }
-PATH_SETTINGS = {"training.path_k_steps": "tokens per coarse step"}
+PATH_SETTINGS = {"training.path_k_steps": "tokens per coarse step", "training.path_loss": "path loss"}
 """Those that only some objectives heed."""
 LORA_SETTINGS = {"model.lora_dropout": "LoRA dropout", "model.lora_targets": "LoRA layers"}
 """Those of a run that trains an adapter, beside its rank and alpha."""
@@ -221,15 +226,14 @@ def _settings(config: dict[str, Any]) -> list[tuple[str, Any]]:
     """What matters of a configuration: the objective, and the settings that it heeds."""
     name = recorded(config, "training.objective")
     objective = OBJECTIVES.get(name, Objective("unknown"))
-    path = _weight(config, "lambda_path", objective.path)
-    certainty = _weight(config, "certainty_weight", objective.certainty)
-    soft = _weight(config, "soft_weight", objective.soft)
+    path, certainty, soft = (objective.weight(term, recorded(config, key)) for key, term in WEIGHT_KEYS.items())
     ranking = recorded(config, "training.ranking_weight")
     rank, alpha = recorded(config, "model.lora_rank"), recorded(config, "model.lora_alpha")
     heeded = {
         **SETTINGS,
         **(TRACE_SETTINGS if objective.states == "trace" else {}),
         **(DDO_SETTINGS if objective.ddo else {}),
+        **(REFERENCE_SETTINGS if objective.ddo or soft else {}),
         **(PATH_SETTINGS if path or soft or ranking else {}),
         **(LORA_SETTINGS if rank else {}),
     }
@@ -242,12 +246,6 @@ def _settings(config: dict[str, Any]) -> list[tuple[str, Any]]:
     ]
     adapter = [("LoRA rank", rank), ("LoRA alpha", 2.0 * rank if alpha is None else alpha)] if rank else []
     return [("objective", name), *settings, *adapter, *weights]
-
-
-def _weight(config: dict[str, Any], name: str, preset: float) -> float:
-    """A term's weight: the objective's own, unless the configuration says otherwise."""
-    found = recorded(config, f"training.{name}")
-    return preset if found is None else float(found)
 
 
 def _loading(folder: Path) -> str:

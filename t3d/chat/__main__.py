@@ -13,9 +13,8 @@ from t3d.api import DTYPES, Settings, load
 from t3d.arguments import ArgumentParser
 from t3d.chat.session import Session
 from t3d.chat.terminal import typed
-from t3d.decoding.config import CONFIDENCES
 from t3d.errors import ConfigError
-from t3d.remasking import STRATEGIES
+from t3d.remasking import CONFIDENCES, STRATEGIES
 from t3d.storage.paths import TOY_TEACHER
 
 EXAMPLE = "t3d chat --model JetLM/SDAR-4B-Chat --block-size 4 --steps 1"

@@ -12,7 +12,7 @@ from t3d.config.training import TrainingConfig
 from t3d.config.validation import BEST, ValidationConfig
 from t3d.errors import ConfigError
 from t3d.prompts import DATA_TYPES, PROMPT_STYLES, check_prompts
-from t3d.remasking import STRATEGIES
+from t3d.remasking import CONFIDENCES, STRATEGIES
 
 PROJECT = "name of the folder that is written"
 PROMPT_STYLE = "end of code and option prompts (release: a space); the same in rollouts, training and evaluation"
@@ -91,7 +91,7 @@ class RolloutConfig:
     confidence: str = key(
         "scaled",
         "what strategies rank by: probabilities as tokens are drawn (scaled), or the model's own (raw)",
-        one_of=("scaled", "raw"),
+        one_of=CONFIDENCES,
     )
     record: list[str] = key([], "figures of each token that the rollout file keeps: any of logprob, entropy")
     batch_size: int | None = key(None, "responses queued together (null or 0: all); does not change results", low=0)

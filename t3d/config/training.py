@@ -14,7 +14,8 @@ class TrainingConfig:
     objective: str = key("t3d", "method: its states and the terms of its loss", one_of=OBJECTIVES)
     mask_strategy: str = key(
         "trace",
-        "td, ddo, t3d: masked are the tokens revealed last (trace), first (trace_earliest), or random ones",
+        "objectives of trajectories (td, ddo, t3d, near_far): masked are the tokens revealed last (trace), first"
+        " (trace_earliest), or random ones",
         one_of=("trace", "random", "trace_earliest"),
     )
     block_size: int = key(8, "positions per block", low=1)
@@ -124,17 +125,17 @@ class TrainingConfig:
     @property
     def path_weight(self) -> float:
         """Weight of the path loss: the objective's, unless `lambda_path` says otherwise."""
-        return OBJECTIVES[self.objective].path if self.lambda_path is None else self.lambda_path
+        return OBJECTIVES[self.objective].weight("path", self.lambda_path)
 
     @property
-    def soft_targets(self) -> float:
+    def soft_targets_weight(self) -> float:
         """Weight of the soft targets: the objective's, unless `soft_weight` says otherwise."""
-        return OBJECTIVES[self.objective].soft if self.soft_weight is None else self.soft_weight
+        return OBJECTIVES[self.objective].weight("soft", self.soft_weight)
 
     @property
     def orders_tokens(self) -> bool:
         """True if a term looks at coarse steps, whose number follows from the block size."""
-        return self.path_weight > 0 or self.ranking_weight > 0 or self.soft_targets > 0
+        return self.path_weight > 0 or self.ranking_weight > 0 or self.soft_targets_weight > 0
 
     def __post_init__(self) -> None:
         """Checks values against each other."""
@@ -144,7 +145,7 @@ class TrainingConfig:
         if sizes is not None and (not sizes or min(sizes) < 1 or self.orders_tokens):
             expected = "sizes of at least 1, and no path loss, ranking or soft targets"
             raise ConfigError("training.block_size_choices", expected, sizes)
-        if (self.ranking_weight or self.soft_targets) and self.path_k_steps >= self.block_size:
+        if (self.ranking_weight or self.soft_targets_weight) and self.path_k_steps >= self.block_size:
             expected = f"below block_size ({self.block_size}) with ranking or soft targets: two coarse steps or more"
             raise ConfigError("training.path_k_steps", expected, self.path_k_steps)
         if self.grad_accum_dtype == "bfloat16" and self.mixed_precision != "bf16":

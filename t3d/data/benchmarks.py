@@ -49,8 +49,6 @@ DATASETS = {
 }
 
 _MATH_TEST_NAMES = ("MATH", "MATH_test")
-OPTIONS = LETTERS
-"""What an option problem's answer may be: the prompt offers these letters."""
 ID_FIELDS = ("id", "task_id", "unique_id")
 """Fields that name a record, where a file has them: no two records share a value."""
 
@@ -207,8 +205,8 @@ def _answer(record: dict[str, Any], where: str) -> str:
 
 def _option(record: dict[str, Any], where: str) -> str:
     value = _field(record, "ground_truth_answer", where)
-    if value not in OPTIONS:
-        raise DataError(f"{where}, field ground_truth_answer", f"one of {', '.join(OPTIONS)}", repr(value))
+    if value not in LETTERS:
+        raise DataError(f"{where}, field ground_truth_answer", f"one of {', '.join(LETTERS)}", repr(value))
     return str(value)
 
 

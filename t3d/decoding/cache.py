@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from t3d.decoding.pages import PageTable, num_pages
+from t3d.sdar.backend import Heads
 from t3d.sdar.configuration import SDARConfig
 
 SHORT, LONG = 64, 256
@@ -45,8 +46,9 @@ class SlotCache:
 
     def __init__(self, config: SDARConfig, num_slots: int, length: int, dtype: torch.dtype, device: torch.device):
         """Allocates 2 * layers * num_slots * length * kv_heads * head_dim elements."""
-        shape = (config.num_hidden_layers, num_slots, length, *_heads(config))
-        self.heads_per_key, self.length = config.num_attention_heads // shape[-2], length
+        queries, keys, dim = Heads.of(config)
+        shape = (config.num_hidden_layers, num_slots, length, keys, dim)
+        self.heads_per_key, self.length = queries // keys, length
         self.keys, self.values = _zeros(shape, dtype, device), _zeros(shape, dtype, device)
 
     @cached_property
@@ -59,8 +61,8 @@ class SlotCache:
     @staticmethod
     def slot_bytes(config: SDARConfig, length: int, dtype: torch.dtype) -> int:
         """Memory of one slot."""
-        num_heads, head_dim = _heads(config)
-        return 2 * config.num_hidden_layers * length * num_heads * head_dim * dtype.itemsize
+        _, keys, dim = Heads.of(config)
+        return 2 * config.num_hidden_layers * length * keys * dim * dtype.itemsize
 
     def write(
         self,
@@ -163,7 +165,3 @@ def _zeros(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> 
     buffer = np.zeros(size + ALIGNED, dtype=np.uint8)
     start = -buffer.ctypes.data % ALIGNED
     return torch.from_numpy(buffer[start : start + size]).view(dtype).view(shape)
-
-
-def _heads(config: SDARConfig) -> tuple[int, int]:
-    return config.num_key_value_heads or config.num_attention_heads, config.head_dim

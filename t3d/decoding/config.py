@@ -5,11 +5,10 @@ from dataclasses import dataclass
 from functools import cache
 
 from t3d.errors import ConfigError
-from t3d.remasking import STRATEGIES
+from t3d.remasking import CONFIDENCES, STRATEGIES
 
 log = logging.getLogger(__name__)
 
-CONFIDENCES = ("scaled", "raw")
 RECORDS = ("logprob", "entropy")
 
 

@@ -15,6 +15,7 @@ from typing import Any, TypeVar
 
 import torch
 
+from t3d.sdar.backend import Heads
 from t3d.sdar.configuration import SDARConfig
 from t3d.sdar.modeling import SDARForCausalLM
 
@@ -56,8 +57,8 @@ def make_lanes(model: SDARForCausalLM, num_sequences: int, block_size: int, most
 
 def num_weights(config: SDARConfig) -> int:
     """Numbers in the matrices of the layers that a token is multiplied with."""
-    heads = config.num_attention_heads + (config.num_key_value_heads or config.num_attention_heads)
-    per_channel = 2 * heads * config.head_dim + 3 * config.intermediate_size
+    queries, keys, dim = Heads.of(config)
+    per_channel = 2 * (queries + keys) * dim + 3 * config.intermediate_size
     return config.num_hidden_layers * config.hidden_size * per_channel
 
 

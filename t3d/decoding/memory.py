@@ -17,6 +17,7 @@ from t3d.decoding.limits import cache_length, full_length, prefill_chunk
 from t3d.decoding.pages import Paging, num_pages
 from t3d.devices import GIB, exhaustion, free_memory, give_back, usable_memory
 from t3d.errors import ConfigError
+from t3d.sdar.backend import Heads
 from t3d.sdar.configuration import SDARConfig
 
 log = logging.getLogger(__name__)
@@ -111,11 +112,11 @@ def decoding_memory(
         paging: of keys and values; None: each sequence has those of the longest.
     """
     length, size = cache_length(longest_prompt, decoding), decoding.block_size
-    heads, kv_heads = model.num_attention_heads, model.num_key_value_heads or model.num_attention_heads
-    queries = heads * model.head_dim
+    heads, kv_heads, dim = Heads.of(model)
+    queries = heads * dim
     # One layer at a time: the residual stream and its norms, and queries, keys and values before and after rotation or
     # else the MLP.  Norms are computed in single precision.
-    widest = max(queries + 2 * kv_heads * model.head_dim, model.mlp_width)
+    widest = max(queries + 2 * kv_heads * dim, model.mlp_width)
     mask = heads // kv_heads * length  # a query's row for each head that shares its keys, made for all layers
     token = dtype.itemsize * (3 * model.hidden_size + 3 * widest + mask) + 4 * 2 * max(model.hidden_size, queries)
     # On the host: ids, steps and records of each position, random numbers of each step.

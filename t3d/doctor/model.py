@@ -16,6 +16,7 @@ from t3d.decoding.speculative import iter_speculative
 from t3d.doctor.finding import Finding, counted
 from t3d.doctor.machine import short_name, size_of
 from t3d.errors import CheckpointError
+from t3d.sdar.backend import Heads
 from t3d.sdar.checkpoint import HUB_ID, load_config, resolve_checkpoint
 from t3d.sdar.configuration import SDARConfig
 from t3d.sdar.decoding_layers import pack_layers
@@ -143,8 +144,8 @@ def shrunk(config: SDARConfig) -> SDARConfig:
     """The same kind of network, small enough to run at once: vocabulary and shape of the heads stay."""
     fields = json.loads(config.to_json_string(use_diff=False))
     fields.pop("torch_dtype", None)  # the old name of a field that is there, too
-    keys = config.num_key_value_heads or config.num_attention_heads
-    heads = {"num_attention_heads": config.num_attention_heads // keys, "num_key_value_heads": 1}
+    queries, keys, _ = Heads.of(config)
+    heads = {"num_attention_heads": queries // keys, "num_key_value_heads": 1}
     small = SMALL | SMALL_EXPERTS if isinstance(config, SDARMoeConfig) else SMALL
     return type(config)(**{**fields, **small, **heads, "head_dim": config.head_dim})
 

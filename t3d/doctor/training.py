@@ -1,7 +1,6 @@
 """What a training run needs: a launch that fits, samples, memory on every device, a new folder, trackers."""
 
 import importlib.util
-import math
 import os
 import shutil
 import time
@@ -36,7 +35,7 @@ from t3d.training.packing import collate
 from t3d.training.reference import frozen_copy
 from t3d.training.run_folder import find_run
 from t3d.training.samples import num_pieces
-from t3d.training.schedule import accumulation_steps, samples_per_step
+from t3d.training.schedule import accumulation_steps, num_steps, samples_per_step
 from t3d.training.settings import loss_settings, needs_step_map, state_settings
 from t3d.training.states import StateSettings, TrainingSample, draw_state, sample_stream
 from t3d.training.trackers import unused_wandb
@@ -263,7 +262,8 @@ def samples(config: TrainConfig, data: Data, around: Launch) -> Iterator[Finding
     if not data.samples:
         yield Finding("error", "data", text, "training.max_prompt_len higher, or other data")
         return
-    yield Finding("ok", "data", f"{text}; {counted(num_steps(config, data, around), 'global step')}")
+    steps = num_steps(training, data.samples, samples_per_step(training, around.processes))
+    yield Finding("ok", "data", f"{text}; {counted(steps, 'global step')}")
     above = machine.nearest_folder(cache_root())
     free, needed = shutil.disk_usage(above).free, SAMPLE_BYTES * data.tokens
     if not os.access(above, os.W_OK | os.X_OK):
@@ -272,13 +272,6 @@ def samples(config: TrainConfig, data: Data, around: Launch) -> Iterator[Finding
     elif free < needed:
         text = f"{size_of(needed)} in {cache_root()}, {size_of(free)} free"
         yield Finding("error", "data", text, "T3D_CACHE_ROOT on a larger disk")
-
-
-def num_steps(config: TrainConfig, data: Data, around: Launch) -> int:
-    """Global steps of the run."""
-    training = config.training
-    batch = samples_per_step(training, around.processes)
-    return training.max_steps or math.ceil(data.samples * training.num_train_epochs / batch)
 
 
 def folder(config: TrainConfig, patient: Patient | None, data: Data | None, around: Launch) -> Iterator[Finding]:
@@ -294,7 +287,9 @@ def folder(config: TrainConfig, patient: Patient | None, data: Data | None, arou
     if patient is not None:
         count, adapter = num_parameters(patient.config), num_adapter_parameters(patient.config, config.model)
         once = count * patient.dtype.itemsize + adapter * ADAPTER_BYTES + (adapter or count) * STATE_BYTES
-        saves = 1 if data is None else -(-num_steps(config, data, around) // experiment.save_every_steps)
+        batch = samples_per_step(config.training, around.processes)
+        steps = 1 if data is None else num_steps(config.training, data.samples, batch)
+        saves = -(-steps // experiment.save_every_steps)
         most = saves if experiment.checkpoints_total_limit is None else experiment.checkpoints_total_limit + 1
         kept = once * max(1, min(saves, most))
         what += f", {counted(saves, 'save')} of {size_of(once)}"

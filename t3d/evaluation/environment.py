@@ -3,6 +3,7 @@
 import platform
 import shutil
 import subprocess
+from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -12,13 +13,18 @@ import torch
 PACKAGES = ("t3d", "torch", "transformers", "math-verify")
 
 
+def versions(packages: Sequence[str] = PACKAGES) -> dict[str, str]:
+    """Versions of installed packages."""
+    return {name: version(name) for name in packages}
+
+
 def environment() -> dict[str, Any]:
     """What the results were made with: versions, this project's commit, and the machine's device and threads.
 
     The device is the machine's accelerator, if it has one; `rollout.device` says whether it was used.
     """
     return {
-        **{name: version(name) for name in PACKAGES},
+        **versions(),
         "python": platform.python_version(),
         "git_commit": git_commit(),
         "device": torch.cuda.get_device_name() if torch.cuda.is_available() else platform.machine(),

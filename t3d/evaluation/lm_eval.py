@@ -31,11 +31,12 @@ from t3d.config import load_config
 from t3d.config.keys import MAX_SEED, key
 from t3d.data.download import HTTP_ERROR
 from t3d.decoding import DecodingConfig, iter_decode
-from t3d.decoding.config import CONFIDENCES, warn_of_threshold
+from t3d.decoding.config import warn_of_threshold
 from t3d.decoding.likelihood import iter_likelihoods
 from t3d.devices import pick_device
-from t3d.errors import CheckpointError, ConfigError, DataError
-from t3d.remasking import STRATEGIES
+from t3d.errors import ConfigError, DataError
+from t3d.prompts import render
+from t3d.remasking import CONFIDENCES, STRATEGIES
 from t3d.sdar.checkpoint import default_stop_ids, load_decoder
 from t3d.sdar.opening import open_checkpoint
 from t3d.trajectory import response_text
@@ -155,18 +156,9 @@ class T3DLM(TemplateLM):
         """The prompt's text, by the checkpoint's own template.
 
         Raises:
-            CheckpointError: the checkpoint has none.
+            CheckpointError: the checkpoint has none, or one that refuses these turns.
         """
-        if not self.tokenizer.chat_template:
-            raise CheckpointError(f"tokenizer {self.tokenizer.name_or_path}", "a chat template", "none")
-        return str(
-            self.tokenizer.apply_chat_template(
-                chat_history,
-                tokenize=False,
-                add_generation_prompt=add_generation_prompt,
-                continue_final_message=not add_generation_prompt,
-            )
-        )
+        return render(self.tokenizer, chat_history, opened=add_generation_prompt)
 
     def generate_until(self, requests: Sequence[Instance], disable_tqdm: bool = False) -> list[str]:
         """Decodes every request and cuts its text at the first of its stop strings.

@@ -5,7 +5,6 @@ See `t3d.decoding.factorisation` for what a gap is.  Nothing is graded, and no a
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
-from importlib.metadata import version
 from pathlib import Path
 
 from tqdm import tqdm
@@ -15,6 +14,7 @@ from t3d.config.validation import budget_name
 from t3d.decoding.factorisation import Gap, Pair, gaps, joined
 from t3d.devices import pick_device, room
 from t3d.errors import ConfigError, DataError
+from t3d.evaluation.environment import versions
 from t3d.rollout.job import Job, make_job
 from t3d.rollout.ranks import join_ranks
 from t3d.rollout.run import decode_job
@@ -78,9 +78,8 @@ def measure(config: SampleConfig, few: Sequence[int], folder: Path) -> Measured:
         if value > 1:
             raise ConfigError(name, "1 for the meter, which scores on one device", value)
     job = make_job(config)
-    versions = {name: version(name) for name in VERSIONED}
     samples, ranks = text_digest(job.fingerprint), join_ranks()
-    kept = folder / f"gaps-{text_digest([samples, list(few), versions])}.json"
+    kept = folder / f"gaps-{text_digest([samples, list(few), versions(VERSIONED)])}.json"
     if not ranks.on_first(kept.exists):
         rollouts = make_folder(folder) / f"outputs-{samples}.json"
         decode_job(job, rollouts)

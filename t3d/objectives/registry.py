@@ -27,6 +27,11 @@ class Objective:
     certainty: float = 0.0
     soft: float = 0.0
 
+    def weight(self, term: str, given: float | None) -> float:
+        """A term's weight: the objective's own, unless a configuration has given one."""
+        own: float = getattr(self, term)
+        return own if given is None else given
+
 
 OBJECTIVES: dict[str, Objective] = {
     "sft": Objective(states="random", cross_entropy=1),
@@ -38,3 +43,10 @@ OBJECTIVES: dict[str, Objective] = {
     "near_far": Objective(states="trace", path=1, soft=1),
 }
 """The paper's, and `near_far`, which is ours: hard targets near in the trajectory, soft ones far."""
+
+WEIGHT_KEYS = {
+    "training.lambda_path": "path",
+    "training.certainty_weight": "certainty",
+    "training.soft_weight": "soft",
+}
+"""The keys that say an objective's weights otherwise, and whose null is the objective's own."""

@@ -181,7 +181,7 @@ def _interrupts_ignored() -> Iterator[None]:
 
 def _work(connection: Connection, worker: int) -> None:
     """A worker process of this number, from its start to its end."""
-    threading.Thread(target=_end_with_parent, daemon=True).start()
+    threading.Thread(target=end_with_parent, daemon=True).start()
     loaded = Loaded()
 
     def report(message: Message) -> None:
@@ -216,8 +216,8 @@ def _log_through(report: Callable[[Message], None], worker: int) -> None:
     logger.propagate = False
 
 
-def _end_with_parent() -> None:
-    """Ends this process with its parent, however that dies; what is decoded is in the shard."""
+def end_with_parent() -> None:
+    """Ends this process with its parent, however that dies: else it would write where the next one does."""
     parent = parent_process()
     assert parent is not None
     wait([parent.sentinel])

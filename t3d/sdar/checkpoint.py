@@ -26,6 +26,7 @@ from transformers.utils import logging as transformers_logging
 from t3d.errors import CheckpointError
 from t3d.sdar.adapter import FOLDER as ADAPTER_FOLDER
 from t3d.sdar.adapter import Adapter
+from t3d.sdar.backend import Heads
 from t3d.sdar.configuration import SDARConfig
 from t3d.sdar.decoding_layers import compile_layers, pack_layers
 from t3d.sdar.mixture import COUNTS, NETWORKS, SDARMoeConfig, build_network
@@ -116,7 +117,7 @@ def _try_out(config: SDARConfig) -> None:
     if isinstance(layer, SDARMoeConfig):
         layer.decoder_sparse_step, layer.mlp_only_layers = 1, []
     empty_network(layer)
-    heads, keys = config.num_attention_heads, config.num_key_value_heads or config.num_attention_heads
+    heads, keys, _ = Heads.of(config)
     if heads % keys:
         raise ValueError(f"num_attention_heads: expected a multiple of num_key_value_heads = {keys}, found {heads}")
     if strange := set(config.layer_types or ()) - {"full_attention"}:

@@ -77,13 +77,23 @@ def run_config(checkpoint: str) -> tuple[Path, dict[str, Any]] | None:
     source = folder.parent.parent / "config.yaml"
     if folder.parent.name != "ckpt" or not source.is_file():
         return None
+    return source, read_run_config(source)
+
+
+def read_run_config(source: Path) -> dict[str, Any]:
+    """The configuration that a training run keeps, nested.
+
+    Raises:
+        DataError: the file cannot be read, or is no configuration.
+    """
     try:
         values = OmegaConf.to_container(OmegaConf.load(source))
     except (OSError, YAMLError, UnicodeDecodeError, OmegaConfBaseException) as error:
         raise DataError(source, "the configuration of a training run", error) from error
-    if not isinstance(values, dict):
-        raise DataError(source, "the configuration of a training run", f"a {type(values).__name__}")
-    return source, values  # type: ignore[return-value]
+    if not isinstance(values, dict) or not values:
+        found = f"a {type(values).__name__}" if values else "none"
+        raise DataError(source, "the configuration of a training run", found)
+    return values  # type: ignore[return-value]
 
 
 def recorded(values: dict[str, Any], path: str) -> Any:

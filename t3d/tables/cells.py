@@ -4,16 +4,17 @@ import itertools
 import logging
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 from t3d.config import EvalConfig, TableConfig
 from t3d.data.benchmarks import DATASETS, load_benchmark
 from t3d.errors import CheckpointError, ConfigError, DataError
+from t3d.evaluation.environment import versions
 from t3d.evaluation.results import Results, from_json, to_json
-from t3d.evaluation.run import evaluate
+from t3d.evaluation.run import Evaluation, evaluate
 from t3d.rollout.pool import Workers
+from t3d.rollout.ranks import join_ranks
 from t3d.sdar.checkpoint import load_config, resolve_checkpoint
 from t3d.storage.experiments import newest_checkpoint
 from t3d.storage.files import read_json, write_json_atomic
@@ -24,10 +25,12 @@ from t3d.tables.outcomes import Outcomes, load_outcomes
 
 log = logging.getLogger(__name__)
 
-VERSIONED = ("t3d", "torch", "transformers", "math-verify")
 CONTENT = ("evaluation.checkpoint_path", "evaluation.eval_dataset", "evaluation.limit")  # keyed by what they name
-WITHOUT_EFFECT = ("rollout.resume", "execute.num_chunk", "execute.num_workers")
-ON_SPEED = ("rollout.max_active", "rollout.batch_size", "rollout.device", "rollout.num_workers")
+WITHOUT_EFFECT = ("rollout.resume", "execute.num_chunk", "execute.num_workers", "execute.sandbox")
+ON_SPEED = (
+    *("rollout.max_active", "rollout.batch_size", "rollout.device", "rollout.num_workers"),
+    *("rollout.cuda_graphs", "rollout.paged"),
+)
 TIMINGS = ("tokens_per_second", "latency_s")  # the only figures that ON_SPEED changes
 
 Place = dict[str, Any]
@@ -106,7 +109,7 @@ def plan(config: EvalConfig) -> list[Cell]:
 
 
 def measure(cell: Cell, project: Path, workers: Workers | None = None) -> Run:
-    """Evaluates a cell, or takes the results of an earlier run with the same content.
+    """Evaluates a cell, or takes the results of an earlier run with the same content: one process looks for all.
 
     Args:
         cell: of a table.
@@ -122,21 +125,26 @@ def measure(cell: Cell, project: Path, workers: Workers | None = None) -> Run:
     decoding = f"b{cell.place['block_size']}-s{cell.place['denoising_steps']}"
     folder = project / "cells" / f"{name}-{decoding}-{_key(cell.config)}"
     path = folder / "cell.json"
-    if not path.exists():
+    ranks = join_ranks()
+    if not ranks.on_first(path.exists):
         config = replace(
             cell.config,
             experiment=replace(cell.config.experiment, output_dir=str(folder)),
             table=TableConfig(),
         )
-        model, evaluation = _digest(config), evaluate(config, workers)
-        if _digest(config) != model:
-            checkpoint = str(config.evaluation.checkpoint_path)
-            raise CheckpointError(
-                checkpoint, "the same weights from beginning to end", "others when they were evaluated"
-            )
-        outcomes = load_outcomes(evaluation.path, evaluation.results)
-        write_json_atomic(path, {"model": model, "results": to_json(evaluation.results), "outcomes": asdict(outcomes)})
-    return load_run(path, cell.place)
+        model = ranks.on_first(lambda: _digest(config))
+        evaluation = evaluate(config, workers)
+        ranks.on_first(lambda: _keep(path, config, model, evaluation))
+    return ranks.on_first(lambda: load_run(path, cell.place))
+
+
+def _keep(path: Path, config: EvalConfig, model: str, evaluation: Evaluation) -> None:
+    """Writes the file of a finished cell, whose model had the digest `model` before."""
+    if _digest(config) != model:
+        checkpoint = str(config.evaluation.checkpoint_path)
+        raise CheckpointError(checkpoint, "the same weights from beginning to end", "others when they were evaluated")
+    outcomes = load_outcomes(evaluation.path, evaluation.results)
+    write_json_atomic(path, {"model": model, "results": to_json(evaluation.results), "outcomes": asdict(outcomes)})
 
 
 def load_run(path: Path, place: Place) -> Run:
@@ -216,7 +224,7 @@ def _key(config: EvalConfig) -> str:
         {
             "model": _digest(config),
             "problems": text_digest(_problems(config)),
-            "versions": {name: version(name) for name in VERSIONED},
+            "versions": versions(),
             "settings": {name: value for name, value in settings.items() if name not in left_out},
         }
     )

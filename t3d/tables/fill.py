@@ -9,6 +9,7 @@ from t3d.config.table import TABLE_AXES
 from t3d.errors import DataError
 from t3d.evaluation.results import to_json
 from t3d.rollout.pool import Workers
+from t3d.rollout.ranks import join_ranks
 from t3d.rollout.run import project_folder
 from t3d.storage.files import atomic_writer, read_json, write_json_atomic
 from t3d.storage.folders import make_folder
@@ -28,7 +29,8 @@ def run_table(config: EvalConfig) -> str:
     """Evaluates every cell of `config.table`, writes results/<name>.{md,csv,tex,json}, and returns the first.
 
     A cell is evaluated once for its content (weights, problems, settings, versions), whatever table asks for
-    it; a killed table goes on where it was.
+    it; a killed table goes on where it was.  In a launch of several processes the first one writes, and the others
+    return nothing.
 
     Raises:
         UserError: see `plan` and `evaluate`.
@@ -40,7 +42,14 @@ def run_table(config: EvalConfig) -> str:
         for number, cell in enumerate(cells, 1):
             log.info("%s, cell %d of %d: %s", table.name, number, len(cells), _words(cell.place))
             runs.append(measure(cell, project, workers))
-    folder = make_folder(project / "results")
+    ranks = join_ranks()
+    text = ranks.on_first(lambda: _write(runs, config, make_folder(project / "results")))
+    return text if ranks.rank == 0 else ""
+
+
+def _write(runs: list[Run], config: EvalConfig, folder: Path) -> str:
+    """Writes the table's files, and returns it in Markdown."""
+    table = config.table
     grid = lay_out(runs, table)
     texts = {"md": markdown(grid), "csv": csv_text(grid), "tex": latex(grid, table.name)}
     for suffix, text in texts.items():

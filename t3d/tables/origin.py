@@ -5,7 +5,7 @@ from typing import Any
 
 from t3d.config import TableConfig
 from t3d.errors import CheckpointError
-from t3d.objectives.registry import OBJECTIVES
+from t3d.objectives.registry import OBJECTIVES, WEIGHT_KEYS
 from t3d.storage.experiments import recorded, run_config
 from t3d.storage.paths import model_name
 
@@ -47,10 +47,10 @@ def check_origin(table: TableConfig, row: str, checkpoint: str, base: str | None
 
 
 def _setting(values: dict[str, Any], key: str) -> Any:
-    """A setting as the run had it: no weight of the path loss means the objective's own."""
+    """A setting as the run had it: no weight of a term means the objective's own."""
     value = recorded(values, key)
     objective = OBJECTIVES.get(str(recorded(values, "training.objective")))
-    return objective.path if value is None and key == "training.lambda_path" and objective is not None else value
+    return value if objective is None or key not in WEIGHT_KEYS else objective.weight(WEIGHT_KEYS[key], value)
 
 
 def _check(where: str, key: str, expected: str, found: Any) -> None:

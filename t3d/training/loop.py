@@ -13,7 +13,7 @@ from typing import NoReturn
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import gather_object
+from accelerate.utils import broadcast_object_list, gather_object
 from tqdm import tqdm
 
 from t3d.cards.model import Run, base_of, model_card
@@ -49,6 +49,7 @@ from t3d.training.schedule import (
     learning_rate,
     longest_row,
     micro_batches,
+    num_steps,
     samples_per_step,
     token_packs,
 )
@@ -98,8 +99,7 @@ class Trainer:
         self.order = SampleOrder(len(self.samples), training.seed)
         self.global_batch = samples_per_step(training, accelerator.num_processes)
         self.accumulation = accumulation_steps(training, accelerator.num_processes)
-        epochs = math.ceil(len(self.samples) * training.num_train_epochs / self.global_batch)
-        self.num_steps = training.max_steps or epochs
+        self.num_steps = num_steps(training, len(self.samples), self.global_batch)
         params = config.optimizer.params
         self.peak_rate = params.learning_rate * (self.global_batch if params.scale_lr else 1)
         needs_reference = self.loss_settings.needs_reference
@@ -135,7 +135,8 @@ class Trainer:
                 log.warning("%s", leakage)
         with closing(MetricsLog(self.folder, self.config, self.step)) if main else nullcontext() as metrics_log:
             self._train(metrics_log)
-            if self.step > first_step or not final.is_dir():
+            [is_there] = broadcast_object_list([final.is_dir()])  # processes may see a shared folder at other moments
+            if self.step > first_step or not is_there:
                 self.save(final)  # before trackers are closed, which may take them as long as they like
         return final
 

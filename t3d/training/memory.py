@@ -269,7 +269,7 @@ def _backward(
     computed, stored = sizes
     matrix = 0 if frozen else shape.vocab_size * shape.hidden_size
     logits = 4 * rows * shape.vocab_size
-    kind = "exact" if training.soft_targets else training.fake_expectation
+    kind = "exact" if training.soft_targets_weight else training.fake_expectation
     chunk, tensors = min(logits, CHUNK_BYTES), HEAD_TENSORS[kind]
     product = computed * matrix
     # Casts of the weights under autocast give their gradients in the weights' own precision beside the products'.

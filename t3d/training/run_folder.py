@@ -8,12 +8,10 @@ from typing import Any
 
 from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
-from omegaconf import OmegaConf
-from yaml import YAMLError
 
 from t3d.config import TrainConfig
 from t3d.errors import CheckpointError, ConfigError, UserError
-from t3d.storage.experiments import claim_run, method_folder, new_run, runs
+from t3d.storage.experiments import claim_run, method_folder, new_run, read_run_config, runs
 from t3d.storage.files import read_json, write_json_atomic
 from t3d.storage.fingerprint import model_digest
 from t3d.storage.folders import make_folder, remove_leftovers
@@ -198,15 +196,9 @@ def _recorded(folder: Path) -> dict[str, Any]:
     """The configuration that a run began with, by dotted key.
 
     Raises:
-        CheckpointError: it cannot be read.
+        DataError: it cannot be read.
     """
-    try:
-        before = OmegaConf.to_container(OmegaConf.load(folder / "config.yaml"))
-    except (OSError, YAMLError) as error:
-        raise CheckpointError(folder / "config.yaml", "the run's configuration", error) from error
-    if not isinstance(before, dict) or not before:
-        raise CheckpointError(folder / "config.yaml", "the run's configuration", "none")
-    return _flat(before)
+    return _flat(read_run_config(folder / "config.yaml"))
 
 
 def _check_inputs(inputs: dict[str, str], folder: Path) -> None:

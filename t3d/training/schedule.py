@@ -23,6 +23,11 @@ def samples_per_step(training: TrainingConfig, num_processes: int) -> int:
     return training.global_batch_size or product
 
 
+def num_steps(training: TrainingConfig, samples: int, global_batch: int) -> int:
+    """Global steps of a run on so many samples, with so many to a step."""
+    return training.max_steps or math.ceil(samples * training.num_train_epochs / global_batch)
+
+
 def accumulation_steps(training: TrainingConfig, num_processes: int) -> int:
     """Micro-batches of `batch_size_lm` samples that each process contributes to a global step.
 

@@ -33,7 +33,7 @@ def state_settings(config: TrainConfig, checkpoint: Checkpoint) -> StateSettings
 
 def needs_step_map(training: TrainingConfig, states: StateSettings) -> bool:
     """Whether states or terms follow the order in which the tokens of a sample were revealed."""
-    return states.strategy.startswith("trace") or training.ranking_weight > 0 or training.soft_targets > 0
+    return states.strategy.startswith("trace") or training.ranking_weight > 0 or training.soft_targets_weight > 0
 
 
 def loss_settings(training: TrainingConfig) -> LossSettings:
@@ -43,7 +43,7 @@ def loss_settings(training: TrainingConfig) -> LossSettings:
         cross_entropy=preset.cross_entropy,
         ddo=preset.ddo,
         path=training.path_weight,
-        certainty=preset.certainty if training.certainty_weight is None else training.certainty_weight,
+        certainty=preset.weight("certainty", training.certainty_weight),
         alpha=training.alpha,
         beta=training.beta,
         ddo_level=training.ddo_level,
@@ -53,5 +53,5 @@ def loss_settings(training: TrainingConfig) -> LossSettings:
         num_coarse_steps=-(-training.block_size // training.path_k_steps),
         router=training.router_aux_weight,
         ranking=training.ranking_weight,
-        soft=training.soft_targets,
+        soft=training.soft_targets_weight,
     )

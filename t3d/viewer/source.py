@@ -93,14 +93,13 @@ def tokenizer_folder(path: Path, given: str | None) -> Path:
     return resolve_checkpoint(str(name))
 
 
-def load_source(path: Path, pieces: PieceTable, limit: int | None, hide_progress: bool = False) -> Source:
+def load_source(path: Path, pieces: PieceTable, limit: int | None) -> Source:
     """Reads a rollout file, graded or not, of this project or of the release.
 
     Args:
         path: the file.
         pieces: the page's table of token texts, which grows.
         limit: only the first problems; None reads all.
-        hide_progress: show no bar.
 
     Raises:
         DataError: an invalid record, named, or records of different block sizes.
@@ -109,7 +108,7 @@ def load_source(path: Path, pieces: PieceTable, limit: int | None, hide_progress
     responses: list[Response] = []
     sizes: set[int] = set()
     repetitions: Counter[str] = Counter()
-    for index, record in tqdm(read_rollouts(path), desc=path.name, unit="problem", disable=hide_progress, delay=1):
+    for index, record in tqdm(read_rollouts(path), desc=path.name, unit="problem", delay=1):
         if limit is not None and index >= limit:
             break
         problem = str(record.get("question", record["prompt"]))

@@ -10,6 +10,7 @@ import pytest
 
 from t3d.data.preprocess import rename_answers
 from t3d.errors import DataError
+from t3d.evaluation.grade import Grade, _graded
 from t3d.storage import files
 from t3d.storage.files import read_json, write_json_list
 
@@ -138,6 +139,18 @@ def test_responses_that_failed_are_dropped_and_counted(tmp_path, caplog):
     assert (first["answer"], first["response_ids"], first["logprob"]) == (["first é"], [IDS], [[-0.5] * 6])
     assert "error" not in first
     assert second == renamed(rollout(error="my own field"))
+
+
+@pytest.mark.parametrize("data_type", ["math", "code"])
+def test_what_grading_adds_is_dropped_with_its_response(tmp_path, data_type):
+    grades = [Grade(True, "graded"), Grade(None, "failed", "no response")]
+    record = rollout(finish_reason=["stop", "error"], error=[None, "too long"])
+    write_json_list(tmp_path / "in.json", [_graded(record, ["2", ""], grades, data_type)])
+    rename_answers(tmp_path / "in.json", tmp_path / "out.json")
+    [kept] = read_json(tmp_path / "out.json")
+    added = kept.keys() - rollout().keys() - {"answer", "finish_reason"}
+    assert {"correctness", "grading", "grading_detail"} < added
+    assert {name: len(kept[name]) for name in added} == dict.fromkeys(added, 1)
 
 
 def test_only_the_first_drops_are_listed_but_all_are_counted(tmp_path, caplog):

@@ -58,7 +58,10 @@ def test_a_card_tells_the_settings_that_its_objective_heeds(tmp_path):
         load_config(TrainConfig, ["model.pretrained_model=B", "dataset.optimization_data=a/D.json"], "", "")
     )
     lines = model_card(Base("B"), Run(config, 256), tmp_path).splitlines()
-    for line in ("| alpha | 0.5 |", "| states | trace |", "| weight of the path loss | 0.2 |", "| global step | 256 |"):
+    for line in (
+        *("| alpha | 0.5 |", "| states | trace |", "| weight of the path loss | 0.2 |", "| global step | 256 |"),
+        *("| likelihood ratios of | sample |", "| fakes | argmax |", "| steps per round | 10 |"),
+    ):
         assert line in lines
     config["training"]["lambda_path"] = 0
     text = model_card(Base("B"), Run(config), tmp_path)
@@ -72,6 +75,7 @@ def test_a_card_tells_the_settings_that_its_objective_heeds(tmp_path):
         "| weight of soft targets | 1 |",
         "| weight of the ranking term | 0.5 |",
         "| tokens per coarse step | 4 |",
+        "| steps per round | 10 |",
     ):
         assert line in lines
 

@@ -11,6 +11,7 @@ import pytest
 from t3d.errors import DataError
 from t3d.rollout import run as rollout_module
 from t3d.tables.fill import load_table, run_table
+from tests import launching
 
 ROOT = Path(__file__).parents[2]
 CELL_FIELDS = {
@@ -84,6 +85,27 @@ def test_another_list_is_no_table(table, tmp_path, content):
     path.write_text(content)
     with pytest.raises(DataError, match=r"table\.json, record 0: expected a cell of a table"):
         load_table(path)
+
+
+@pytest.mark.slow
+def test_processes_of_a_launch_fill_one_table_and_print_it_once(table, settings, checkpoint, tmp_path):
+    alone = run_table(table)
+    first, second = launching.launch(
+        2,
+        [
+            *("eval.py", f"experiment.project={tmp_path / 'launched'}", f"table.name={table.table.name}"),
+            *(
+                f"table.checkpoints={{teacher: {checkpoint}, student: {checkpoint}}}",
+                "table.decodings=[[4, 2], [8, 2]]",
+            ),
+            *(f"evaluation.eval_dataset={settings().evaluation.eval_dataset}", "rollout.device=cpu"),
+            *(f"rollout.max_token={table.rollout.max_token}", f"rollout.temperature={table.rollout.temperature}"),
+        ],
+    )
+    assert (first.returncode, second.returncode) == (0, 0), second.stderr
+    assert first.stdout.endswith(alone)
+    assert alone not in second.stdout
+    assert (tmp_path / "launched/results/table.md").read_text() == alone
 
 
 @pytest.mark.slow

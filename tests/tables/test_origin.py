@@ -54,6 +54,15 @@ def test_the_weight_of_the_path_loss_may_be_written_out(planned):
 
 
 @pytest.mark.parametrize(
+    ("objective", "key", "weight"),
+    [("dparallel", "certainty_weight", 2), ("near_far", "soft_weight", 1), ("near_far", "lambda_path", 1)],
+)
+def test_no_weight_of_a_term_is_the_objectives_own(planned, objective, key, weight):
+    recorded = {"training.objective": objective, f"training.{key}": None}
+    assert planned(recorded, f"table.trained={{ours: training.objective={objective} training.{key}={weight}}}")
+
+
+@pytest.mark.parametrize(
     ("records", "said"),
     [
         ({"model.pretrained_model": "t3d/toy/teacher"}, "model.pretrained_model: expected small, found teacher"),

@@ -14,7 +14,7 @@ import pytest
 from safetensors.torch import load_file
 
 from t3d.config import TrainConfig, load_config
-from t3d.errors import CheckpointError
+from t3d.errors import CheckpointError, DataError
 from t3d.training.checkpoint import META, damage, saved_steps
 from t3d.training.loop import train
 from tests.launching import server
@@ -166,11 +166,11 @@ def test_a_damaged_earlier_state_is_not_recommended(three_steps):
         train(configure(*arguments))
 
 
-@pytest.mark.parametrize("content", ["{", "", "- 1"])
+@pytest.mark.parametrize("content", ["{", "", "- 1", "a: ${", "\udcff"])
 def test_a_damaged_configuration_is_named(three_steps, content):
     arguments, run = three_steps
-    (run / "config.yaml").write_text(content)
-    with pytest.raises(CheckpointError, match=r"config\.yaml: expected the run's configuration"):
+    (run / "config.yaml").write_text(content, errors="surrogateescape")
+    with pytest.raises(DataError, match=r"config\.yaml: expected the configuration of a training run"):
         train(configure(*arguments))
 
 
