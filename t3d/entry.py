@@ -12,7 +12,7 @@ import traceback
 from collections.abc import Callable
 from typing import NoReturn
 
-from t3d.errors import DeviceFullError, UserError
+from t3d.errors import DeviceFullError, UserError, one_line
 from t3d.storage.paths import cache_root
 
 CACHES = {
@@ -60,7 +60,7 @@ def run_entry(main: Callable[[list[str]], None]) -> None:
         _end(2)
     except ImportError as error:  # entries import their stage where they run it
         if _is_first():
-            reason = " ".join(str(error).split())
+            reason = one_line(error)
             expected = "Python packages that load (python -m t3d.doctor examines them)"
             sys.stderr.write(f"error: {error.name or 'import'}: expected {expected}, found {reason}\n")
         _end(2)

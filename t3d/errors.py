@@ -8,6 +8,11 @@ def first_line(error: Exception) -> str:
     return next(iter(str(error).splitlines()), type(error).__name__)
 
 
+def one_line(error: BaseException, most: int = 200) -> str:
+    """All of what a library's error says, on one line of at most so many characters."""
+    return " ".join(str(error).split())[:most]
+
+
 class UserError(Exception):
     """A mistake in a config, data file, checkpoint or prompt that its owner can mend.
 

@@ -268,6 +268,9 @@ def rollout_record(
 ) -> dict[str, Any]:
     """Returns the record of one problem, as a rollout file holds it.
 
+    Of the data set's fields, lists per response are left out, as they are an earlier rollout's; `answer`, which stage 2
+    needs for the responses, becomes `reference_answer`.
+
     Args:
         item: the data set's fields.
         prompt: its text and its token ids.
@@ -277,8 +280,11 @@ def rollout_record(
         block_size: tokens per block of the decoding.
         recorded: of "logprob" and "entropy", those to write.
     """
+    kept = {name: value for name, value in item.items() if name not in RESPONSE_FIELDS or not isinstance(value, list)}
+    if "answer" in kept:
+        kept["reference_answer"] = kept.pop("answer")
     record = {
-        **item,
+        **kept,
         "prompt": prompt[0],
         "prompt_ids": prompt[1],
         "full_output": list(texts),

@@ -127,11 +127,15 @@ def _differences(results: ArenaResults, baseline: str, others: Sequence[str]) ->
     known = {row: [each for each in differences if each] for row, differences in found.items() if all(differences)}
     corrected = holm([differences[-1].p_value for differences in known.values()])
     rows = [
-        [config.label(row), *map(difference, differences), f"{p_value:.3f}"]
+        [config.label(row), *map(difference, differences), _probability(p_value)]
         for (row, differences), p_value in zip(known.items(), corrected, strict=True)
     ]
     head = ["", *columns, "p of the mean"]
     return f"Against {config.label(baseline)}, in points:\n\n{table(head, rows)}"
+
+
+def _probability(value: float) -> str:
+    return "< 0.001" if value < 0.001 else f"{value:.3f}"
 
 
 def _failures(results: ArenaResults, names: Mapping[str, str]) -> list[str]:

@@ -103,7 +103,7 @@ def _renamed(record: Any, where: str, summary: RenameSummary) -> dict[str, Any]:
     check_rollout(record, where)
     if "full_output" not in record:
         raise DataError(f"{where}, field full_output", "the field that stage 2 renames", "nothing")
-    if "answer" in record:
+    if isinstance(record.get("answer"), list):
         raise DataError(f"{where}, field answer", "no such field before stage 2", "one beside full_output")
     errors: dict[int, DataError] = {}
     for index in range(len(record["full_output"])):
@@ -119,7 +119,8 @@ def _renamed(record: Any, where: str, summary: RenameSummary) -> dict[str, Any]:
         record[name] = [value for index, value in enumerate(record[name]) if index not in errors]
     if isinstance(record.get("error"), list):
         del record["error"]  # with the responses that failed
-    return {"answer" if name == "full_output" else name: value for name, value in record.items()}
+    names = {"full_output": "answer", "answer": "reference_answer"}  # the latter the problem's own
+    return {names.get(name, name): value for name, value in record.items()}
 
 
 def _check_response(record: dict[str, Any], index: int, where: str) -> None:

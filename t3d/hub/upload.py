@@ -11,7 +11,7 @@ from huggingface_hub.utils import logging as hub_logging
 from huggingface_hub.utils import validate_repo_id
 
 from t3d.data.download import HTTP_ERROR
-from t3d.errors import UserError
+from t3d.errors import UserError, one_line
 from t3d.sdar.checkpoint import CARD, HUB_ID
 
 UNITS = ("B", "kB", "MB", "GB", "TB")
@@ -119,7 +119,7 @@ def _refusals(url: str) -> Iterator[None]:
 
 def _first_line(error: BaseException) -> str:
     cause = error.__cause__ or error
-    return f"{type(cause).__name__}: {' '.join(str(cause).split())[:300]}"
+    return f"{type(cause).__name__}: {one_line(cause, 300)}"
 
 
 def _size(content: Path | bytes) -> int:

@@ -21,7 +21,14 @@ from t3d.rollout.ranks import Ranks, join_ranks
 from t3d.rollout.records import records
 from t3d.rollout.shard import Shards
 from t3d.rollout.worker import Share, processes_per_device
-from t3d.storage.files import read_json, remove_temporaries, set_aside, write_json_atomic, write_json_list
+from t3d.storage.files import (
+    iter_json_list,
+    read_json,
+    remove_temporaries,
+    set_aside,
+    write_json_atomic,
+    write_json_list,
+)
 from t3d.storage.paths import dataset_name, model_name, user_path, workspace
 
 log = logging.getLogger(__name__)
@@ -55,11 +62,18 @@ def rollout(config: SampleConfig) -> Path:
     The file has the release's name, whatever the settings; see `decode_job`.
 
     Raises:
-        UserError: see `make_job` and `decode_job`.
+        UserError: see `make_job` and `decode_job`; or not one response could be decoded, as the file tells.
     """
-    path = rollout_path(config)
-    decode_job(make_job(config), path)
+    path, job = rollout_path(config), make_job(config)
+    decode_job(job, path)
+    join_ranks().on_first(lambda: _check_decoded(path, len(job.requests)))
     return path
+
+
+def _check_decoded(path: Path, responses: int) -> None:
+    if read_json(path.with_suffix(".meta.json")).get("failed") == responses:
+        first = next(iter_json_list(path))["error"][0]
+        raise DataError(path, "a response that could be decoded", f"none of {responses} (the first: {first})")
 
 
 def decode_job(job: Job, path: Path, workers: Workers | None = None) -> None:

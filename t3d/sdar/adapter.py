@@ -16,7 +16,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from t3d.errors import CheckpointError
+from t3d.errors import CheckpointError, one_line
 from t3d.sdar.modeling import SDARForCausalLM
 
 if TYPE_CHECKING:
@@ -61,7 +61,7 @@ def read_adapter(folder: Path) -> Adapter:
     try:
         config = PeftConfig.from_pretrained(str(folder))
     except (OSError, ValueError, KeyError, TypeError) as error:
-        reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]
+        reason = f"{type(error).__name__}: {one_line(error)}"
         raise CheckpointError(folder / CONFIG, "a configuration that peft reads", reason) from error
     if not isinstance(config, LoraConfig):
         raise CheckpointError(f"{folder / CONFIG}, peft_type", "LORA", str(config.peft_type).rpartition(".")[2])
@@ -101,7 +101,7 @@ def merge(network: SDARForCausalLM, adapter: Adapter, place: Path) -> SDARForCau
             tuned = PeftModel(network, adapter.config)
     except (ValueError, RuntimeError, AttributeError, TypeError) as error:
         expected = "an adapter for layers of this model"
-        raise CheckpointError(place, expected, " ".join(str(error).split())[:200]) from error
+        raise CheckpointError(place, expected, one_line(error)) from error
     shapes = {name: list(weight.shape) for name, weight in get_peft_model_state_dict(tuned).items()}
     _check_weights(shapes, adapter.weights, place)
     set_peft_model_state_dict(tuned, dict(adapter.weights))
@@ -110,7 +110,7 @@ def merge(network: SDARForCausalLM, adapter: Adapter, place: Path) -> SDARForCau
         try:
             layer.merge(safe_merge=True)
         except (ValueError, RuntimeError) as error:
-            raise CheckpointError(place, "weights that can be merged", " ".join(str(error).split())) from error
+            raise CheckpointError(place, "weights that can be merged", one_line(error)) from error
         weight.data = weight.data.to(dtype)
     return tuned.unload()
 

@@ -23,7 +23,7 @@ from transformers import __version__ as version
 from transformers.distributed import DistributedConfig
 from transformers.utils import logging as transformers_logging
 
-from t3d.errors import CheckpointError
+from t3d.errors import CheckpointError, one_line
 from t3d.sdar.adapter import FOLDER as ADAPTER_FOLDER
 from t3d.sdar.adapter import Adapter
 from t3d.sdar.backend import Heads
@@ -61,7 +61,7 @@ def resolve_checkpoint(name: str, only: str | None = None) -> Path:
     try:
         return Path(snapshot_download(name, allow_patterns=only))
     except (HfHubHTTPError, LocalEntryNotFoundError, OfflineModeIsEnabled, OSError) as error:
-        reason = " ".join(str(error).split())[:200]
+        reason = one_line(error)
         raise CheckpointError(
             name, f"a model folder{start_of(name)} or a model on the hub", f"neither ({reason})"
         ) from error
@@ -94,6 +94,8 @@ def config_of(path: Path, fields: dict[str, Any]) -> SDARConfig:
         value = fields.get(name)
         if type(value) is not int and (name == "vocab_size" or value is not None):  # a bool is an int to isinstance
             raise CheckpointError(path, f"{name}, an integer", fields.get(name, "none"))
+    if type(layers := fields.get("num_hidden_layers", 1)) is not int or layers < 1:
+        raise CheckpointError(path, "num_hidden_layers, an integer of at least 1", layers)
     if not isinstance(dense := fields.get("mlp_only_layers") or [], list):
         raise CheckpointError(path, "mlp_only_layers, a list of layers' numbers", dense)
     if fields.get("use_sliding_window"):
@@ -131,7 +133,7 @@ def read_fields(path: Path) -> dict[str, Any]:
         CheckpointError: no such file, or no JSON object.
     """
     try:
-        fields = json.loads(path.read_text(encoding="utf-8"))
+        fields = json.loads(path.read_text(encoding="utf-8-sig"))
     except FileNotFoundError as error:
         raise CheckpointError(path, "the model's configuration", "no such file") from error
     except (OSError, ValueError) as error:
@@ -234,7 +236,7 @@ def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
     try:
         return AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        reason = " ".join(str(error).split())[:200]
+        reason = one_line(error)
         raise CheckpointError(folder, "a tokenizer (tokenizer_config.json and its files)", reason) from error
 
 

@@ -25,6 +25,10 @@ def json_kind(value: object) -> str:
     return "null" if value is None else _JSON_NAMES.get(type(value), type(value).__name__)
 
 
+KINDS = {b"\x1f\x8b": "a gzip archive", b"\xff\xfe": "UTF-16 text", b"\xfe\xff": "UTF-16 text"}
+"""How files begin that people take for text."""
+
+
 def read_json(path: Path) -> Any:
     """Reads one JSON file (UTF-8, with or without a byte order mark).
 
@@ -166,7 +170,9 @@ def _reading(path: Path) -> Iterator[TextIO]:
         with path.open(encoding="utf-8-sig") as file:
             yield file
     except UnicodeDecodeError as error:
-        raise DataError(path, "UTF-8 text", f"{error.reason} at byte {error.start} of a read") from error
+        with path.open("rb") as file:
+            found = KINDS.get(file.read(2), error.reason)
+        raise DataError(path, "UTF-8 text", found) from error
     except OSError as error:
         raise DataError(path, "a readable file", f"{error.strerror or error}{start_of(path)}") from error
 

@@ -114,7 +114,8 @@ def find_data(name: str) -> Path:
             return candidate
     where = start_of(name) if Path(name).parent != Path() else ""  # a bare one is a name rather than a path
     lines = " (or .jsonl)" if len(endings) > 1 else ""
-    raise DataError(name, f"a data file, {candidates[0]} or {candidates[1]}{lines}", f"none there{where}")
+    places = " or ".join(dict.fromkeys(map(str, candidates[:2])))
+    raise DataError(name, f"a data file, {places}{lines}", f"none there{where}")
 
 
 def find_data_files(name: str) -> list[Path]:

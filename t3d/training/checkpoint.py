@@ -14,7 +14,7 @@ from accelerate.utils import MODEL_NAME
 from safetensors import SafetensorError
 from torch import nn
 
-from t3d.errors import CheckpointError
+from t3d.errors import CheckpointError, one_line
 from t3d.storage.folders import make_folder, put_in_place, remove_folder
 from t3d.training import fsdp
 from t3d.training.reference import load_reference, save_reference
@@ -231,4 +231,4 @@ def _sizes(folder: Path) -> dict[str, int]:
 
 
 def _reason(error: Exception) -> str:
-    return f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+    return f"{type(error).__name__}: {one_line(error)}"

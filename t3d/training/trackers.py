@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from t3d.config import TrainConfig
+from t3d.errors import one_line
 
 log = logging.getLogger(__name__)
 
@@ -41,7 +42,7 @@ class Tracker(ABC):
         # A network, a service process and two libraries may raise anything; days of training are worth more.
         except Exception as error:  # noqa: BLE001
             self._running = False
-            reason = " ".join(str(error).split())
+            reason = one_line(error)
             log.warning("training goes on without %s: %s: %s", self.name, type(error).__name__, reason)
 
     @abstractmethod

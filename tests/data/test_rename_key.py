@@ -94,7 +94,7 @@ def test_the_script_renames_keeps_the_rest_and_drops_the_invalid(tmp_path):
             "field full_output: expected a list with one entry per response, found nothing",
         ),
         (renamed(rollout()), "field full_output: expected the field that stage 2 renames, found nothing"),
-        (rollout(answer="42"), "field answer: expected no such field before stage 2"),
+        (rollout(answer=["42", "41"]), "field answer: expected no such field before stage 2"),
         (rollout(response_ids=[IDS]), "field response_ids: expected one entry per response, found 1 for 2"),
         (rollout(step_map=None), "field step_map: expected a list"),
         (
@@ -139,6 +139,12 @@ def test_responses_that_failed_are_dropped_and_counted(tmp_path, caplog):
     assert (first["answer"], first["response_ids"], first["logprob"]) == (["first é"], [IDS], [[-0.5] * 6])
     assert "error" not in first
     assert second == renamed(rollout(error="my own field"))
+
+
+def test_the_problems_own_answer_is_kept_under_another_name(tmp_path):
+    write_json_list(tmp_path / "in.json", [rollout(answer="42")])
+    rename_answers(tmp_path / "in.json", tmp_path / "out.json")
+    assert read_json(tmp_path / "out.json") == [{**renamed(rollout()), "reference_answer": "42"}]
 
 
 @pytest.mark.parametrize("data_type", ["math", "code"])

@@ -88,6 +88,7 @@ def arguments(monkeypatch):
         ("[1]", "r.json, record 0: expected an object, found number"),
         ("[" * 100_000, "r.json, line 1 column 2: expected JSON, found values nested too deeply"),
         (b"[\xff]", "r.json: expected UTF-8 text, found invalid start byte"),
+        (b"\x1f\x8b\x08", "r.json: expected UTF-8 text, found a gzip archive"),
     ],
 )
 def test_files_that_hold_no_records(capsys, text, said):

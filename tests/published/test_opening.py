@@ -2,9 +2,14 @@
 
 import json
 import logging
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
 from transformers import AutoModelForCausalLM
 
 from t3d.errors import CheckpointError
@@ -12,7 +17,7 @@ from t3d.sdar import SDARConfig, SDARForCausalLM
 from t3d.sdar.backend import ATTENTION
 from t3d.sdar.checkpoint import default_stop_ids, load_config, load_decoder, load_model, load_tokenizer
 from t3d.sdar.opening import open_checkpoint
-from t3d.sdar.weights import INDEX, SINGLE
+from t3d.sdar.weights import HEAD, INDEX, SINGLE
 from t3d.training.memory import SHAPES, main, shapes_asked
 
 from .checkpoints import DENSE, PUBLISHED, SHARED, publish
@@ -99,8 +104,9 @@ def test_values_that_make_no_network_are_one_error(checkpoint, tmp_path, changes
     [
         (lambda folder: min(folder.glob("*-of-*")).unlink(), "files of weights missing, such as model-00001-of-"),
         (lambda folder: (folder / INDEX).unlink(), f"neither {SINGLE} nor {INDEX}"),
-        (lambda folder: (folder / INDEX).write_text("{"), f"{INDEX} that lists no files (JSONDecodeError"),
-        (lambda folder: (folder / INDEX).write_text("[]"), f"{INDEX} that lists no files (TypeError"),
+        (lambda folder: (folder / INDEX).write_text("{"), f"{INDEX} that cannot be read (JSONDecodeError"),
+        (lambda folder: (folder / INDEX).write_text("[]"), f"{INDEX} that cannot be read (TypeError"),
+        (lambda folder: (folder / INDEX).write_text('{"weight_map": {}}'), "no metadata, which transformers reads"),
         (lambda folder: min(folder.glob("*-of-*")).write_text("version https://git-lfs"), "which is not whole"),
     ],
 )
@@ -120,6 +126,52 @@ def test_weights_of_another_shape_are_named_in_one_line(checkpoint, tmp_path, ca
     with pytest.raises(CheckpointError, match=r"mlp\.gate_proj\.weight: \[65, 32\] in .*, \[64, 32\] in the weights$"):
         load_model(folder)
     assert capfd.readouterr().err == ""
+
+
+def changed_weights(folder: Path, change: Callable[[dict[str, Tensor]], Any], **config: Any) -> Path:
+    """A model folder whose weights (and configuration) are changed."""
+    weights = load_file(folder / SINGLE)
+    change(weights)
+    save_file(weights, folder / SINGLE, {"format": "pt"})
+    path = folder / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | config))
+    return folder
+
+
+BIAS, INTEGERS = "model.layers.0.self_attn.q_proj.bias", "model.layers.0.mlp.up_proj.weight"
+
+
+@pytest.mark.parametrize(
+    ("change", "config", "said"),
+    [
+        (lambda weights: None, {"num_hidden_layers": 1}, "that config.json has no place for, such as layers.1."),
+        (lambda weights: weights.update({BIAS: torch.zeros(32)}), {}, f"1 that .* such as {BIAS[6:]}"),
+        (
+            lambda weights: weights.update({INTEGERS: weights[INTEGERS].to(torch.int8)}),
+            {},
+            f"{INTEGERS} of the type I8",
+        ),
+        (
+            lambda weights: weights.update({HEAD: 2 * weights["model.embed_tokens.weight"]}),
+            {"tie_word_embeddings": True},
+            f"{HEAD} that differs from the embeddings",
+        ),
+    ],
+)
+def test_weights_of_another_network_are_refused(checkpoint, tmp_path, change, config, said):
+    folder = changed_weights(publish("SDAR-4B-Chat", tmp_path / "model", checkpoint), change, **config)
+    with pytest.raises(CheckpointError, match=said):
+        load_model(folder)
+
+
+def test_a_head_that_is_stored_beside_the_embeddings_and_what_networks_compute_do_no_harm(checkpoint, tmp_path):
+    def change(weights):
+        weights[HEAD] = weights["model.embed_tokens.weight"].clone()
+        weights["model.layers.0.self_attn.rotary_emb.inv_freq"] = torch.zeros(4)
+
+    folder = changed_weights(publish("SDAR-4B-Chat", tmp_path / "model", checkpoint), change, tie_word_embeddings=True)
+    model = load_model(folder)
+    assert model.lm_head.weight is model.model.embed_tokens.weight
 
 
 def test_stop_tokens_that_are_no_ids_are_one_error(checkpoint, tmp_path):
