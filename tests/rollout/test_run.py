@@ -351,6 +351,32 @@ class TestFailures:
 
 
 class TestMistakes:
+    def test_a_rollout_without_one_response_is_kept_and_ends_with_the_reason(self, settings, tmp_path, dataset):
+        problems = [{**item, "question": "How many? " * 2000} for item in json.loads(dataset.read_text())[:2]]
+        data = tmp_path / "long.json"
+        data.write_text(json.dumps(problems))
+        for _ in range(2):  # a finished file is no better for being there
+            with pytest.raises(
+                DataError, match=r"a response that could be decoded, found none of 2 \(the first: [0-9]+ prompt tok"
+            ):
+                rollout(settings(f"evaluation.eval_dataset={data}"))
+        [path] = tmp_path.glob("**/outputs-*-long.json")
+        assert [len(record["error"]) for record in json.loads(path.read_text())] == [1, 1]
+
+    def test_what_an_earlier_rollout_left_in_the_problems_is_not_taken_for_the_new_ones(
+        self, settings, tmp_path, dataset
+    ):
+        left = {"error": ["old"], "correctness": [True, False], "logprob": [[-1.0]], "level": 3}
+        problems = [{**item, **left, "answer": "ours"} for item in json.loads(dataset.read_text())[:2]]
+        data = tmp_path / "again.json"
+        data.write_text(json.dumps(problems))
+        records = decoded(settings(f"evaluation.eval_dataset={data}"))
+        for record in records:
+            assert not {"error", "correctness", "logprob", "answer"} & record.keys()
+            assert (record["level"], record["reference_answer"]) == (3, "ours")
+        [path] = tmp_path.glob("**/outputs-*-again.json")
+        assert rename_answers(path, tmp_path / "renamed.json").num_kept == 2
+
     def test_a_prompt_without_room_fails_alone(self, settings, tmp_path, dataset, caplog):
         problems = json.loads(dataset.read_text())[:3]
         problems[1]["question"] = "How many? " * 2000

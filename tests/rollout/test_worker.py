@@ -7,7 +7,9 @@ from t3d.decoding.config import _warn_once
 from t3d.devices import pick_device
 from t3d.errors import ConfigError
 from t3d.rollout import pool, rollout, worker
+from t3d.rollout.job import make_job
 from t3d.rollout.ranks import Ranks
+from t3d.rollout.run import decode_job, rollout_path
 from t3d.sdar import SDARForCausalLM
 
 
@@ -54,7 +56,8 @@ def test_the_workers_of_a_rollout_are_told_how_many_they_are(settings, monkeypat
     told = []
     monkeypatch.setattr("t3d.rollout.pool.Workers.decode", lambda self, shares, report: told.extend(shares))
     monkeypatch.setattr("t3d.rollout.run._finish", lambda job, shards: None)
-    rollout(settings("rollout.num_workers=3"))
+    config = settings("rollout.num_workers=3")
+    decode_job(make_job(config), rollout_path(config))
     assert [share.sharing for share in told] == [3, 3, 3]
 
 
