@@ -35,7 +35,8 @@ change. Problems with the same numbers and the same answer are a family, and err
 difference is paired by problem and seed, with its 95 % interval over both (Student's t, Satterthwaite's degrees of
 freedom); it is bold where that interval leaves out 0 and there are at least three seeds (two tell too little of how
 seeds differ). Intervals are not corrected for their number: of twenty true zeros one would be bold. "p of the mean" is
-the probability of such a few-step mean if there were no difference, by Holm's correction for the rows of its table.
+the probability of such a few-step mean if there were no difference, by Holm's correction for the rows that are compared
+with the same one.
 {mean} is the mean over the few-step decodings, a decoding being block size/denoising steps per block. A row with one
 training seed, and the teacher, has the uncertainty of the problems alone. Process hours leave out students that another
 arena had trained; the commit is that at which the figures were put together.
@@ -66,8 +67,7 @@ def page(parts: Mapping[str, ArenaResults], figures: str, before: str = "") -> t
             if results.config.grids:
                 lines.append(_choices(results))
             elif len(names) > 1:
-                lines.append(_differences(results, results.config.reference_row(), list(names)))
-                lines += [_differences(results, row, others) for row, others in results.config.contrasts.items()]
+                lines += _differences(results, list(names))
         lines += _failures(results, names)
         sections[name] = "\n".join(["", "\n\n".join(lines), ""])
     texts = [f"{MARK.format(name=name)}{section.rstrip()}\n" for name, section in sections.items()]
@@ -120,18 +120,29 @@ def _at_cost(found: Compared | None) -> str:
     return f"{accuracy(found.accuracy)} at {found.tokens_per_forward:.2f}"
 
 
-def _differences(results: ArenaResults, baseline: str, others: Sequence[str]) -> str:
-    """The rows' differences from a row, and Holm's correction of those of the mean."""
+def _differences(results: ArenaResults, names: Sequence[str]) -> list[str]:
+    """The rows' differences from the baseline, and what the arena compares beside."""
     config, columns = results.config, [*results.config.decodings, MEAN]
+    first, head = config.reference_row(), [*columns, "p of the mean"]
+    parts = [f"Against {config.label(first)}, in points:\n\n{table(['', *head], _against(results, first, names))}"]
+    others = [
+        [row, config.label(baseline), *cells]
+        for baseline, compared in config.contrasts.items()
+        for row, *cells in _against(results, baseline, compared)
+    ]
+    return parts + ([f"Further differences:\n\n{table(['', 'against', *head], others)}"] if others else [])
+
+
+def _against(results: ArenaResults, baseline: str, others: Sequence[str]) -> list[list[str]]:
+    """A line for each of the other rows: its differences from `baseline`, and Holm's correction of the mean's."""
+    columns = [*results.config.decodings, MEAN]
     found = {row: [contrast(results, baseline, row, column) for column in columns] for row in others if row != baseline}
     known = {row: [each for each in differences if each] for row, differences in found.items() if all(differences)}
     corrected = holm([differences[-1].p_value for differences in known.values()])
-    rows = [
-        [config.label(row), *map(difference, differences), _probability(p_value)]
+    return [
+        [results.config.label(row), *map(difference, differences), _probability(p_value)]
         for (row, differences), p_value in zip(known.items(), corrected, strict=True)
     ]
-    head = ["", *columns, "p of the mean"]
-    return f"Against {config.label(baseline)}, in points:\n\n{table(head, rows)}"
 
 
 def _probability(value: float) -> str:
