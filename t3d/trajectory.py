@@ -249,7 +249,8 @@ def response_trajectory(
         response_ids = _tokenise(record[_text_field(record)][index], f"{where}, field response_ids", tokenizer)
         if len(response_ids) != len(step_map):
             found = f"{len(response_ids)} tokens for {len(step_map)} steps"
-            raise DataError(f"{where}, field step_map", "one step per token of the text, tokenised again", found)
+            remedy = "t3d import --format release --skip-invalid leaves out what has others"
+            raise DataError(f"{where}, field step_map", f"one step per token of the text, tokenised ({remedy})", found)
         stopped = tokenizer is not None and response_ids[-1] in tokenizer.all_special_ids
         reason = "stop" if stopped else "length"
         trajectory = Trajectory(prompt_ids, response_ids, step_map, reason, 0, max(step_map))
