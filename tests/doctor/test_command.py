@@ -258,7 +258,7 @@ def test_weights_that_are_not_the_models_are_named(decoding, copied, spoil, said
 
 def test_a_shard_that_is_missing_is_named(decoding, copied):
     (copied / "model.safetensors").rename(copied / "model-00002.safetensors")
-    index = {"weight_map": {"a": "model-00001.safetensors", "b": "model-00002.safetensors"}}
+    index = {"metadata": {}, "weight_map": {"a": "model-00001.safetensors", "b": "model-00002.safetensors"}}
     (copied / "model.safetensors.index.json").write_text(json.dumps(index))
     said = errors("sample", decoding(model=copied))["checkpoint"]
     assert "1 of 2 files of weights missing, such as model-00001.safetensors" in said

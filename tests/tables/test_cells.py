@@ -234,7 +234,7 @@ class TestMeasure:
 
     def test_another_version_is_another_cell(self, one_cell, counted, tmp_path, monkeypatch):
         measure(one_cell(), tmp_path)
-        monkeypatch.setattr(cells_module, "version", lambda name: f"{name} of tomorrow")
+        monkeypatch.setattr(cells_module, "versions", lambda: {"t3d": "of tomorrow"})
         measure(one_cell(), tmp_path)
         assert len(counted) == 2
 

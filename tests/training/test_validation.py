@@ -2,6 +2,7 @@
 
 import copy
 import dataclasses
+import json
 import shutil
 from collections.abc import Callable
 from typing import Any
@@ -17,6 +18,7 @@ from t3d.errors import ConfigError, DeviceFullError, UserError
 from t3d.evaluation.run import evaluate
 from t3d.storage.paths import TOY_TEACHER
 from t3d.training import validation
+from t3d.training.checkpoint import META
 from t3d.training.loop import train
 from t3d.training.validation import decoding_copy
 from tests.training.test_loop import arguments, assert_equal, metrics
@@ -83,9 +85,13 @@ def test_training_is_the_same_bit_for_bit_with_and_without_validation(keys, tmp_
     assert all("validation/acc" in line for line in on)
     folder = "state/step-000003"
     for path in sorted((tmp_path / "off" / folder).rglob("*")):
-        if path.is_file() and path.name != RANDOM_STATES:
+        if path.is_file() and path.name not in (RANDOM_STATES, META):
             other = tmp_path / "on" / path.relative_to(tmp_path / "off")
             assert path.read_bytes() == other.read_bytes(), path.name
+    told = [json.loads((tmp_path / name / folder / META).read_text()) for name in ("off", "on")]
+    for one in told:
+        del one["files"][RANDOM_STATES]  # its size follows the numbers in it, see below
+    assert told[0] == told[1]
     streams = [torch.load(tmp_path / name / folder / RANDOM_STATES, weights_only=False) for name in ("off", "on")]
     for one in streams:
         del one["random_state"]  # from which beartype draws the entries that it checks
