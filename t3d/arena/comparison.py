@@ -1,4 +1,4 @@
-"""An arena's rows by decoding: each with its accuracy, and its difference from the baseline."""
+"""An arena's rows by decoding: each with its accuracy, and the difference of two."""
 
 import math
 from dataclasses import dataclass
@@ -18,20 +18,16 @@ class Compared:
 
     Attributes:
         accuracy: in 0-1.
-        difference: from the baseline's, paired by problem and by the seeds that both have; None: it is the baseline,
-            or there is no seed in common.
         tokens_per_forward: mean over the seeds; None for `MEAN`.
     """
 
     accuracy: Estimate
-    difference: Estimate | None
     tokens_per_forward: float | None
 
 
 def compare(results: ArenaResults) -> dict[tuple[str, str], Compared]:
     """Every row (or combination of a grid) with at least one finished student, at every decoding and `MEAN`."""
     config, families = results.config, np.array(results.families)
-    baseline = config.reference_row()
     found = {}
     for row in config.students():
         students = _finished(results, row)
@@ -40,18 +36,17 @@ def compare(results: ArenaResults) -> dict[tuple[str, str], Compared]:
         for name in (*config.decodings, MEAN):
             names = _names(results, name)
             accuracy = estimate(np.array([_values(student, names) for student in students]), families)
-            difference = None if row == baseline else contrast(results, baseline, row, name)
             costs = [student.scores[each].tokens_per_forward for student in students for each in names]
             known = [cost for cost in costs if cost is not None]
             cost = math.fsum(known) / len(known) if known and name != MEAN else None
-            found[row, name] = Compared(accuracy, difference, cost)
+            found[row, name] = Compared(accuracy, cost)
     return found
 
 
 def contrast(results: ArenaResults, baseline: str, row: str, decoding: str) -> Estimate | None:
-    """Of a row and another, at a decoding or `MEAN`, by the seeds that both have.
+    """A row's difference from another at a decoding or `MEAN`, paired by problem and by the seeds that both have.
 
-    The teacher has one answer for every seed.
+    The teacher has one answer for every seed.  None: no seed in common, or a row without a finished student.
     """
     names = _names(results, decoding)
     pairs = [

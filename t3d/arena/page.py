@@ -36,10 +36,9 @@ difference is paired by problem and seed, with its 95 % interval over both (Stud
 freedom); it is bold where that interval leaves out 0 and there are at least three seeds (two tell too little of how
 seeds differ). Intervals are not corrected for their number: of twenty true zeros one would be bold. "p of the mean" is
 the probability of such a few-step mean if there were no difference, by Holm's correction for the rows that are compared
-with the same one.
-{mean} is the mean over the few-step decodings, a decoding being block size/denoising steps per block. A row with one
-training seed, and the teacher, has the uncertainty of the problems alone. Process hours leave out students that another
-arena had trained; the commit is that at which the figures were put together.
+with the same one. {mean} is the mean over the few-step decodings, a decoding being block size/denoising steps per
+block. A row with one training seed, and the teacher, has the uncertainty of the problems alone. Process hours leave out
+students that another arena had trained; the commit is that at which the figures were put together.
 """
 MARK = "<!-- arena {name} -->"
 MARKS = re.compile(f"^{MARK.format(name='(.+)')}$", re.MULTILINE)

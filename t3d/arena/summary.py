@@ -3,7 +3,7 @@
 import re
 from pathlib import Path
 
-from t3d.arena.comparison import MEAN, compare
+from t3d.arena.comparison import MEAN, compare, contrast
 from t3d.arena.markdown import accuracy, difference, table
 from t3d.arena.results import ArenaResults
 from t3d.errors import DataError
@@ -18,17 +18,16 @@ def summary(results: ArenaResults) -> str:
     The last column is the difference of the latter from the baseline's.
     """
     config = results.config
-    compared = compare(results)
+    compared, reference = compare(results), config.reference_row()
     first = next(iter(config.decodings))
     rows = []
     for row in config.summary or list(config.students()):
         if (row, MEAN) not in compared:
             continue
-        few = compared[row, MEAN]
-        one = compared[row, first].accuracy
-        rows.append([config.label(row), accuracy(one), accuracy(few.accuracy), difference(few.difference)])
-    baseline = config.label(config.reference_row())
-    return table(["", first, MEAN, f"against {baseline}, with its 95 % interval"], rows)
+        figures = [accuracy(compared[row, name].accuracy) for name in (first, MEAN)]
+        other = None if row == reference else contrast(results, reference, row, MEAN)
+        rows.append([config.label(row), *figures, difference(other)])
+    return table(["", first, MEAN, f"against {config.label(reference)}, with its 95 % interval"], rows)
 
 
 def put(results: ArenaResults, path: Path) -> None:

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from t3d.config import ExecuteConfig, SampleConfig, TrainConfig, load_config
+from t3d.config import ExecuteConfig, SampleConfig, TrainConfig, TrainingConfig, load_config
 from t3d.doctor import machine, model, output
 from t3d.doctor.decoding import decoding_settings, find_problems, problems
 from t3d.doctor.finding import Examination, Finding, counted
@@ -262,8 +262,7 @@ def samples(config: TrainConfig, data: Data, around: Launch) -> Iterator[Finding
     if not data.samples:
         yield Finding("error", "data", text, "training.max_prompt_len higher, or other data")
         return
-    steps = num_steps(training, data.samples, samples_per_step(training, around.processes))
-    yield Finding("ok", "data", f"{text}; {counted(steps, 'global step')}")
+    yield Finding("ok", "data", f"{text}; {counted(_steps(training, data, around), 'global step')}")
     above = machine.nearest_folder(cache_root())
     free, needed = shutil.disk_usage(above).free, SAMPLE_BYTES * data.tokens
     if not os.access(above, os.W_OK | os.X_OK):
@@ -272,6 +271,11 @@ def samples(config: TrainConfig, data: Data, around: Launch) -> Iterator[Finding
     elif free < needed:
         text = f"{size_of(needed)} in {cache_root()}, {size_of(free)} free"
         yield Finding("error", "data", text, "T3D_CACHE_ROOT on a larger disk")
+
+
+def _steps(training: TrainingConfig, data: Data, around: Launch) -> int:
+    """Global steps of the run."""
+    return num_steps(training, data.samples, samples_per_step(training, around.processes))
 
 
 def folder(config: TrainConfig, patient: Patient | None, data: Data | None, around: Launch) -> Iterator[Finding]:
@@ -287,9 +291,7 @@ def folder(config: TrainConfig, patient: Patient | None, data: Data | None, arou
     if patient is not None:
         count, adapter = num_parameters(patient.config), num_adapter_parameters(patient.config, config.model)
         once = count * patient.dtype.itemsize + adapter * ADAPTER_BYTES + (adapter or count) * STATE_BYTES
-        batch = samples_per_step(config.training, around.processes)
-        steps = 1 if data is None else num_steps(config.training, data.samples, batch)
-        saves = -(-steps // experiment.save_every_steps)
+        saves = 1 if data is None else -(-_steps(config.training, data, around) // experiment.save_every_steps)
         most = saves if experiment.checkpoints_total_limit is None else experiment.checkpoints_total_limit + 1
         kept = once * max(1, min(saves, most))
         what += f", {counted(saves, 'save')} of {size_of(once)}"
