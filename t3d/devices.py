@@ -16,6 +16,8 @@ from t3d.errors import ConfigError, UserError, first_line
 
 AMPERE = (8, 0)
 """The first compute capability with bfloat16 units, which flash-attn needs, too."""
+HOPPER = (9, 0)
+"""The first with a grouped product that does not wait for the groups' sizes."""
 
 KEPT_BACK = 3 * 2**29
 """Bytes of an accelerator that no plan counts on: libraries' workspaces, and what fragmentation wastes."""
@@ -70,14 +72,16 @@ def pick_device(name: str, worker: int = 0, where: str = "rollout.device") -> to
 def free_memory(device: torch.device) -> int:
     """Bytes that can be allocated on `device` now.
 
-    What torch's allocator holds for tensors that are gone counts as free, although the driver does not say so.
+    What torch's allocator holds for tensors that are gone counts as free, although the driver does not say so; not what
+    is left of a block that is still in use in part, where nothing large finds room.
     """
     if device.type != "cuda":
         import psutil  # compiled, and a machine that is lent need not have it
 
         return psutil.virtual_memory().available
     cached = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
-    return torch.cuda.mem_get_info(device)[0] + cached
+    remainders = torch.cuda.memory_stats(device).get("inactive_split_bytes.all.current", 0)
+    return torch.cuda.mem_get_info(device)[0] + cached - remainders
 
 
 def usable_memory(device: torch.device, sharing: int = 1) -> int:

@@ -2,7 +2,8 @@
 
 It needs torch, transformers, numpy, safetensors and what installs as pure wheels, no network and no checkpoint.  Each
 section runs in a process of its own with a time of its own, so that the kit always ends; what is known is written
-after each one, to bench_results/gpu.json and gpu.md.  Exit status 1 says that a parity check failed or was not made.
+after each one, to bench_results/gpu.json and gpu.md.  Exit status 1 says that a parity check failed or was not made:
+kernels are compiled at the first run and kept, so that a second one needs less time.
 `--tiny --device cpu` tries every check on small networks, in one process.
 """
 
@@ -39,10 +40,16 @@ def arguments() -> argparse.Namespace:
 
 
 def run_all(world: World, budget: float) -> Iterator[list[Record]]:
-    """Yields the records of each section in turn: on a card in processes of their own, else here."""
-    deadline = time.monotonic() + budget
+    """Yields the records of each section in turn: on a card in processes of their own, else here.
+
+    A section has its own part of the budget, and what those before it have left.
+    """
+    begun, share, due = time.monotonic(), budget / BUDGET, 0.0
     for section in SECTIONS:
-        seconds = min(section.seconds, deadline - time.monotonic() - GRACE)
+        own = share * section.seconds
+        due += own
+        elapsed = time.monotonic() - begun
+        seconds = min(max(own, due - elapsed), budget - elapsed - GRACE)
         if seconds <= 0:
             yield [unmade(section, section.name, "no time was left")]
         elif world.is_cuda:
@@ -78,7 +85,7 @@ def one_section(section: Section, world: World, budget: float) -> None:
 
 def tell(record: Record) -> None:
     """One line of progress."""
-    line = f"{verdict(record.passed):4} {record.section}: {record.name}: {words(record.values)}"
+    line = f"{verdict(record):4} {record.section}: {record.name}: {words(record.values)}"
     sys.stderr.write(f"{line} ({record.seconds:.1f} s)\n")
 
 

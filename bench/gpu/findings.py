@@ -5,6 +5,9 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
+NOT_MADE = "not made"
+"""Among a record's values: why a check gave no answer."""
+
 
 @dataclass(frozen=True)
 class Finding:
@@ -49,9 +52,11 @@ class Record:
         return cls(**json.loads(line))
 
 
-def verdict(passed: bool | None) -> str:
-    """A word for it."""
-    return {True: "pass", False: "FAIL", None: ""}[passed]
+def verdict(record: Record) -> str:
+    """A word for it; none for what is only measured."""
+    if record.passed is None:
+        return ""
+    return "pass" if record.passed else "NOT MADE" if NOT_MADE in record.values else "FAIL"
 
 
 def words(values: dict[str, Any]) -> str:
@@ -67,7 +72,7 @@ def table(records: Sequence[Record]) -> str:
     """All records as Markdown."""
     lines = ["| section | check | verdict | found | s |", "|---|---|---|---|---|"]
     for record in records:
-        cells = (record.section, record.name, verdict(record.passed), words(record.values), f"{record.seconds:.1f}")
+        cells = (record.section, record.name, verdict(record), words(record.values), f"{record.seconds:.1f}")
         lines.append(f"| {' | '.join(cell.replace('|', '/') for cell in cells)} |")
     return "\n".join(lines)
 
@@ -77,4 +82,4 @@ def summary(records: Sequence[Record]) -> str:
     must = [record for record in records if record.passed is not None]
     failed = [record for record in must if not record.passed]
     line = f"{len(must) - len(failed)} of {len(must)} parity checks hold, {len(records) - len(must)} measurements"
-    return line + "".join(f"; FAILED {record.section}: {record.name}" for record in failed)
+    return line + "".join(f"; {verdict(record)} {record.section}: {record.name}" for record in failed)

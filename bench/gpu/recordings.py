@@ -7,7 +7,7 @@ from unittest import mock
 import torch
 
 from bench.gpu import by_hand
-from bench.gpu.decoding import subject
+from bench.gpu.decoding import alike, subject
 from bench.gpu.findings import Finding
 from bench.gpu.world import World, draw_prompts
 from t3d.decoding import DecodingConfig, decode
@@ -55,16 +55,11 @@ def _compared(world: World, model: SDARForCausalLM, prompts: Sequence[list[int]]
             is_recorded = mock.patch("t3d.decoding.engine.are_recorded", return_value=record is not None)
             with is_recorded, mock.patch("t3d.decoding.engine.CudaGraphs", return_value=record):
                 found.append(decode(model, prompts, config, max_active=len(prompts)))
-    same = sum(one == other for one, other in zip(*found, strict=True))
-    values = {
-        "identical": f"{same} of {len(prompts)}",
-        "recordings": counter.recordings,
-        "replays": counter.replays,
-    }
+    values, same = alike(model, config, *found)
+    counted = {"recordings": counter.recordings, "replays": counter.replays}
     dtype = str(model.dtype).removeprefix("torch.")
-    # In half precision padding may choose another product, which rounds otherwise.
-    holds = counter.replays > counter.recordings > 0 and (same == len(prompts) or model.dtype != torch.float32)
-    return Finding(f"replayed and not, {dtype}, {kernel.name}", values, holds)
+    holds = counter.replays > counter.recordings > 0 and same
+    return Finding(f"replayed and not, {dtype}, {kernel.name}", values | counted, holds)
 
 
 def speed(world: World) -> Iterator[Finding]:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from bench.gpu import attention, decoding, decoding_speed, machine, network, paging, recordings, training
-from bench.gpu.findings import Finding, Record
+from bench.gpu.findings import NOT_MADE, Finding, Record
 from bench.gpu.world import World
 
 log = logging.getLogger(__name__)
@@ -99,4 +99,4 @@ def _run_check(section: Section, check: Check, world: World, deadline: float) ->
 
 def unmade(section: Section, name: str, why: str, **values: Any) -> Record:
     """The record of a check that gave no answer."""
-    return Record(section.name, name, False if section.must_hold else None, {"not made": why, **values}, 0.0)
+    return Record(section.name, name, False if section.must_hold else None, {NOT_MADE: why, **values}, 0.0)

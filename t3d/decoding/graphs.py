@@ -18,6 +18,8 @@ from t3d.decoding.runner import Runner
 from t3d.decoding.stage import Staged
 from t3d.errors import ConfigError, first_line
 from t3d.sdar.backend import TOLERANCE
+from t3d.sdar.configuration import SDARConfig
+from t3d.sdar.mixture import waits_for_device
 from t3d.sdar.modeling import SDARForCausalLM
 
 log = logging.getLogger(__name__)
@@ -36,6 +38,7 @@ class CudaGraphs:
     """Records with CUDA; all recordings share their memory, as one ends before the next begins.
 
     They do so only if one stream records them all: torch's allocator gives freed memory to the stream that had it.
+    And they end together: with one, torch clears the workspaces of its stream that the others read (PyTorch 193402).
     """
 
     def __init__(self, device: torch.device) -> None:
@@ -49,6 +52,7 @@ class CudaGraphs:
         graph = torch.cuda.CUDAGraph()
         with (
             torch.cuda.device(self.device),
+            torch.cuda.stream(torch.cuda.current_stream(self.device)),  # a recording that fails does not go back to it
             torch.cuda.graph(graph, pool=self.pool, stream=self.stream, capture_error_mode="thread_local"),
         ):
             draws = work()
@@ -137,18 +141,20 @@ def _same(one: Draws, other: Draws) -> bool:
     return exact and torch.allclose(one.score, other.score, rtol=TOLERANCE, atol=TOLERANCE, equal_nan=True)
 
 
-def are_recorded(device: torch.device, kernel: Kernel, wanted: bool | None) -> bool:
+def are_recorded(device: torch.device, kernel: Kernel, config: SDARConfig, wanted: bool | None) -> bool:
     """Whether forwards are recorded there.
 
     Args:
         device: that decodes.
         kernel: its attention.
+        config: of the network.
         wanted: None records where that is possible.
 
     Raises:
         ConfigError: wanted and not possible.
     """
-    possible = device.type == "cuda" and kernel.is_fixed
+    possible = device.type == "cuda" and kernel.is_fixed and not waits_for_device(config, device)
     if wanted and not possible:
-        raise ConfigError("rollout.cuda_graphs", f"null or false on {device} with {kernel.name}", True)
+        network = f"{kernel.name} and {config.model_type}"
+        raise ConfigError("rollout.cuda_graphs", f"null or false on {device} with {network}", True)
     return possible and wanted is not False

@@ -3,6 +3,7 @@
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -155,7 +156,8 @@ def _needed(
     weights, wanted = num_parameters(patient.config) * dtype.itemsize, min(settings.max_active, count)
     if settings.draft is None:
         kernel = find_kernel(device, dtype, Heads.of(patient.config))
-        recorded = examination.obtain("kernel", lambda: are_recorded(device, kernel, settings.cuda_graphs)) or False
+        graphs = partial(are_recorded, device, kernel, patient.config, settings.cuda_graphs)
+        recorded = examination.obtain("kernel", graphs) or False
         paging = choose_paging(kernel, settings.paged)
         each = decoding_memory(patient.config, dtype, decoding, longest, device, recorded, paging)
         return Needed(weights // settings.tensor_parallel_size, each, wanted)

@@ -19,6 +19,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, Qwen3MoeConfig
 from transformers import __version__ as version
 from transformers.models.qwen3_moe.modeling_qwen3_moe import Qwen3MoeSparseMoeBlock
 
+from t3d.devices import HOPPER, capability
 from t3d.sdar.configuration import SDARConfig
 from t3d.sdar.modeling import SDARForCausalLM
 
@@ -111,8 +112,7 @@ class SparseMLP(Qwen3MoeSparseMoeBlock):
     def _choose_product(self, rows: Tensor) -> None:
         """One grouped product of all experts on a GPU; elsewhere one after the other.
 
-        The grouped product has no double precision, and wants rows of whole 16 bytes.  Before Hopper torch makes it a
-        loop, which waits for the experts' counts and so cannot be recorded.
+        The grouped product has no double precision, and wants rows of whole 16 bytes.
         """
         chosen = "grouped_mm" if rows.is_cuda and rows.dtype != torch.float64 else "eager"
         if self.experts.config._experts_implementation != chosen:
@@ -153,6 +153,15 @@ class Expert(NamedTuple):
     gate: Float[Tensor, "width hidden"]
     up: Float[Tensor, "width hidden"]
     down: Float[Tensor, "hidden width"]
+
+
+def waits_for_device(config: SDARConfig, device: torch.device) -> bool:
+    """Whether a network's forward waits for a CUDA device between products, so that it cannot be recorded.
+
+    Without stacks, and before Hopper with them, experts are a loop that asks how many rows each of them has.
+    """
+    level = capability(device) if isinstance(config, SDARMoeConfig) else None
+    return level is not None and not (STACKED and level >= HOPPER)
 
 
 def experts_of(mlp: SparseMLP) -> Iterator[Expert]:

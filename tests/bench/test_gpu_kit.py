@@ -145,21 +145,22 @@ def test_no_check_begins_after_its_sections_time() -> None:
     assert records[1].values == {"not made": "no time was left"}
 
 
-@pytest.mark.parametrize(("checks", "status"), [((good,), 0), ((good, bad), 1), ((broken,), 1)])
-def test_the_exit_status_tells_whether_parity_holds(monkeypatch, tmp_path, capsys, checks, status: int) -> None:
-    monkeypatch.setattr(kit, "SECTIONS", (Section("some", True, 9, checks), Section("late", False, 0, (bad,))))
+@pytest.mark.parametrize(("checks", "word"), [((good,), None), ((good, bad), "FAIL"), ((broken,), "NOT MADE")])
+def test_the_exit_status_tells_whether_parity_holds(monkeypatch, tmp_path, capsys, checks, word: str | None) -> None:
+    monkeypatch.setattr(kit, "SECTIONS", (Section("some", True, 9, checks), Section("speed", False, 9, (good,))))
     monkeypatch.setattr(sys, "argv", ["gpu", "--device", "cpu", "--out", str(tmp_path / "new")])
-    assert kit.main() == status
+    assert kit.main() == (0 if word is None else 1)
     records = json.loads((tmp_path / "new" / "gpu.json").read_text())
-    assert records[0]["section"] == "some"
-    assert records[-1] == {
-        "section": "late",
-        "name": "late",
-        "passed": None,
-        "values": {"not made": "no time was left"},
-        "seconds": 0.0,
-    }
-    assert ("FAILED some: " in capsys.readouterr().out) == bool(status)
+    assert [record["section"] for record in records[:: len(records) - 1]] == ["some", "speed"]
+    said = capsys.readouterr().out
+    assert [each for each in ("FAIL", "NOT MADE") if f"; {each} some: " in said] == ([word] if word else [])
+
+
+def test_a_section_without_time_is_not_made(monkeypatch) -> None:
+    monkeypatch.setattr(kit, "SECTIONS", (Section("some", True, 9, (good,)), Section("speed", False, 9, (good,))))
+    found = [record for records in kit.run_all(WORLD, kit.GRACE) for record in records]
+    assert [(record.name, record.passed) for record in found] == [("some", False), ("speed", None)]
+    assert {record.values["not made"] for record in found} == {"no time was left"}
 
 
 def test_without_a_card_it_says_how_to_try_it(monkeypatch, capsys) -> None:
@@ -190,11 +191,12 @@ def test_on_a_card_each_section_is_a_process(monkeypatch) -> None:
     monkeypatch.setattr(
         kit, "run_apart", lambda command, seconds: asked.append((command, seconds)) or ([RECORD], "died")
     )
-    found = list(kit.run_all(World(torch.device("cuda")), 100))
+    found = list(kit.run_all(World(torch.device("cuda")), 2 * kit.BUDGET))
     assert [command[1:5] for command, _ in asked] == [
         ["-m", "bench.gpu", "--section", name] for name in ("some", "more")
     ]
-    assert all(seconds == 9 + kit.GRACE for _, seconds in asked)
+    # Twice the budget, and the second has what the first left.
+    assert [seconds for _, seconds in asked] == [18 + kit.GRACE, pytest.approx(36 + kit.GRACE, abs=1)]
     assert found[0][0] == RECORD
     assert found[0][1].values == {"not made": "died"}
     assert found[0][1].passed is False

@@ -1,7 +1,7 @@
 """Padded and replayed forwards: all but CUDA's own recording, which a CPU has not."""
 
 import logging
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext
 from copy import deepcopy
 from dataclasses import replace
 from unittest.mock import Mock
@@ -26,7 +26,7 @@ from t3d.decoding.schedule import schedule
 from t3d.decoding.slots import Slots
 from t3d.decoding.stage import stage
 from t3d.errors import ConfigError
-from t3d.sdar import SDARForCausalLM
+from t3d.sdar import SDARForCausalLM, mixture
 
 MASK, CPU = 47, torch.device("cpu")
 PROMPTS = [[5, 9, 1, 4, 4, 8, 2], [7], [1, 2, 3, 4], [6] * 13, [8] * 9, [], [2] * 22]
@@ -231,12 +231,25 @@ def test_what_is_sent_again_lies_where_it_lay() -> None:
 
 def test_graphs_are_for_cuda_with_attention_of_fixed_shapes(model) -> None:
     cuda = torch.device("cuda")
-    assert are_recorded(cuda, KERNEL, None)
-    assert not are_recorded(CPU, KERNEL, None)
-    assert not are_recorded(cuda, replace(KERNEL, is_fixed=False), None)
-    assert not are_recorded(cuda, KERNEL, False)
+    assert are_recorded(cuda, KERNEL, model.config, None)
+    assert not are_recorded(CPU, KERNEL, model.config, None)
+    assert not are_recorded(cuda, replace(KERNEL, is_fixed=False), model.config, None)
+    assert not are_recorded(cuda, KERNEL, model.config, False)
     with pytest.raises(ConfigError, match=r"^rollout.cuda_graphs: expected null or false on cpu with torch's scaled"):
         decode(model, PROMPTS, config(), graphs=True)
+
+
+@pytest.mark.parametrize(
+    ("level", "stacked", "possible"), [((8, 0), True, False), ((9, 0), True, True), ((9, 0), False, False)]
+)
+def test_experts_are_recorded_where_no_loop_asks_for_their_rows(monkeypatch, level, stacked, possible: bool) -> None:
+    monkeypatch.setattr(mixture, "capability", lambda device: level)
+    monkeypatch.setattr(mixture, "STACKED", stacked)
+    cuda, config = torch.device("cuda"), mixture.SDARMoeConfig()
+    assert are_recorded(cuda, KERNEL, config, None) == possible
+    if not possible:
+        with pytest.raises(ConfigError, match=r"rollout.cuda_graphs.* and sdar_moe"):
+            are_recorded(cuda, KERNEL, config, True)
 
 
 def test_a_divided_model_records_nothing() -> None:
@@ -251,19 +264,54 @@ def test_room_is_kept_for_what_recordings_read_and_write(model) -> None:
     assert counted[0].per_slot < counted[1].per_slot < 3 * counted[0].per_slot
 
 
-def test_all_recordings_are_made_on_one_stream_in_one_pool(monkeypatch) -> None:
-    """Of another stream, torch's allocator would give each its own memory."""
-    asked = []
+@pytest.fixture
+def streams(monkeypatch) -> list[object]:
+    """CUDA's recording as far as it can be told here: the streams that are entered, the current one last."""
+    entered: list[object] = ["default"]
+
+    @contextmanager
+    def stream(other):
+        entered.append(other)
+        try:
+            yield
+        finally:
+            entered.append(entered[0])
+
     monkeypatch.setattr(torch.cuda, "graph_pool_handle", lambda: object())
     monkeypatch.setattr(torch.cuda, "Stream", lambda device: object())
     monkeypatch.setattr(torch.cuda, "CUDAGraph", Mock)
     monkeypatch.setattr(torch.cuda, "device", nullcontext)
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda device: entered[-1])
+    monkeypatch.setattr(torch.cuda, "stream", stream)
+    return entered
+
+
+def test_all_recordings_are_made_on_one_stream_in_one_pool(monkeypatch, streams) -> None:
+    """Of another stream, torch's allocator would give each its own memory."""
+    asked = []
     monkeypatch.setattr(torch.cuda, "graph", lambda graph, **given: asked.append(given) or nullcontext())
     record = CudaGraphs(torch.device("cuda"))
     for _ in range(3):
         record(lambda: "draws")
     assert len({(given["stream"], given["pool"]) for given in asked}) == 1
     assert len(asked) == 3
+
+
+def test_a_recording_that_fails_goes_back_to_the_stream_before(monkeypatch, streams) -> None:
+    """torch's does not: where the recording cannot be ended, it stays on its own stream."""
+
+    @contextmanager
+    def graph(graph, *, stream, **given):
+        streams.append(stream)
+        yield
+        raise RuntimeError("operation failed due to a previous error during capture")
+
+    monkeypatch.setattr(torch.cuda, "graph", graph)
+    record = CudaGraphs(torch.device("cuda"))
+    with pytest.raises(RuntimeError, match="previous error"):
+        record(lambda: "draws")
+    assert record.stream in streams
+    assert streams[-1] == "default"
 
 
 @pytest.mark.gpu

@@ -221,10 +221,12 @@ def test_an_a100_with_40_gb_holds_the_shipped_256_sequences_of_4b_in_pages() -> 
 @pytest.fixture
 def fake_cuda(monkeypatch) -> dict[str, int]:
     """What the driver and torch's allocator say of cuda:0."""
-    said = {"free": 10 * 2**30, "reserved": 6 * 2**30, "allocated": 5 * 2**30}
+    said = {"free": 10 * 2**30, "reserved": 6 * 2**30, "allocated": 5 * 2**30, "remainders": 0}
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (said["free"], 40 * 2**30))
     monkeypatch.setattr(torch.cuda, "memory_reserved", lambda device: said["reserved"])
     monkeypatch.setattr(torch.cuda, "memory_allocated", lambda device: said["allocated"])
+    stats = {"inactive_split_bytes.all.current": "remainders"}
+    monkeypatch.setattr(torch.cuda, "memory_stats", lambda device: {name: said[key] for name, key in stats.items()})
     return said
 
 
@@ -232,6 +234,8 @@ def test_what_torch_holds_unused_counts_as_free_and_a_margin_does_not(fake_cuda)
     cuda = torch.device("cuda", 0)
     assert devices.free_memory(cuda) == 11 * 2**30
     assert devices.usable_memory(cuda) == 9.5 * 2**30
+    fake_cuda["remainders"] = 2**29
+    assert devices.free_memory(cuda) == 10.5 * 2**30
     fake_cuda.update(free=2**30, reserved=0, allocated=0)
     assert devices.usable_memory(cuda) == 0
 
