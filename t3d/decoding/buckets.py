@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 import torch
 
-from t3d.decoding.parcel import FixedBuffer
+from t3d.parcel import FixedBuffer
 
 EXACT = 32
 """Up to here sizes are powers of two; above, each octave has four, and at most a fifth of a forward is padding."""

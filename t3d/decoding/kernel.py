@@ -13,10 +13,10 @@ from torch import Tensor
 
 from t3d.decoding.cache import SlotCache
 from t3d.decoding.pages import PAGE_SIZE, Paging
-from t3d.decoding.parcel import Parcel
 from t3d.decoding.plan import FlashPlan, SdpaPlan, Spans, WidePlan, folded, unfolded
 from t3d.devices import AMPERE, capability
 from t3d.errors import first_line
+from t3d.parcel import Parcel
 from t3d.sdar.backend import TOLERANCE, AttentionPlan, Heads, masked_kernels, relative_error
 from t3d.sdar.modeling import SDARForCausalLM
 

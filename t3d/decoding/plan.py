@@ -20,7 +20,7 @@ from torch.nn.functional import scaled_dot_product_attention
 
 from t3d.decoding.cache import SlotCache, padded_keys
 from t3d.decoding.pages import num_pages
-from t3d.decoding.parcel import Parcel
+from t3d.parcel import Parcel
 from t3d.sdar.backend import Attended, AttentionPlan, Keys, Queries
 
 SLOT_TILE = 16

@@ -34,7 +34,6 @@ from t3d.decoding.kernel import choose_kernel
 from t3d.decoding.lanes import make_lanes, side_by_side
 from t3d.decoding.limits import PREFILL_TOKENS, cache_length, prefill_chunk, prompt_error
 from t3d.decoding.memory import Capacity, fitting, num_states, speculative_memory, within_memory
-from t3d.decoding.parcel import Parcel
 from t3d.decoding.plan import Spans
 from t3d.decoding.reveal import Positions, reveal
 from t3d.decoding.runner import Runner
@@ -42,6 +41,7 @@ from t3d.decoding.schedule import Step, advance
 from t3d.decoding.slots import Request, Slots
 from t3d.decoding.stage import Staged
 from t3d.errors import ConfigError
+from t3d.parcel import Parcel
 from t3d.remasking import RANKED_BY
 from t3d.sdar.modeling import SDARForCausalLM
 from t3d.trajectory import Trajectory

@@ -14,9 +14,9 @@ from torch import Tensor
 
 from t3d.decoding.buckets import Bucket, Buffers, padded_size
 from t3d.decoding.kernel import Kernel
-from t3d.decoding.parcel import Parcel
 from t3d.decoding.schedule import Step
 from t3d.decoding.slots import Slots
+from t3d.parcel import Parcel
 from t3d.remasking import RANKED_BY
 from t3d.sdar.backend import AttentionPlan
 

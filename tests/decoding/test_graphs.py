@@ -19,13 +19,13 @@ from t3d.decoding.cache import SlotCache, padded_keys
 from t3d.decoding.draws import Draws
 from t3d.decoding.graphs import SIGHTINGS, CudaGraphs, GraphRunner, are_recorded
 from t3d.decoding.memory import decoding_memory
-from t3d.decoding.parcel import FixedBuffer
 from t3d.decoding.plan import Spans
 from t3d.decoding.runner import Runner
 from t3d.decoding.schedule import schedule
 from t3d.decoding.slots import Slots
 from t3d.decoding.stage import stage
 from t3d.errors import ConfigError
+from t3d.parcel import FixedBuffer
 from t3d.sdar import SDARForCausalLM, mixture
 
 MASK, CPU = 47, torch.device("cpu")

@@ -11,8 +11,8 @@ from t3d.decoding import DecodingConfig, decode
 from t3d.decoding import engine as engine_module
 from t3d.decoding.cache import SlotCache
 from t3d.decoding.kernel import Kernel
-from t3d.decoding.parcel import Parcel
 from t3d.decoding.plan import SLOT_TILE, FlashPlan, SdpaPlan, Spans, WidePlan
+from t3d.parcel import Parcel
 from t3d.sdar.backend import AttentionPlan
 from tests.conftest import make_tiny_config
 

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from t3d.decoding import parcel as parcel_module
-from t3d.decoding.parcel import ALIGNED, Parcel, packed, unpacked
+from t3d import parcel as parcel_module
+from t3d.parcel import ALIGNED, Parcel, packed, unpacked
 
 ARRAYS = [
     np.arange(7),
