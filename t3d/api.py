@@ -7,14 +7,15 @@ from t3d.entry import reproducible_products
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, TypedDict, cast, overload
 
 from transformers import PreTrainedTokenizerBase
 from typing_extensions import Unpack
 
 from t3d.decoding import DecodingConfig, iter_decode
-from t3d.decoding.config import warn_of_threshold
+from t3d.decoding.config import check_types, warn_of_threshold
 from t3d.decoding.limits import prompt_error
 from t3d.devices import pick_device, room
 from t3d.errors import CheckpointError, ConfigError, DataError
@@ -148,9 +149,14 @@ class Model:
             DataError: a prompt that is none, or that does not fit the model with `max_new_tokens` behind it.
             CheckpointError: a network whose logits are not finite, or a tokenizer without a usable chat template.
         """
+        if not isinstance(max_active, int) or max_active < 1:
+            raise ConfigError("max_active", "a whole number of at least 1", repr(max_active))
+        if not isinstance(prompt, str | Sequence):
+            raise DataError("prompt", "a text, a list of turns, or a list of either", type(prompt).__name__)
         alone = isinstance(prompt, str) or (bool(prompt) and isinstance(prompt[0], Mapping))
         config = self.decoding_config(**settings)
-        prompts = self._encode([prompt] if alone else prompt, config)
+        asked: Any = [prompt] if alone else prompt
+        prompts = self._encode(asked, config)
         found = dict(iter_decode(self.network, prompts, config, max_active))
         answers = [self._answer(found[index], config, index) for index in range(len(prompts))]
         return answers[0] if alone else answers
@@ -183,12 +189,9 @@ class Model:
         """The decoder's settings, completed with the model's mask and stop tokens.
 
         Raises:
-            ConfigError: an unknown setting, or one out of range.
+            ConfigError: an unknown setting, or a value of another type or out of range.
         """
-        known = [field.name for field in fields(DecodingConfig) if field.name != "mask_id"]
-        for name in settings:
-            if name not in known:
-                raise ConfigError(f"decoding.{name}", f"a setting ({', '.join(known)})", "an unknown one")
+        check_types(settings)
         stop_ids = default_stop_ids(self.checkpoint.folder, self.tokenizer)
         block_size = settings.get("block_size", DecodingConfig.block_size)
         defaults: dict[str, Any] = {"denoising_steps": block_size, "stop_ids": stop_ids}
@@ -241,7 +244,7 @@ class _GrowingText:
 
 
 def load(
-    model: str = TOY_TEACHER,
+    model: str | Path = TOY_TEACHER,
     *,
     device: str = "auto",
     dtype: str = "auto",
@@ -265,6 +268,10 @@ def load(
         CheckpointError: no such model, or one that cannot be read.
         ConfigError: no such device, dtype or wording, or no memory for the weights.
     """
+    model = str(model) if isinstance(model, Path) else model
+    for name, value in (("model", model), ("device", device), ("wording", "math" if wording is None else wording)):
+        if not isinstance(value, str) or not value:
+            raise ConfigError(name, "a text", repr(value))
     if dtype not in DTYPES:
         raise ConfigError("dtype", f"one of {', '.join(DTYPES)}", repr(dtype))
     if wording is None and model == TOY_TEACHER:

@@ -21,7 +21,7 @@ from t3d.errors import CheckpointError
 from t3d.sdar.checkpoint import MAX_SHARD_SIZE, config_of, load_model, load_tokenizer, read_fields, resolve_checkpoint
 from t3d.sdar.modeling import SDARForCausalLM
 from t3d.sdar.opening import MASK
-from t3d.storage.folders import atomic_folder
+from t3d.storage.folders import atomic_folder, saving
 
 log = logging.getLogger(__name__)
 
@@ -115,7 +115,7 @@ def give_row(model: SDARForCausalLM, mask_id: int, tokens: list[int]) -> None:
 def _write(
     model: SDARForCausalLM, tokenizer: PreTrainedTokenizerBase, fields: dict[str, Any], source: Path, target: Path
 ) -> None:
-    with atomic_folder(target) as folder:
+    with saving(target), atomic_folder(target) as folder:
         model.save_pretrained(folder, max_shard_size=MAX_SHARD_SIZE)
         (folder / "generation_config.json").unlink(missing_ok=True)
         tokenizer.save_pretrained(folder)

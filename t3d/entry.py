@@ -4,15 +4,17 @@ An entry imports this before anything else (the linter's order of imports sees t
 reads the environment as it is loaded: see `wait_briefly`.
 """
 
+import errno
 import logging
 import os
+import select
 import socket
 import sys
 import traceback
 from collections.abc import Callable
 from typing import NoReturn
 
-from t3d.errors import DeviceFullError, UserError, one_line
+from t3d.errors import DataError, DeviceFullError, UserError, one_line
 from t3d.storage.paths import cache_root
 
 CACHES = {
@@ -22,6 +24,15 @@ CACHES = {
 }
 
 NOISY_LIBRARIES = ("accelerate", "DeepSpeed")
+
+REFUSALS = {
+    *(errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT),
+    *(errno.ENAMETOOLONG, errno.ELOOP, errno.EBUSY, errno.ESTALE),
+}
+"""What a file system answers to a user's mistake, or for want of rights or room: wherever it comes from, one line says
+it."""
+BROKEN_PIPE = 128 + 13
+"""Status of a process whose reader has gone, as a shell gives it."""
 
 SPINS = "1000"
 """Rounds that an idle thread waits awake, some 20 microseconds: most operations of a layer come sooner."""
@@ -43,8 +54,9 @@ wait_briefly()
 def run_entry(main: Callable[[list[str]], None]) -> None:
     """Runs an entry point on the command line: status 0 on success, 2 with one line for a user's mistake.
 
-    Ctrl-C gives one line and status 130. Under torchrun only local rank 0 tells news and prints the line: every process
-    meets the same mistake, but for a device that is full. A process of a launch that fails ends at once (`_end`).
+    Ctrl-C gives one line and status 130, a reader of the output that is gone (`| head`) none and 141. Under torchrun
+    only local rank 0 tells news and prints the line: every process meets the same mistake, but for a device that is
+    full. A process of a launch that fails ends at once (`_end`).
     """
     logging.basicConfig(format="%(message)s")
     for ours in ("t3d", "__main__"):  # the libraries' own news is not the user's
@@ -54,25 +66,44 @@ def run_entry(main: Callable[[list[str]], None]) -> None:
     reproducible_products()
     try:
         main(sys.argv[1:])
-    except UserError as error:
-        if _is_first() or isinstance(error, DeviceFullError):
-            sys.stderr.write(f"error: {error}\n")
-        _end(2)
-    except ImportError as error:  # entries import their stage where they run it
-        if _is_first():
-            reason = one_line(error)
-            expected = "Python packages that load (python -m t3d.doctor examines them)"
-            sys.stderr.write(f"error: {error.name or 'import'}: expected {expected}, found {reason}\n")
-        _end(2)
-    except KeyboardInterrupt as stop:
-        if _is_first():
-            sys.stderr.write(f"interrupted: {stop}\n" if str(stop) else "interrupted\n")
-        _end(130)
-    except Exception:
-        if not _is_launched():
-            raise
-        traceback.print_exc()
-        _end(1)
+    except (Exception, KeyboardInterrupt) as error:
+        verdict = _verdict(error)
+        if verdict is None:
+            if not _is_launched():
+                raise
+            traceback.print_exc()
+            _end(1)
+        status, line = verdict
+        if line and (_is_first() or isinstance(error, DeviceFullError)):
+            sys.stderr.write(f"{line}\n")
+        _end(status)
+
+
+def _verdict(error: BaseException) -> tuple[int, str] | None:
+    """Status and line of what ended an entry; None of a fault of the program."""
+    if isinstance(error, UserError):
+        return 2, f"error: {error}"
+    if isinstance(error, ImportError):  # entries import their stage where they run it
+        expected = "Python packages that load (python -m t3d.doctor examines them)"
+        return 2, f"error: {error.name or 'import'}: expected {expected}, found {one_line(error)}"
+    if isinstance(error, KeyboardInterrupt):
+        return 130, f"interrupted: {error}" if str(error) else "interrupted"
+    if isinstance(error, BrokenPipeError) and _has_lost_its_reader():
+        return BROKEN_PIPE, ""
+    if isinstance(error, OSError) and error.errno in REFUSALS:
+        place = error.filename or "output"
+        return 2, f"error: {DataError(place, 'a place that this process may use, with room', error.strerror)}"
+    return None
+
+
+def _has_lost_its_reader() -> bool:
+    """Whether nobody reads the standard output any more; what is left to write then goes nowhere."""
+    output, states = sys.stdout.fileno(), select.poll()
+    states.register(output, select.POLLOUT)
+    lost = any(state & select.POLLERR for _, state in states.poll(0))
+    if lost:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), output)
+    return lost
 
 
 def _end(status: int) -> NoReturn:

@@ -8,9 +8,14 @@ def first_line(error: Exception) -> str:
     return next(iter(str(error).splitlines()), type(error).__name__)
 
 
-def one_line(error: BaseException, most: int = 200) -> str:
-    """All of what a library's error says, on one line of at most so many characters."""
-    return " ".join(str(error).split())[:most]
+def one_line(said: object, most: int = 200) -> str:
+    """All of what a library's error, or whatever else, says, on one line of at most so many characters."""
+    return " ".join(str(said).split())[:most]
+
+
+def named(error: BaseException) -> str:
+    """A library's error in one line that begins with its kind."""
+    return f"{type(error).__name__}: {one_line(error)}"
 
 
 class UserError(Exception):

@@ -12,6 +12,7 @@ from t3d.arguments import ArgumentParser
 from t3d.errors import ConfigError
 from t3d.sdar.adapter import merge, read_adapter
 from t3d.sdar.checkpoint import load_config, load_model, resolve_checkpoint, save_model
+from t3d.storage.folders import saving
 from t3d.storage.paths import existing_path, user_path
 
 EXAMPLE = "python -m t3d.merge JetLM/SDAR-1.7B-Chat my-adapter SDAR-1.7B-mine"
@@ -30,14 +31,15 @@ def main(arguments: list[str]) -> None:
     parser.add_argument("adapter", metavar="ADAPTER", type=existing_path, help="the adapter's folder, as peft wrote it")
     parser.add_argument("out", metavar="OUT", type=user_path, help="the folder to write; it must not exist")
     given = parser.parse_args(arguments)
-    if given.out.exists():
+    if given.out.exists() or given.out.is_symlink():
         raise ConfigError("OUT", "a folder that does not exist", given.out)
     adapter, base = read_adapter(given.adapter), resolve_checkpoint(given.base)
     trained_on = adapter.config.base_model_name_or_path
     if trained_on and str(trained_on) != given.base:
         logger.warning("%s was trained on %s, and is merged into %s", given.adapter, trained_on, given.base)
     network = merge(load_model(base, config=load_config(base)), adapter, given.adapter)
-    save_model(network, network.state_dict(), base, given.out, adapter=adapter)
+    with saving(given.out):
+        save_model(network, network.state_dict(), base, given.out, adapter=adapter)
     logger.info("%s: %s with the adapter of %s", given.out, given.base, given.adapter)
 
 

@@ -63,7 +63,7 @@ def send(arrays: Sequence[NDArray[Any]], device: torch.device) -> list[Tensor]:
     """The arrays as tensors on the device; a CPU's are the arrays' own memory."""
     if device.type == "cpu":
         return [torch.from_numpy(array) for array in arrays]
-    return unpacked(packed(arrays, pinned=True).to(device, non_blocking=True), arrays)
+    return unpacked(packed(arrays, pinned=device.type == "cuda").to(device, non_blocking=True), arrays)
 
 
 def packed(arrays: Sequence[NDArray[Any]], pinned: bool) -> UInt8[Tensor, " bytes"]:

@@ -8,6 +8,7 @@ Works in the folder that it is run from.  Every stage keeps what it finished, so
 from t3d.entry import run_entry
 
 import logging
+import math
 import shlex
 import subprocess
 import sys
@@ -16,6 +17,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+import yaml
 from omegaconf import MISSING
 
 from t3d.config import EvalConfig, SampleConfig, TrainConfig, load_config
@@ -110,9 +112,10 @@ def stages(config: ReproduceConfig) -> Iterator[Stage]:
         f"config={config.evaluation_config}",
         f"evaluation.data_type={data_type}",
         f"table.name={name}-{data_type}",
-        f"table.checkpoints={{Original: {config.base}, T3D: {student}}}",
+        f"table.checkpoints.Original={config.base}",
+        f"table.checkpoints.T3D={student}",
         "table.baseline=Original",
-        f"table.datasets=[{', '.join(benchmarks)}]",
+        f"table.datasets={yaml.safe_dump(benchmarks, default_flow_style=True, width=math.inf).strip()}",
         f"table.decodings={config.decodings}",
         *config.evaluation_keys,
     ]
@@ -157,7 +160,10 @@ def main(arguments: list[str]) -> None:
 
 def _launcher(words: str) -> list[str]:
     """The launcher's words; a configuration of accelerate's that is not here is the one that comes with t3d."""
-    split = shlex.split(words)
+    try:
+        split = shlex.split(words)
+    except ValueError as error:
+        raise ConfigError("launcher", "the words of a command", f"{words} ({error})") from error
     return [str(config_path(word)) if word.startswith("accelerate_configs/") else word for word in split]
 
 

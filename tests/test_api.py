@@ -113,6 +113,8 @@ def test_the_built_in_teacher_is_asked_as_it_was_taught(teacher):
         (["fine", "\ud800"], "prompt 1, message 0, content: expected text without NUL"),
         (["fine", "x " * 3000], "prompt 1: expected a prompt that fits the model"),
         (["fine", 7], "prompt 1: expected a text or a list of turns, found int"),
+        (None, "prompt: expected a text, a list of turns, or a list of either, found NoneType"),
+        ({"role": "user", "content": "x"}, "prompt: expected a text, a list of turns, or a list of either, found dict"),
     ],
 )
 def test_a_prompt_that_is_none_is_named(model, prompt, said):
@@ -134,6 +136,29 @@ def test_mistakes_are_told_when_they_are_made(model, checkpoint):
         load(str(checkpoint), wording="maths")
     with pytest.raises(CheckpointError, match="no such folder"):
         load("nowhere")
+    with pytest.raises(ConfigError, match=r"^model: expected a text, found ''"):
+        load("")
+    with pytest.raises(ConfigError, match=r"^max_active: expected a whole number of at least 1, found 0"):
+        model.generate("x", max_active=0)
+
+
+@pytest.mark.parametrize(
+    ("setting", "said"),
+    [
+        ({"max_new_tokens": "5"}, "decoding.max_new_tokens: expected a whole number, found '5'"),
+        ({"max_new_tokens": True}, "decoding.max_new_tokens: expected a whole number, found True"),
+        ({"block_size": None}, "decoding.block_size: expected a whole number, found None"),
+        ({"seed": 1.5}, "decoding.seed: expected a whole number, found 1.5"),
+        ({"temperature": "hot"}, "decoding.temperature: expected a number, found 'hot'"),
+        ({"end_early": 1}, "decoding.end_early: expected true or false, found 1"),
+        ({"stop_ids": 5}, "decoding.stop_ids: expected token ids, found 5"),
+        ({"record": "logprob"}, "decoding.record: expected a list of texts, found 'logprob'"),
+    ],
+)
+def test_a_setting_of_another_type_is_named(model, setting, said):
+    with pytest.raises(ConfigError) as caught:
+        model.generate("x", **setting)
+    assert str(caught.value) == said
 
 
 def test_a_network_that_computes_no_numbers_is_at_fault(checkpoint):

@@ -373,6 +373,10 @@ class TestMistakesInValues:
             ("optimizer.params.beta1=1", "at least 0, below 1, found 1.0"),
             ("optimizer.params.beta2=1.5", "0 to 1, found 1.5"),
             ("experiment.trackers=[wandb, mlflow]", "wandb, tensorboard, found mlflow"),
+            ("model.optimized_name=a/b", "a name, not a path, found 'a/b'"),
+            ("model.optimized_name=..", "a name, not a path, found '..'"),
+            ("model.optimized_name=step-000002", "a name that no other checkpoint of the run has, found step-000002"),
+            ("dataset.prompts.math='Solve $${problem}$.'", "a value in which ${NAME} stands for the key NAME, found"),
         ],
     )
     def test_an_impossible_training_value_is_refused(self, argument, expected):
@@ -769,6 +773,8 @@ def test_without_a_configuration_nothing_is_written_into_the_package(tmp_path, m
         ("table.strategies=[random]", "table.strategies"),
         ("table.unranked=[teacher, SFT]", r"table.unranked: .* found \['SFT'\]"),
         ("table.baseline=SFT", "table.baseline: expected different ones of teacher"),
+        ("table.rows=[model,model]", r"found \['model', 'model'"),
+        ("table.name=/a/b", "table.name: expected a name, not a path, found '/a/b'"),
         ("table.labels.SFT=x", r"table.labels: .* found \['SFT'\]"),
         ("table.checkpoints.x=y table.labels.x=teacher", "table.labels: expected a name of its own for each row"),
         ("table.level=2", "table.level"),

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 from transformers import AutoTokenizer, Qwen3Config, Qwen3ForCausalLM, Qwen3MoeConfig, Qwen3MoeForCausalLM
 
@@ -140,6 +141,18 @@ def test_what_is_no_whole_qwen3_is_one_error_and_nothing_is_written(make_qwen3, 
     spoil(source)
     with pytest.raises(CheckpointError, match=said):
         convert(source, tmp_path / "sdar", 4)
+    assert [path.name for path in tmp_path.iterdir()] == ["qwen3"]
+
+
+@pytest.mark.parametrize("error", [SafetensorError("No space left on device"), OSError(28, "No space left on device")])
+def test_a_full_disk_is_one_error_and_nothing_is_left(make_qwen3, tmp_path, monkeypatch, error):
+    def full(model, folder, **settings) -> None:
+        (folder / "model.safetensors").write_text("a part")
+        raise error
+
+    monkeypatch.setattr(SDARForCausalLM, "save_pretrained", full)
+    with pytest.raises(CheckpointError, match=r"sdar: expected room to save .*, found .*No space left on device"):
+        convert(make_qwen3(), tmp_path / "sdar", 4)
     assert [path.name for path in tmp_path.iterdir()] == ["qwen3"]
 
 

@@ -1,6 +1,7 @@
 from t3d.entry import CACHES, SPINS, run_entry, use_cache_root, wait_briefly
 
 import ast
+import errno
 import logging
 import os
 import socket
@@ -93,6 +94,44 @@ def test_a_users_mistake_is_one_line_and_status_2(kind, capsys):
     output = capsys.readouterr()
     assert output.out == ""
     assert output.err == "error: a b: expected c d, found e f\n"
+
+
+@pytest.mark.parametrize("code", [errno.ENOSPC, errno.EACCES, errno.EROFS, errno.ENAMETOOLONG])
+def test_what_a_file_system_refuses_is_one_line_and_status_2(code, capsys):
+    def main(arguments: list[str]) -> None:
+        raise OSError(code, os.strerror(code), "some/where")
+
+    with pytest.raises(SystemExit) as caught:
+        run_entry(main)
+    assert caught.value.code == 2
+    expected = "a place that this process may use, with room"
+    assert capsys.readouterr().err == f"error: some/where: expected {expected}, found {os.strerror(code)}\n"
+
+
+def test_a_fault_of_the_program_keeps_its_traceback():
+    def main(arguments: list[str]) -> None:
+        raise FileNotFoundError(errno.ENOENT, "gone", "some/where")
+
+    with pytest.raises(FileNotFoundError):
+        run_entry(main)
+
+
+def test_a_reader_that_goes_ends_it_without_a_word():
+    code = """
+from t3d.entry import run_entry
+
+def main(arguments):
+    while True:
+        print("a line")
+
+run_entry(main)
+"""
+    command = [sys.executable, "-c", code]
+    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stdout.readline() == "a line\n"
+        process.stdout.close()
+        assert process.stderr.read() == ""
+    assert process.returncode == 141
 
 
 def test_only_the_first_process_of_a_machine_prints_the_line(capsys, monkeypatch):

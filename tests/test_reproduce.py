@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from t3d import reproduce
-from t3d.config import load_config
+from t3d.config import EvalConfig, load_config
 from t3d.errors import ConfigError, DataError, UserError
 from t3d.reproduce import ReproduceConfig, Stage, main, stages
 from t3d.toy.problems import main as write_problems
@@ -42,8 +42,21 @@ def test_every_path_follows_from_base_and_kind_of_problem(data_type, train, test
     assert training.writes == f"experiments/SDAR-1.7B-Chat/{data_type}/t3d/ckpt/optimized"
     assert f"dataset.optimization_data={rollout.writes}" in training.command
     assert training.command[:2] == ["accelerate", "launch"]
-    assert f"table.checkpoints={{Original: JetLM/SDAR-1.7B-Chat, T3D: {training.writes}}}" in evaluation.command
+    assert "table.checkpoints.Original=JetLM/SDAR-1.7B-Chat" in evaluation.command
+    assert f"table.checkpoints.T3D={training.writes}" in evaluation.command
     assert evaluation.writes.endswith(f"eval/results/SDAR-1.7B-Chat-{data_type}.md")
+
+
+@pytest.mark.usefixtures("fresh")
+def test_a_base_may_have_any_name(tmp_path):
+    problems = tmp_path / "my problems, [v1]: b.json"
+    problems.write_text("[]")
+    *_, evaluation = planned(
+        "base=my models, v1: [x]/SDAR", f"eval_datasets=['{problems}']", f"train_dataset={problems}"
+    )
+    table = load_config(EvalConfig, evaluation.command[len(reproduce.T3D) + 1 :], "", "").table
+    assert table.checkpoints["Original"] == "my models, v1: [x]/SDAR"
+    assert table.datasets == [str(problems)]
 
 
 @pytest.mark.usefixtures("fresh")
@@ -59,6 +72,8 @@ def test_a_dry_run_says_everything_and_runs_nothing(caplog, monkeypatch):
 def test_mistakes_are_told_before_anything_runs():
     with pytest.raises(DataError, match=r"mine\.jsonl: expected a data file"):
         planned("base=x", "train_dataset=mine.jsonl")
+    with pytest.raises(ConfigError, match=r"launcher: expected the words of a command, found python ' \("):
+        planned("base=JetLM/x", "launcher=python '")
     with pytest.raises(ConfigError, match=r"training\.max_step.*nearest: training\.max_steps"):
         planned("base=x", "training_keys=[training.max_step=1]")
 

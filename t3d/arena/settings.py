@@ -9,7 +9,7 @@ from pathlib import Path
 from omegaconf import MISSING
 
 from t3d.arena.worlds import WORLDS
-from t3d.config.keys import key
+from t3d.config.keys import check_name, key
 from t3d.errors import ConfigError
 from t3d.storage.files import read_json
 from t3d.storage.paths import TOY_TEACHER, user_path
@@ -59,6 +59,7 @@ class ArenaConfig:
 
     def __post_init__(self) -> None:
         """Checks names against each other."""
+        check_name("name", self.name)
         if bool(self.rows) == bool(self.grids):
             raise ConfigError("rows, grids", "either of them", "both" if self.rows else "neither")
         if not self.seeds or len(set(self.seeds)) < len(self.seeds) or min(self.seeds) < 0:

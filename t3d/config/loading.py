@@ -15,7 +15,7 @@ from yaml import YAMLError
 
 from t3d.config.release import release_keys
 from t3d.config.values import as_declared, is_null, parse_argument, parse_yaml
-from t3d.errors import ConfigError
+from t3d.errors import ConfigError, first_line
 from t3d.storage.files import atomic_writer
 from t3d.storage.paths import config_path, model_name
 
@@ -23,6 +23,7 @@ Schema = TypeVar("Schema")
 
 HELP = {"-h", "--help"}
 REQUIRED = "required"
+INTERPOLATION = "a value in which ${NAME} stands for the key NAME"
 
 TRAINING_SETS = {"math": "MATH_train", "code": "PrimeIntellect"}
 """Kind of problem -> the paper's training problems."""
@@ -59,7 +60,10 @@ def load_config(schema: type[Schema], arguments: list[str], purpose: str, exampl
         except OmegaConfBaseException as error:
             raise _value_error(path, entry.type, error) from error
     _check_ranges(schema, merged)
-    return OmegaConf.to_object(merged)  # type: ignore[return-value]
+    try:
+        return OmegaConf.to_object(merged)  # type: ignore[return-value]
+    except OmegaConfBaseException as error:  # within a list or mapping
+        raise ConfigError(error.full_key or "configuration", INTERPOLATION, first_line(error)) from error
 
 
 def named_keys(arguments: list[str]) -> set[str]:
@@ -257,7 +261,8 @@ def _kind_name(kind: Any) -> str:
 
 
 def _value_error(where: str, kind: Any, error: Exception) -> ConfigError:
-    return ConfigError(where, _kind_name(kind), str(error).partition("\n    full_key")[0])
+    said = str(error).partition("\n    full_key")[0]
+    return ConfigError(where, _kind_name(kind), "null" if said.endswith("is not Optional") else said)
 
 
 def _check_ranges(schema: type, merged: Any) -> None:

@@ -6,7 +6,7 @@ from typing import Any
 
 from omegaconf import MISSING
 
-from t3d.config.keys import MAX_SEED, group, key
+from t3d.config.keys import MAX_SEED, check_name, group, key
 from t3d.config.table import TableConfig
 from t3d.config.training import TrainingConfig
 from t3d.config.validation import BEST, ValidationConfig
@@ -385,6 +385,19 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         """Checks groups against each other."""
+        self._check_same()
+        for tracker in self.experiment.trackers:
+            if tracker not in ("wandb", "tensorboard"):
+                raise ConfigError("experiment.trackers", "wandb, tensorboard", tracker)
+        if self.training.meter_every:
+            self.validation.check_metered()
+        name = self.model.optimized_name
+        check_name("model.optimized_name", name)
+        if name.startswith("step-") or (self.validation.every and name == BEST):
+            raise ConfigError("model.optimized_name", "a name that no other checkpoint of the run has", name)
+
+    def _check_same(self) -> None:
+        """Checks keys that have two names."""
         for name, other, own in (
             ("experiment.max_grad_norm", self.experiment.max_grad_norm, self.training.max_grad_norm),
             (
@@ -395,10 +408,3 @@ class TrainConfig:
         ):
             if other is not None and other != own:
                 raise ConfigError(name, f"null or the value of its namesake, {own}", other)
-        for tracker in self.experiment.trackers:
-            if tracker not in ("wandb", "tensorboard"):
-                raise ConfigError("experiment.trackers", "wandb, tensorboard", tracker)
-        if self.training.meter_every:
-            self.validation.check_metered()
-        if self.validation.every and self.model.optimized_name == BEST:
-            raise ConfigError("model.optimized_name", f"another name, as validation keeps ckpt/{BEST}", BEST)

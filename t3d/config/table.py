@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from t3d.config.keys import key
+from t3d.config.keys import check_name, key
 from t3d.errors import ConfigError
 from t3d.remasking import STRATEGIES
 
@@ -69,6 +69,7 @@ class TableConfig:
 
     def __post_init__(self) -> None:
         """Checks the grid and its layout."""
+        check_name("table.name", self.name)
         for decoding in self.decodings:
             if len(decoding) != 2 or not 1 <= decoding[1] <= decoding[0]:
                 raise ConfigError("table.decodings", "pairs of block_size and at most as many steps", decoding)
@@ -84,7 +85,8 @@ class TableConfig:
             ("baseline", [self.baseline] if self.baseline else [], self.checkpoints),
             ("labels", [*self.labels], self.checkpoints),
         ):
-            if unknown := [value for value in values if value not in known] or len(set(values)) < len(values):
+            unknown = [value for value in values if value not in known]
+            if unknown or len(set(values)) < len(values):
                 raise ConfigError(f"table.{name}", f"different ones of {', '.join(known)}", unknown or values)
         if len({self.label(row) for row in self.checkpoints}) < len(self.checkpoints):
             raise ConfigError("table.labels", "a name of its own for each row", self.labels)

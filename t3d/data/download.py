@@ -10,7 +10,7 @@ from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError
 from huggingface_hub.utils import logging as hub_logging
 
 from t3d.data.benchmarks import Dataset, load_benchmark
-from t3d.errors import DataError
+from t3d.errors import DataError, named
 from t3d.storage.files import atomic_writer
 
 logger = logging.getLogger(__name__)
@@ -82,5 +82,4 @@ def _install(source: Path, target: Path) -> Path:
 
 def _reason(error: BaseException) -> str:
     """Tells the underlying failure on one line; the hub wraps it in advice of several."""
-    cause = error.__cause__ or error
-    return f"{type(cause).__name__}: {' '.join(str(cause).split())}"
+    return named(error.__cause__ or error)

@@ -1,8 +1,11 @@
 """Settings of block-diffusion decoding."""
 
 import logging
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, fields
 from functools import cache
+from numbers import Integral, Real
+from typing import Any
 
 from t3d.errors import ConfigError
 from t3d.remasking import CONFIDENCES, STRATEGIES
@@ -10,6 +13,15 @@ from t3d.remasking import CONFIDENCES, STRATEGIES
 log = logging.getLogger(__name__)
 
 RECORDS = ("logprob", "entropy")
+KINDS: dict[Any, tuple[type, str]] = {
+    int: (Integral, "a whole number"),
+    float: (Real, "a number"),
+    str: (str, "a text"),
+    bool: (bool, "true or false"),
+    tuple[int, ...]: (Iterable, "token ids"),
+    tuple[str, ...]: (Iterable, "a list of texts"),
+}
+"""Type of a setting -> what its value must be, and what that is called."""
 
 
 @dataclass(frozen=True)
@@ -86,6 +98,22 @@ class DecodingConfig:
         for name, holds, expected in checks:
             if not holds:
                 raise ConfigError(f"decoding.{name}", expected, getattr(self, name))
+
+
+def check_types(settings: Mapping[str, Any]) -> None:
+    """Checks what a caller gives for fields of `DecodingConfig`, which checks ranges.
+
+    Raises:
+        ConfigError: an unknown setting, or a value of another type.
+    """
+    known = {entry.name: entry.type for entry in fields(DecodingConfig) if entry.name != "mask_id"}
+    for name, value in settings.items():
+        if name not in known:
+            raise ConfigError(f"decoding.{name}", f"a setting ({', '.join(known)})", "an unknown one")
+        kind, expected = KINDS[known[name]]
+        is_bool = isinstance(value, bool) and kind is not bool  # which is a number to isinstance
+        if is_bool or not isinstance(value, kind) or (kind is Iterable and isinstance(value, str)):
+            raise ConfigError(f"decoding.{name}", expected, repr(value))
 
 
 def warn_of_threshold(config: DecodingConfig) -> None:

@@ -4,6 +4,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from t3d.objectives.samples import group_mean
+
 
 def balance_loss(
     logits: Float[Tensor, "rows experts"],
@@ -23,11 +25,7 @@ def balance_loss(
         sample: sample of each row; rows of others, such as padding, have `num_samples` or more.
         num_samples: samples of the batch.
     """
-    kept = sample < num_samples
-    probabilities, sample = logits[kept].float().softmax(-1), sample[kept]
+    probabilities, sample = logits.float().softmax(-1), sample.clamp(max=num_samples)
     chosen = torch.zeros_like(probabilities).scatter(-1, probabilities.topk(num_per_token, -1).indices, 1)
-    means = []
-    for values in (chosen, probabilities):
-        sums = values.new_zeros(num_samples, logits.shape[-1]).index_add(0, sample, values)
-        means.append(sums / sample.bincount(minlength=num_samples).clamp(min=1)[:, None])
-    return logits.shape[-1] * (means[0] * means[1]).sum(-1)
+    shares, means = (group_mean(values, sample, num_samples) for values in (chosen, probabilities))
+    return logits.shape[-1] * (shares * means).sum(-1)

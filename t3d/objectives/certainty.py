@@ -1,5 +1,6 @@
 """The certainty term of dParallel: sharpen what is already right."""
 
+import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
@@ -25,4 +26,4 @@ def certainty_loss(
         sample: the sample of each row.
         num_samples: samples in the batch.
     """
-    return group_mean(entropy[correct], sample[correct], num_samples)
+    return group_mean(entropy, torch.where(correct, sample, num_samples), num_samples)

@@ -46,6 +46,7 @@ def ddo_sample_losses(
     fake_log_ratio: Float[Tensor, " rows"],
     unit: Int[Tensor, " rows"],
     sample: Int[Tensor, " rows"],
+    num_units: int,
     num_samples: int,
     beta: float,
 ) -> tuple[Float[Tensor, " samples"], Float[Tensor, " samples"]]:
@@ -56,12 +57,12 @@ def ddo_sample_losses(
         fake_log_ratio: the same of the reference's own token.
         unit: what ratios are averaged over before the sigmoid: a number per sample, block or row.
         sample: the sample of each row; a unit lies in one sample.
+        num_units: more than the largest unit.
         num_samples: samples in the batch.
         beta: scale of the ratios inside the sigmoid.
     """
-    # Renumbered: a unit without masked positions has no ratio.
-    units, place = unit.unique(return_inverse=True)
-    unit_sample = sample.new_zeros(len(units)).scatter(0, place, sample)
-    real, fake = (group_mean(ratio, place, len(units)) for ratio in (real_log_ratio, fake_log_ratio))
+    # A unit without masked positions has no ratio, and is left out.
+    unit_sample = sample.new_full((num_units,), num_samples).scatter(0, unit, sample)
+    real, fake = (group_mean(ratio, unit, num_units) for ratio in (real_log_ratio, fake_log_ratio))
     losses = ddo_terms(real, fake, beta)
     return group_mean(losses[0], unit_sample, num_samples), group_mean(losses[1], unit_sample, num_samples)

@@ -46,6 +46,8 @@ def claim_run(folder: Path) -> Path:
             return path
         except FileExistsError:
             time.sleep(0.1)
+        except OSError as error:
+            raise DataError(path, "a folder that can be made", error.strerror) from error
 
 
 def runs(folder: Path) -> list[Path]:

@@ -8,7 +8,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from t3d.errors import DataError
+from safetensors import SafetensorError
+
+from t3d.errors import CheckpointError, DataError, named
 
 log = logging.getLogger(__name__)
 
@@ -24,6 +26,23 @@ def make_folder(folder: Path) -> Path:
     except OSError as error:
         raise DataError(folder, "a folder that can be written to", error.strerror or error) from error
     return folder
+
+
+@contextmanager
+def saving(target: Path) -> Iterator[None]:
+    """Turns what the libraries raise when they cannot write into one error that names `target`.
+
+    Raises:
+        CheckpointError: the block failed; what was saved before is untouched.
+    """
+    try:
+        yield
+    # torch.save has no error of its own for a full disk: its writer fails with a RuntimeError.
+    except (OSError, RuntimeError, SafetensorError) as error:
+        free = shutil.disk_usage(make_folder(target.parent)).free / 1e9
+        found = f"{named(error)} ({free:.1f} GB free)"
+        log.debug("%s", found, exc_info=error)
+        raise CheckpointError(target, "room to save (all that was saved before is intact)", found) from error
 
 
 @contextmanager

@@ -40,6 +40,26 @@ def one_at_a_time(path: Path) -> Iterator[None]:
         lock.release()
 
 
+def claim(path: Path, owner: object) -> bool:
+    """Claims the file `path`, which is made if missing, for this process as long as `owner` lives.
+
+    Returns:
+        False if another process has claimed it.  Where the file system has no locks nobody knows, and it is True.
+
+    Raises:
+        OSError: the file cannot be made.
+    """
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+    weakref.finalize(owner, os.close, descriptor)
+    try:
+        fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)  # of a process: it may claim a file twice
+    except (BlockingIOError, PermissionError):
+        return False
+    except OSError as error:
+        log.debug("%s: cannot be claimed (%s)", path, error)
+    return True
+
+
 def mark_in_use(path: Path, owner: object) -> None:
     """Marks a file as in use as long as `owner` lives.
 

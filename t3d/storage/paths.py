@@ -3,7 +3,7 @@
 import os
 from pathlib import Path
 
-from t3d.errors import ConfigError, DataError
+from t3d.errors import ConfigError, DataError, one_line
 
 SCRIPT_FOLDERS = ("sample", "data")
 """Folders that the release's commands are run from, one below the folder they work in."""
@@ -33,10 +33,16 @@ def existing_path(name: str) -> Path:
     """The file or folder that is read under `name`: a relative path starts at the folder that the command runs in.
 
     In a script folder it may start at the one above too, so that a configuration holds for both.
+
+    Raises:
+        DataError: a path that may not be looked at, or cannot be one.
     """
     path = user_path(name)
     above = workspace() / path
-    return above if above.exists() and not path.exists() else path
+    try:
+        return above if above.exists() and not path.exists() else path
+    except OSError as error:
+        raise DataError(one_line(path), "a path that this process may look at", error.strerror) from error
 
 
 def model_path(name: str) -> Path:

@@ -66,7 +66,10 @@ def load_table(path: Path) -> tuple[list[Run], TableConfig]:
     Raises:
         DataError: not such a file, or a file that it names is gone.
     """
-    config = load_config(EvalConfig, [f"config={path.with_suffix('.config.yaml')}"], "", "")
+    settings = path.with_suffix(".config.yaml")
+    if not settings.is_file():
+        raise DataError(path, f"a table, with its settings beside it in {settings.name}", "none there")
+    config = load_config(EvalConfig, [f"config={settings}"], "", "")
     runs = []
     for index, record in enumerate(read_json(path)):
         if not isinstance(record, dict) or not {*TABLE_AXES, "cell"} <= record.keys():

@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.nn.attention.flex_attention import create_block_mask, flex_attention
 from torch.nn.functional import pad
 
+from t3d.parcel import send
 from t3d.sdar.attention import TrainingTokens, may_see, training_mask
 from t3d.sdar.backend import Attended, AttentionPlan, Keys, Queries, masked_attention
 
@@ -124,8 +125,8 @@ class FlexPlan(PackedPlan):
         self.length = len(tokens.block)
         size = self.padded_length(self.length, longest)
         self.num_pads = size - self.length
-        tokens = _padded(tokens, self.num_pads)
-        moved = TrainingTokens(tokens.block.to(device), tokens.noisy.to(device), tokens.document.to(device))
+        padded = _padded(tokens, self.num_pads)
+        moved = TrainingTokens(*send([part.numpy() for part in (padded.block, padded.noisy, padded.document)], device))
         self.block_mask = create_block_mask(_mask_mod(moved), None, None, size, size, device)
 
     def attend(self, layer: int, query: Queries, key: Keys, value: Keys, scale: float) -> Attended:

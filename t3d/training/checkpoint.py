@@ -11,11 +11,10 @@ from typing import Any
 
 from accelerate import Accelerator
 from accelerate.utils import MODEL_NAME
-from safetensors import SafetensorError
 from torch import nn
 
-from t3d.errors import CheckpointError, one_line
-from t3d.storage.folders import make_folder, put_in_place, remove_folder
+from t3d.errors import CheckpointError, named
+from t3d.storage.folders import make_folder, put_in_place, remove_folder, saving
 from t3d.training import fsdp
 from t3d.training.reference import load_reference, save_reference
 
@@ -29,23 +28,6 @@ REFERENCE = "reference.safetensors"
 def step_folder(parent: Path, step: int) -> Path:
     """Folder under `parent` of what was saved after global step `step`."""
     return parent / f"step-{step:06d}"
-
-
-@contextmanager
-def saving(target: Path) -> Iterator[None]:
-    """Turns what the libraries raise when they cannot write into one error that names `target`.
-
-    Raises:
-        CheckpointError: the block failed; what was saved before is untouched.
-    """
-    try:
-        yield
-    # torch.save has no error of its own for a full disk: its writer fails with a RuntimeError.
-    except (OSError, RuntimeError, SafetensorError) as error:
-        free = shutil.disk_usage(make_folder(target.parent)).free / 1e9
-        found = f"{_reason(error)} ({free:.1f} GB free)"
-        log.debug("%s", found, exc_info=error)
-        raise CheckpointError(target, "room to save (all that was saved before is intact)", found) from error
 
 
 def save_state(
@@ -118,7 +100,7 @@ def load_state(accelerator: Accelerator, folder: Path, reference: nn.Module | No
             load_reference(accelerator.unwrap_model(reference), folder / REFERENCE)
     except Exception as error:  # whatever four file formats make of garbage
         expected = f"a whole training state{_advice(folder)}"
-        raise CheckpointError(folder, expected, _reason(error)) from error
+        raise CheckpointError(folder, expected, named(error)) from error
     return int(meta["step"])
 
 
@@ -190,7 +172,7 @@ def damage(folder: Path) -> str | None:
     except FileNotFoundError:
         return f"no {META}"
     except (OSError, ValueError, KeyError, TypeError) as error:
-        return f"{META}: {_reason(error)}"
+        return f"{META}: {named(error)}"
     found = _sizes(folder)
     for name, size in expected.items():
         if found.get(name) != size:
@@ -228,7 +210,3 @@ def _sizes(folder: Path) -> dict[str, int]:
     """Bytes of every file in a state, by its path from the folder."""
     files = (path for path in sorted(folder.rglob("*")) if path.is_file() and path.name != META)
     return {str(path.relative_to(folder)): path.stat().st_size for path in files}
-
-
-def _reason(error: Exception) -> str:
-    return f"{type(error).__name__}: {one_line(error)}"

@@ -24,9 +24,10 @@ from t3d.devices import GIB, forget_peak, peak_memory
 from t3d.errors import UserError
 from t3d.sdar.backend import Heads
 from t3d.sdar.opening import open_checkpoint
+from t3d.storage.folders import saving
 from t3d.storage.paths import find_data_files
 from t3d.training import fsdp
-from t3d.training.checkpoint import load_state, prune, save_state, saved_steps, saving, step_folder
+from t3d.training.checkpoint import load_state, prune, save_state, saved_steps, step_folder
 from t3d.training.clock import StepClock
 from t3d.training.data import load_samples
 from t3d.training.forward import batch_losses

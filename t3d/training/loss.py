@@ -65,20 +65,22 @@ def sample_losses(
         settings: the terms.
         routing: where a mixture of experts sent its tokens: all of them or, in the last layer, the wanted rows.
     """
-    num_samples, real = batch.num_samples, rows["real"]
+    num_samples = batch.num_samples
     known = {"sample": batch.sample, "block": batch.block, "coarse_step": batch.coarse_step}
-    hidden = {name: values[batch.masked] for name, values in (*rows.items(), *known.items())}
+    hidden = {**rows, **known}
+    if settings.needs_visible_rows:  # else every row is a masked one, and to look would wait for the device
+        hidden = {name: values[batch.masked] for name, values in hidden.items()}
     sample, steps = hidden["sample"], hidden["coarse_step"]
     terms: dict[str, Tensor] = {}
-    total = real.new_zeros(num_samples)
+    total = rows["real"].new_zeros(num_samples)
     if settings.cross_entropy:
         terms["loss/cross_entropy"] = cross_entropy_loss(hidden["real"], sample, num_samples)
         total = total + settings.cross_entropy * terms["loss/cross_entropy"]
     if settings.ddo:
-        terms |= _ddo(hidden, num_samples, settings)
+        terms |= _ddo(hidden, batch, settings)
         total = total + settings.ddo * terms["loss/ddo"]
     if settings.path:
-        terms["loss/path"] = _path(real, batch, settings)
+        terms["loss/path"] = _path(hidden, rows["real"], batch, settings)
         total = total + settings.path * terms["loss/path"]
     if settings.certainty:
         terms["loss/certainty"] = certainty_loss(hidden["entropy"], hidden["correct"], sample, num_samples)
@@ -98,14 +100,15 @@ def sample_losses(
     return {"loss/total": total, **terms}
 
 
-def _ddo(hidden: Mapping[str, Tensor], num_samples: int, settings: LossSettings) -> dict[str, Tensor]:
+def _ddo(hidden: Mapping[str, Tensor], batch: Batch, settings: LossSettings) -> dict[str, Tensor]:
     sample, real, fake = hidden["sample"], hidden["real_ratio"], hidden["fake_ratio"]
-    unit = {
-        "sample": sample,
-        "block": hidden["block"],
-        "token": torch.arange(len(sample), device=sample.device),
+    num_samples = batch.num_samples
+    unit, num_units = {
+        "sample": (sample, num_samples),
+        "block": (hidden["block"], batch.num_blocks),
+        "token": (torch.arange(len(sample), device=sample.device), len(sample)),
     }[settings.ddo_level]
-    loss_real, loss_fake = ddo_sample_losses(real, fake, unit, sample, num_samples, settings.beta)
+    loss_real, loss_fake = ddo_sample_losses(real, fake, unit, sample, num_units, num_samples, settings.beta)
     return {
         "loss/ddo": loss_real + settings.alpha * loss_fake,
         "loss/ddo_real": loss_real,
@@ -115,9 +118,11 @@ def _ddo(hidden: Mapping[str, Tensor], num_samples: int, settings: LossSettings)
     }
 
 
-def _path(real: Float[Tensor, " rows"], batch: Batch, settings: LossSettings) -> Float[Tensor, " samples"]:
-    term, rows = {
-        "paper": (path_loss, batch.masked),
-        "release": (release_path_loss, batch.response),
-    }[settings.path_loss]
-    return term(real[rows], batch.coarse_step[rows], settings.num_coarse_steps, batch.sample[rows], batch.num_samples)
+def _path(
+    hidden: Mapping[str, Tensor], real: Float[Tensor, " rows"], batch: Batch, settings: LossSettings
+) -> Float[Tensor, " samples"]:
+    num_steps, num_samples = settings.num_coarse_steps, batch.num_samples
+    if settings.path_loss == "paper":
+        return path_loss(hidden["real"], hidden["coarse_step"], num_steps, hidden["sample"], num_samples)
+    rows = batch.response
+    return release_path_loss(real[rows], batch.coarse_step[rows], num_steps, batch.sample[rows], num_samples)

@@ -2,12 +2,15 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int
+from numpy.typing import NDArray
 from torch import Tensor
 
+from t3d.parcel import send
 from t3d.sdar.attention import TrainingTokens, block_index
 from t3d.training.attention import PackedPlan, plan_of
 from t3d.training.states import State
@@ -30,6 +33,7 @@ class Batch:
         block: block of each row; no two samples share a number.
         document: sample of each token of the row; `num_samples` for padding.
         uniforms: uniform number of each row, for drawing fakes.
+        num_blocks: more than the largest `block`.
         num_samples: samples in the batch.
         num_tokens: tokens of prompts and responses, both copies; neither what fills last blocks nor padding.
     """
@@ -46,6 +50,7 @@ class Batch:
     block: Int[Tensor, " rows"]
     document: Int[Tensor, " tokens"]
     uniforms: Float[Tensor, " rows"]
+    num_blocks: int
     num_samples: int
     num_tokens: int
 
@@ -78,23 +83,22 @@ def collate(
     logit_rows = tokens.noisy.nonzero()[:, 0][torch.from_numpy(np.concatenate(rows))]
     ids = [part for state in states for part in (state.clean_ids, state.inputs)]
 
-    def gather(name: str) -> Tensor:
-        parts = [getattr(state, name)[row] for state, row in zip(states, rows, strict=True)]
-        return torch.from_numpy(np.concatenate(parts)).to(device)
+    def gather(name: str) -> NDArray[Any]:
+        return np.concatenate([getattr(state, name)[row] for state, row in zip(states, rows, strict=True)])
 
+    host = {
+        "input_ids": np.concatenate([*ids, np.full(num_pads, pad_id)])[None],
+        "position_ids": positions[None].numpy(),
+        "logit_rows": logit_rows.numpy(),
+        **{name: gather(name) for name in ("targets", "masked", "response", "coarse_step", "uniforms")},
+        "sample": tokens.document[logit_rows].numpy(),
+        "block": tokens.block[logit_rows].numpy(),
+        "document": tokens.document.numpy(),
+    }
     return Batch(
-        input_ids=torch.from_numpy(np.concatenate([*ids, np.full(num_pads, pad_id)]))[None].to(device),
-        position_ids=positions[None].to(device),
+        **dict(zip(host, send(list(host.values()), device), strict=True)),
         plan=kind(tokens, lengths, device, longest),
-        logit_rows=logit_rows.to(device),
-        targets=gather("targets"),
-        masked=gather("masked"),
-        response=gather("response"),
-        coarse_step=gather("coarse_step"),
-        sample=tokens.document[logit_rows].to(device),
-        block=tokens.block[logit_rows].to(device),
-        document=tokens.document.to(device),
-        uniforms=gather("uniforms"),
+        num_blocks=int(tokens.block.max()) + 1,
         num_samples=len(states),
         num_tokens=sum(state.num_tokens for state in states),
     )

@@ -15,6 +15,7 @@ from t3d.storage.experiments import claim_run, method_folder, new_run, read_run_
 from t3d.storage.files import read_json, write_json_atomic
 from t3d.storage.fingerprint import model_digest
 from t3d.storage.folders import make_folder, remove_leftovers
+from t3d.storage.locks import claim
 from t3d.storage.paths import model_name, start_of, user_path
 from t3d.training.checkpoint import saved_samples, saved_steps
 from t3d.training.schedule import samples_per_step
@@ -46,6 +47,8 @@ whole reference, and either way it computes the same.)"""
 
 INPUTS = "inputs.json"
 """The file of a run that holds the digests of what the keys in it name."""
+LOCK = ".lock"
+"""The file of a run that the process which trains in its folder has claimed."""
 
 
 def run_inputs(source: Path, data_digest: str) -> dict[str, str]:
@@ -70,13 +73,13 @@ def open_run_folder(
 
     Raises:
         CheckpointError: resuming was asked for by path, and there is no state.
-        ConfigError: configuration, weights or data differ from those of the run to resume, or a new run's folder
-            holds one.
+        ConfigError: configuration, weights or data differ from those of the run to resume, a new run's folder
+            holds one, or another process trains in it.
     """
     answer: list[Any] = [None]
     if accelerator.is_main_process:
         try:
-            answer = [_open(config, inputs(), accelerator.num_processes)]
+            answer = [_open(config, inputs(), accelerator)]
         except UserError as error:
             answer = [error]
     broadcast_object_list(answer)
@@ -85,13 +88,16 @@ def open_run_folder(
     return answer[0]
 
 
-def _open(config: TrainConfig, inputs: dict[str, str], num_processes: int) -> tuple[Path, Path | None]:
+def _open(config: TrainConfig, inputs: dict[str, str], accelerator: Accelerator) -> tuple[Path, Path | None]:
     folder, state = find_run(config)
     if state is None:
         folder = claim_run(folder.parent) if _is_named_by_time(config) else make_folder(folder)
+    if not claim(folder / LOCK, accelerator):
+        raise ConfigError("experiment.output_dir", "a folder that no other process trains in", f"{folder}, in use")
+    if state is None:
         write_json_atomic(folder / INPUTS, inputs)
         return folder, None
-    _check_batch(config, state, folder, num_processes)
+    _check_batch(config, state, folder, accelerator.num_processes)
     _check_inputs(inputs, folder)
     for part in ("ckpt", "state"):
         remove_leftovers(folder / part)

@@ -52,7 +52,7 @@ def test_gradients_match_finite_differences() -> None:
 def test_units_are_averaged_before_the_sigmoid_and_samples_after_it() -> None:
     real, fake = torch.tensor([2.0, 4.0, 6.0, 1.0]), torch.tensor([0.0, 1.0, 2.0, 3.0])
     unit, sample = torch.tensor([5, 5, 7, 9]), torch.tensor([0, 0, 0, 2])
-    losses = ddo_sample_losses(real, fake, unit, sample, num_samples=3, beta=0.5)
+    losses = ddo_sample_losses(real, fake, unit, sample, num_units=11, num_samples=3, beta=0.5)
     # Sample 0 has units 5 (ratios 3 and 0.5) and 7 (6 and 2); sample 1 has none; sample 2 has 9 (1 and 3).
     by_hand_real = [-(math.log(sigmoid(1.5)) + math.log(sigmoid(3))) / 2, 0, -math.log(sigmoid(0.5))]
     by_hand_fake = [-(math.log(sigmoid(-0.25)) + math.log(sigmoid(-1))) / 2, 0, -math.log(sigmoid(-1.5))]

@@ -121,6 +121,9 @@ def test_a_folder_that_is_there_is_left_alone(checkpoint, tmp_path):
     train_elsewhere(checkpoint, tmp_path / "adapter", target_modules=["q_proj"])
     with pytest.raises(UserError, match=r"OUT: expected a folder that does not exist"):
         main(["merge", str(checkpoint), str(tmp_path / "adapter"), str(tmp_path)])
+    (tmp_path / "link").symlink_to(tmp_path / "nowhere")
+    with pytest.raises(UserError, match=r"OUT: expected a folder that does not exist"):
+        main(["merge", str(checkpoint), str(tmp_path / "adapter"), str(tmp_path / "link")])
 
 
 def test_an_adapter_of_another_base_is_told_of(checkpoint, tmp_path, caplog):

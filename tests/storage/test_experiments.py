@@ -1,3 +1,4 @@
+import errno
 from pathlib import Path
 
 import pytest
@@ -22,6 +23,16 @@ def test_folders_follow_from_model_kind_and_method(method):
     (method / "notes").mkdir()
     assert run.parent == method
     assert runs(method) == [method, run]
+
+
+def test_a_run_that_cannot_begin_is_told_of(method, monkeypatch):
+    def refuse(folder: Path, *arguments, **named) -> None:
+        raise OSError(errno.EROFS, "Read-only file system", str(folder))
+
+    monkeypatch.setattr("t3d.storage.experiments.make_folder", lambda folder: folder)
+    monkeypatch.setattr(Path, "mkdir", refuse)
+    with pytest.raises(DataError, match="expected a folder that can be made, found Read-only file system"):
+        claim_run(method)
 
 
 def test_a_checkpoint_of_a_method_is_that_of_its_newest_finished_run(method):

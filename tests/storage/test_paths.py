@@ -34,6 +34,11 @@ def test_elsewhere_the_current_folder_is_the_workspace(tmp_path, monkeypatch):
     assert workspace() == tmp_path
 
 
+def test_a_path_that_cannot_be_one_is_told_of():
+    with pytest.raises(DataError, match=r"^x{200}: expected a path that this process may look at, found File name too"):
+        existing_path("x" * 300)
+
+
 def test_data_are_found_by_name_and_by_path(tmp_path, monkeypatch):
     for folder in ("sample", "data"):
         (tmp_path / folder).mkdir()
