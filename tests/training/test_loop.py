@@ -560,7 +560,7 @@ except UserError as error:
 def test_two_processes_with_several_chunks_and_forwards_equal_one(
     checkpoint, trajectories, tmp_path, single, single_adapter, stage
 ):
-    """Packed to a token budget, the head in chunks that are computed again: DDP, then DeepSpeed's stages.
+    """Packed to a token budget, activations and the head's chunks computed again: DDP, then DeepSpeed's stages.
 
     And so with an adapter, whose frozen weights student and reference share: its run resumes exactly, too.
     """
@@ -573,8 +573,8 @@ def test_two_processes_with_several_chunks_and_forwards_equal_one(
             "ACCELERATE_DEEPSPEED_ZERO_STAGE": str(stage),
             "ACCELERATE_DEEPSPEED_ZERO3_SAVE_16BIT_MODEL": "true",
         }
-    settings = eight_samples(checkpoint, trajectories, folder, "training.tokens_per_batch=150")
-    told = launch_two(settings, script, **environment)
+    keys = ["training.tokens_per_batch=150", "training.gradient_checkpointing_enable=true"]
+    told = launch_two(eight_samples(checkpoint, trajectories, folder, *keys), script, **environment)
     assert not told, told[-3000:]
     assert_close(single, load_file(folder / "ckpt/optimized/model.safetensors"), tolerance=1e-5)
     ratios = [line["ratio/real"] for line in metrics(folder)]
