@@ -1,7 +1,6 @@
 """Where an arena's problems come from, and the files that hold them."""
 
 import itertools
-import re
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
@@ -10,6 +9,7 @@ from typing import Any
 from t3d.storage.files import read_json, write_json_atomic
 from t3d.storage.folders import make_folder
 from t3d.toy import gsm_symbolic, problems
+from t3d.toy.problems import family_of
 
 WORLDS: dict[str, Callable[[str], Iterator[dict[str, Any]]]] = {
     "TinyMath": problems.generate,
@@ -21,7 +21,6 @@ WORLDS: dict[str, Callable[[str], Iterator[dict[str, Any]]]] = {
 
 HELD_OUT = 2000
 """Problems in a file to evaluate; an evaluation takes the first ones."""
-NUMBER = re.compile(r"\d+(?:[.,]\d+)*")
 
 
 def evaluated_problems(world: str, split: str, folder: Path) -> Path:
@@ -32,15 +31,10 @@ def evaluated_problems(world: str, split: str, folder: Path) -> Path:
 def problem_families(path: Path, count: int) -> list[int]:
     """The family of each of the first `count` problems of a file, in the order of first appearance.
 
-    A world redraws the wording of few sums, and who solves one wording mostly solves the others: problems with the same
-    numbers, in any order, and the same answer are one family.
+    What a family is, says `family_of`.
     """
-    numbers: dict[tuple[tuple[str, ...], str], int] = {}
-    keys = [
-        (tuple(sorted(NUMBER.findall(item["question"]))), item["ground_truth_answer"])
-        for item in read_json(path)[:count]
-    ]
-    return [numbers.setdefault(key, len(numbers)) for key in keys]
+    numbers: dict[str, int] = {}
+    return [numbers.setdefault(family_of(item), len(numbers)) for item in read_json(path)[:count]]
 
 
 def train_problems(world: str, count: int, folder: Path) -> Path:

@@ -1,7 +1,7 @@
 """The figures of one evaluation, from its graded records alone."""
 
 import math
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -56,7 +56,8 @@ def metrics(records: Sequence[dict[str, Any]], seconds: float | None) -> Metrics
     r"""Accuracy and cost over all responses.
 
     Responses to one problem resemble each other, so the standard error takes problems, not responses, as what
-    was drawn at random.  With s_i right answers among the k_i graded ones of problem i, n = \sum k_i:
+    was drawn at random; and problems of one `family` are drawn together.  With s_i right answers among the k_i graded
+    ones of problem i, or of family i, n = \sum k_i:
 
         acc = \sum s_i / n,  stderr = \sqrt{\sum (s_i - acc k_i)^2} / n
 
@@ -66,7 +67,7 @@ def metrics(records: Sequence[dict[str, Any]], seconds: float | None) -> Metrics
     A ratio of two counts is a ratio of sums: `tokens_per_step` is all tokens over all denoising steps.
 
     Args:
-        records: rollout records with `correctness` (None: no grade, counted nowhere in n) and `grading`; of
+        records: rollout records with `correctness` (None: no grade, counted nowhere in n) and `grading`; of `family`,
             `response_length`, `num_steps`, `num_forwards`, `num_draft_forwards`, `finish_reason`, `prompt_ids` and
             `block_size` what the file has.
         seconds: decoding time of all of them, if known.
@@ -80,7 +81,7 @@ def metrics(records: Sequence[dict[str, Any]], seconds: float | None) -> Metrics
     answered = responses - reasons[FAILED]
     prefills = _prefills(records)
     decoding = None if forwards is None or prefills is None else forwards - prefills
-    n, acc, stderr = _accuracy([record["correctness"] for record in records])
+    n, acc, stderr = _accuracy(records)
     return Metrics(
         n=n,
         acc=acc,
@@ -100,14 +101,16 @@ def metrics(records: Sequence[dict[str, Any]], seconds: float | None) -> Metrics
     )
 
 
-def _accuracy(correctness: Sequence[Sequence[bool | None]]) -> tuple[int, float, float]:
-    """n, acc and stderr (see `metrics`) of the grades of each problem's responses."""
-    graded = [[grade for grade in grades if grade is not None] for grades in correctness]
-    n = sum(map(len, graded))
+def _accuracy(records: Sequence[dict[str, Any]]) -> tuple[int, float, float]:
+    """n, acc and stderr (see `metrics`)."""
+    graded: dict[str | int, list[bool]] = defaultdict(list)
+    for index, record in enumerate(records):
+        graded[record.get("family", index)] += [grade for grade in record["correctness"] if grade is not None]
+    n = sum(map(len, graded.values()))
     if not n:
         raise ValueError("no response has a grade")
-    acc = sum(map(sum, graded)) / n
-    squares = sum((sum(grades) - acc * len(grades)) ** 2 for grades in graded)
+    acc = sum(map(sum, graded.values())) / n
+    squares = sum((sum(grades) - acc * len(grades)) ** 2 for grades in graded.values())
     return n, acc, math.sqrt(squares) / n
 
 

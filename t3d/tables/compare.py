@@ -61,7 +61,7 @@ def compare(a: Outcomes, b: Outcomes, names: tuple[Path, Path]) -> Comparison:
     common = [problem for problem in a.graded if problem in b.graded]
     if not common:
         raise DataError(names[1], f"a problem that {names[0]} answered too", "none (responses failed)")
-    test = paired_test(a.graded, b.graded)
+    test = paired_test(a.graded, b.graded, a.families)
     shares = [(_share(a.graded[problem]), _share(b.graded[problem])) for problem in common]
     return Comparison(
         test=test,
@@ -77,9 +77,12 @@ def compare(a: Outcomes, b: Outcomes, names: tuple[Path, Path]) -> Comparison:
 def report(comparison: Comparison, a: Results, b: Results) -> str:
     """The comparison in words."""
     test = comparison.test
-    kind = "McNemar's exact test" if comparison.one_response else "exact sign-flip test over problems"
+    units = "problems" if test.units == comparison.problems else f"{test.units} families of problems"
+    kind = f"exact sign-flip test over {units}"
+    if comparison.one_response and test.units == comparison.problems:
+        kind = "McNemar's exact test"
     if not test.exact:
-        kind = "sign-flip test over problems, normal approximation"
+        kind = f"sign-flip test over {units}, normal approximation"
     change = "undefined (A has none right)" if comparison.improvement is None else f"{comparison.improvement:+.2f} %"
     who = "right only in" if comparison.one_response else "more often right in"
     equal = comparison.problems - comparison.only_a - comparison.only_b

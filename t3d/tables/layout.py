@@ -7,6 +7,7 @@ from typing import Any
 from t3d.config import TableConfig
 from t3d.tables.cells import Run
 from t3d.tables.significance import (
+    Part,
     improvement,
     mean_stderr,
     normal_p,
@@ -179,8 +180,10 @@ def _averages(runs: Sequence[Run], table: TableConfig) -> dict[tuple, tuple[Entr
         for name in dict.fromkeys(run.place["model"] for run in group):
             mine = [run for run in group if run.place["model"] == name]
             if all(run.outcomes is not None for run in mine):
-                parts[name] = shares_of_mean([(run.place["dataset"], run.outcomes.graded) for run in mine])  # type: ignore[union-attr]
-        means = {name: sum(values.values()) for name, values in parts.items()}
+                parts[name] = shares_of_mean(
+                    [(run.place["dataset"], run.outcomes.graded, run.outcomes.families) for run in mine]  # type: ignore[union-attr]
+                )
+        means = {name: sum(part.value for part in values.values()) for name, values in parts.items()}
         ranked = [name for name in parts if name not in table.unranked]
         best = _ties(
             ranked,
@@ -212,11 +215,11 @@ def _acc_p(a: Run, b: Run) -> float:
     assert a.outcomes is not None
     assert b.outcomes is not None
     common = a.outcomes.graded.keys() & b.outcomes.graded.keys()
-    return paired_test(a.outcomes.graded, b.outcomes.graded).p_value if common else 1.0
+    return paired_test(a.outcomes.graded, b.outcomes.graded, a.outcomes.families).p_value if common else 1.0
 
 
-def _parts_p(a: dict[tuple[str, str], float], b: dict[tuple[str, str], float]) -> float:
-    return normal_p([a[problem] - b[problem] for problem in a if problem in b])
+def _parts_p(a: dict[tuple[str, str], Part], b: dict[tuple[str, str], Part]) -> float:
+    return normal_p([a[unit].value - b[unit].value for unit in a if unit in b])
 
 
 def _equal(a: Run, b: Run, figure: str) -> bool:
@@ -270,6 +273,8 @@ def _notes(runs: Sequence[Run], table: TableConfig) -> str:
         f"Accuracy is in % ± standard error. Graded responses: {sizes or 'none'}.",
         "Methods are compared with each other, each setting by itself: the best one is bold.",
     ]
+    if any(run.outcomes is not None and run.outcomes.families for run in runs):
+        notes.append("Problems of one family count together in errors and tests.")
     if "acc" in table.figures:
         notes.append(
             "An accuracy is bold too if a paired test on the same problems does not find it lower than the best"

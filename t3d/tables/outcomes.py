@@ -3,7 +3,7 @@
 import hashlib
 import math
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -21,10 +21,12 @@ class Outcomes:
     Attributes:
         graded: grades of the responses to each problem, in the data set's order; a problem is known by a digest.
         questions: the beginning of each problem's text, for messages.
+        families: problem -> what it counts with in errors and tests, of those that do not count by themselves.
     """
 
     graded: dict[str, list[bool]]
     questions: dict[str, str]
+    families: dict[str, str] = field(default_factory=dict)
 
 
 def load_outcomes(path: Path, results: Results) -> Outcomes:
@@ -40,6 +42,7 @@ def load_outcomes(path: Path, results: Results) -> Outcomes:
     graded_path = path.with_name("graded-" + path.name.removeprefix(NAME))
     graded: dict[str, list[bool]] = {}
     questions: dict[str, str] = {}
+    families: dict[str, str] = {}
     seen: Counter[str] = Counter()
     for index, record in enumerate(iter_json_list(graded_path)):
         if not isinstance(record, dict) or not {"question", "correctness"} <= record.keys():
@@ -48,6 +51,8 @@ def load_outcomes(path: Path, results: Results) -> Outcomes:
         seen[digest] += 1
         problem = f"{digest}-{seen[digest]}" if seen[digest] > 1 else digest
         questions[problem] = str(record["question"])[:60]
+        if "family" in record:
+            families[problem] = str(record["family"])
         grades = [correct for correct in record["correctness"] if correct is not None]
         if grades:
             graded[problem] = grades
@@ -56,7 +61,7 @@ def load_outcomes(path: Path, results: Results) -> Outcomes:
     if n != told.n or (n and not math.isclose(right / n, told.acc)):
         expected = f"the {told.n} grades of {path.name}, {told.acc:.4f} of them right"
         raise DataError(graded_path, expected, f"{right} right of {n}")
-    return Outcomes(graded, questions)
+    return Outcomes(graded, questions, families)
 
 
 def _digest(record: dict[str, Any]) -> str:

@@ -65,7 +65,8 @@ def main(arguments: list[str]) -> None:
     parser.add_argument("--out", type=user_path, required=True, help="folder to write")
     parser.add_argument("--world", choices=WORLDS, default="TinyMath", help="whose problems it is for")
     parser.add_argument("--names", type=int, default=0, help="TinyMath's invented names beside the usual: more words")
-    parser.add_argument("--weights", type=existing_path, help="a toy model whose weights it starts from; omitted: none")
+    words = "a toy model whose weights it starts from; omitted: none"
+    parser.add_argument("--weights", type=existing_path, default=None, help=words)
     options = parser.parse_args(arguments)
     check_names(options.names)
     if options.names and options.world != "TinyMath":

@@ -10,6 +10,7 @@ from t3d.entry import run_entry
 
 import itertools
 import logging
+import re
 from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any
@@ -22,6 +23,7 @@ from t3d.storage.files import write_json_atomic
 from t3d.storage.folders import make_folder
 from t3d.storage.paths import user_path
 
+NUMBER = re.compile(r"\d+(?:[.,]\d+)*")
 SPLITS = ("train", "validation", "test")
 SHARES = (8, 1, 1)
 SEED = 20260212
@@ -197,6 +199,14 @@ def _pick(choices: list[str], stream: np.random.Generator) -> str:
     return choices[stream.integers(len(choices))]
 
 
+def family_of(problem: dict[str, Any]) -> str:
+    """Names what a problem shares with those that say the same in other words: its numbers, in any order, and answer.
+
+    A world redraws the wording of few sums, and who solves one wording mostly solves the others.
+    """
+    return f"{' '.join(sorted(NUMBER.findall(problem['question'])))} = {problem['ground_truth_answer']}"
+
+
 def write_problems(
     world: str,
     module: str,
@@ -235,8 +245,9 @@ def write_problems(
         check_names(options.names)
         stream = partial(stream, extra_names=options.names)
     problems = list(itertools.islice(stream(options.split, options.seed), options.limit))
-    if not options.solutions:
-        for problem in problems:
+    for problem in problems:
+        problem["family"] = family_of(problem)
+        if not options.solutions:
             del problem["answer"]
     make_folder(options.out.parent)
     write_json_atomic(options.out, problems)

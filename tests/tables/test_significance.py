@@ -1,9 +1,11 @@
+import dataclasses
 import itertools
 import math
 import random
 
 import pytest
 
+from t3d.evaluation.metrics import metrics
 from t3d.tables import significance
 from t3d.tables.significance import (
     exact_p,
@@ -83,22 +85,47 @@ def test_too_much_work_for_an_exact_value_is_said(monkeypatch):
 
 
 def test_the_parts_of_a_mean_sum_to_it():
-    columns = [("A", {"1": [True], "2": [False]}), ("A", {"1": [True], "2": [True]}), ("B", {"1": [True, False]})]
-    parts = shares_of_mean(columns)
-    assert sum(parts.values()) == pytest.approx((0.5 + 1 + 0.5) / 3)
-    assert parts["A", "1"] == pytest.approx(2 * 1 / 2 / 3)
+    graded = [("A", {"1": [True], "2": [False]}), ("A", {"1": [True], "2": [True]}), ("B", {"1": [True, False]})]
+    parts = shares_of_mean([(*column, {}) for column in graded])
+    assert sum(part.value for part in parts.values()) == pytest.approx((0.5 + 1 + 0.5) / 3)
+    assert sum(part.weight for part in parts.values()) == pytest.approx(1)
+    assert parts["A", "1"].value == pytest.approx(2 * 1 / 2 / 3)
 
 
 def test_the_error_of_a_mean_of_one_is_that_of_an_accuracy():
     column = {str(number): [number < 30] for number in range(50)}
-    assert mean_stderr(shares_of_mean([("A", column)])) == pytest.approx(math.sqrt(0.6 * 0.4 / 50))
+    assert mean_stderr(shares_of_mean([("A", column, {})])) == pytest.approx(math.sqrt(0.6 * 0.4 / 50))
 
 
 def test_the_same_answers_at_two_block_sizes_do_not_halve_the_error():
     column = {str(number): [number % 3 == 0] for number in range(50)}
-    once = mean_stderr(shares_of_mean([("A", column)]))
-    assert mean_stderr(shares_of_mean([("A", column), ("A", column)])) == pytest.approx(once)
-    assert mean_stderr(shares_of_mean([("A", column), ("B", column)])) == pytest.approx(once / math.sqrt(2))
+    once = mean_stderr(shares_of_mean([("A", column, {})]))
+    assert mean_stderr(shares_of_mean([("A", column, {}), ("A", column, {})])) == pytest.approx(once)
+    assert mean_stderr(shares_of_mean([("A", column, {}), ("B", column, {})])) == pytest.approx(once / math.sqrt(2))
+
+
+def test_a_family_is_one_unit_of_test_and_errors():
+    """Each of 10 problems in three wordings, which are solved alike: as certain as 10 problems, not as 30."""
+    alone_a, alone_b = graded([i < 6 for i in range(10)]), graded([i < 9 for i in range(10)])
+    names = [f"{wording} of {problem}" for problem in alone_a for wording in range(3)]
+    families = {name: name.rpartition(" ")[2] for name in names}
+    a, b = ({name: each[families[name]] for name in names} for each in (alone_a, alone_b))
+    found, alone = paired_test(a, b, families), paired_test(alone_a, alone_b)
+    assert dataclasses.astuple(found) == pytest.approx(dataclasses.astuple(alone))
+    assert paired_test(a, b).p_value < found.p_value
+    error = mean_stderr(shares_of_mean([("A", a, families)]))
+    assert error == pytest.approx(mean_stderr(shares_of_mean([("A", alone_a, {})])))
+    records = [{"correctness": a[name], "grading": [], "family": families[name]} for name in names]
+    assert metrics(records, None).stderr == pytest.approx(error)
+
+
+def test_families_may_differ_in_size():
+    """By hand: differences 1, 1 and -1 of families of two, one and one problems; their mean is 1/4 per problem."""
+    a, b = graded([False, True, True, False]), graded([True, True, False, True])
+    test = paired_test(a, b, {"0": "x", "1": "x"})
+    assert test.units == 3
+    assert test.stderr == pytest.approx(math.sqrt((1 - 0.5) ** 2 + (-1 - 0.25) ** 2 + (1 - 0.25) ** 2) / 4)
+    assert test.p_value == 1, "every pattern of signs is at least as far from 0"
 
 
 def test_improvement_is_the_papers():

@@ -142,7 +142,7 @@ class TestCommands:
         main(["--split", "test", "--limit", "20", "--out", str(path)])
         items = load_benchmark(path, "math")
         assert [item["question"] for item in items] == [item["question"] for item in problems["test"][:20]]
-        assert all(set(item) == {"question", "ground_truth_answer"} for item in items)
+        assert all(set(item) == {"question", "ground_truth_answer", "family"} for item in items)
 
     def test_it_takes_no_names(self, tmp_path):
         with pytest.raises(UserError, match="--names"):

@@ -132,11 +132,14 @@ class TestCommand:
         main(["--split", "test", "--limit", "50", "--out", str(path)])
         items = load_benchmark(path, "math")
         assert [item["question"] for item in items] == [problem["question"] for problem in problems["test"][:50]]
-        assert all(set(item) == {"question", "ground_truth_answer"} for item in items)
+        assert all(set(item) == {"question", "ground_truth_answer", "family"} for item in items)
+        assert len({item["family"] for item in items}) < 50, "the same numbers come in several wordings"
+        assert all(item["family"].endswith(f"= {item['ground_truth_answer']}") for item in items)
 
     def test_solutions_are_added_on_request(self, tmp_path, problems):
         main(["--split", "train", "--limit", "5", "--solutions", "--out", str(tmp_path / "x.json")])
-        assert json.loads((tmp_path / "x.json").read_text()) == problems["train"][:5]
+        written = json.loads((tmp_path / "x.json").read_text())
+        assert [{name: item[name] for name in problems["train"][0]} for item in written] == problems["train"][:5]
 
     @pytest.mark.parametrize(
         "arguments",

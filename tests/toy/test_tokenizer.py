@@ -7,7 +7,7 @@ from transformers import AutoTokenizer
 from t3d.prompts import build_prompt
 from t3d.sdar import SDARConfig
 from t3d.sdar.checkpoint import default_stop_ids, load_config, load_tokenizer
-from t3d.toy.base import save_base
+from t3d.toy.base import main as write_base
 from t3d.toy.problems import invented_names
 from t3d.toy.tokenizer import CHAT_TEMPLATE, END_OF_TEXT, MASK, TURN_END, TURN_START, build_tokenizer
 
@@ -21,7 +21,7 @@ ITEM = {"question": "Ada has 12 boxes of 3 pens. How many?", "ground_truth_answe
 def base(tmp_path_factory) -> Path:
     """The toy model's folder before training."""
     folder = tmp_path_factory.mktemp("base")
-    save_base(folder)
+    write_base(["--out", str(folder)])
     return folder
 
 
@@ -139,7 +139,7 @@ def test_building_it_twice_gives_the_same_tokenizer():
 
 
 def test_saving_it_twice_gives_the_same_bytes(base, tmp_path):
-    save_base(tmp_path)
+    write_base(["--out", str(tmp_path)])
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == {
         path.name: path.read_bytes() for path in base.iterdir()
     }
