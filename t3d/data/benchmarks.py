@@ -59,9 +59,9 @@ def load_benchmark(path: Path, data_type: str, limit: int | None = None) -> list
     Math and option records hold `question` and `ground_truth_answer` (an option's is a letter, A to D). Code
     records hold `question`, `test_time_limit` (seconds) and `test_method`: "function" with `test_list`
     (programs that assert) and an optional `prefix`, or "stdio" with `test_input` and `test_output` (texts,
-    pairwise). Any may hold `family`, a text: problems of one family count together in errors and tests. Other
-    keys are kept; `ID_FIELDS` must not repeat. (Questions may: the published MATH_train asks one of its problems
-    twice.)
+    pairwise). Any may hold `family`, a text or whole number: problems of one family count together in errors and
+    tests. Other keys are kept; `ID_FIELDS` must not repeat. (Questions may: the published MATH_train asks one of
+    its problems twice.)
 
     Args:
         path: a JSON list of records, or JSON Lines.
@@ -157,12 +157,19 @@ def _checked_item(record: object, data_type: str, where: str) -> dict[str, Any]:
     if not isinstance(record, dict):
         raise DataError(where, "an object", json_kind(record))
     check_text(_field(record, "question", where), f"{where}, field question")
-    if "family" in record:
-        check_text(record["family"], f"{where}, field family")
+    record = _with_family(record, where)
     if data_type == "code":
         _check_code(record, where)
         return record
     return {**record, "ground_truth_answer": (_option if data_type == "option" else _answer)(record, where)}
+
+
+def _with_family(record: dict[str, Any], where: str) -> dict[str, Any]:
+    """The record, its family, if it has one, a text."""
+    family = record.get("family")
+    if family is None:
+        return {name: value for name, value in record.items() if name != "family"}
+    return {**record, "family": str(family) if type(family) is int else check_text(family, f"{where}, field family")}
 
 
 def _check_code(record: dict[str, Any], where: str) -> None:

@@ -69,6 +69,12 @@ def test_answers_that_are_numbers_become_their_text(dataset_file, number, text):
     assert items == [changed(MATH, ground_truth_answer=text)]
 
 
+@pytest.mark.parametrize(("family", "kept"), [("a", {"family": "a"}), (7, {"family": "7"}), (None, {})])
+def test_a_family_is_a_text_or_a_number(dataset_file, family, kept):
+    [item] = load_benchmark(dataset_file(changed(MATH, family=family)), "math")
+    assert item == {**MATH, **kept}
+
+
 def test_limit_takes_the_first_records_but_all_are_checked(dataset_file):
     records = [changed(MATH, question=str(i)) for i in range(5)]
     assert load_benchmark(dataset_file(*records), "math", limit=2) == records[:2]
@@ -86,6 +92,7 @@ def test_limit_takes_the_first_records_but_all_are_checked(dataset_file):
             "record 1, field question: expected the field, found nothing",
         ),
         (changed(MATH, question=["a"]), "math", "record 1, field question: expected a string, found list"),
+        (changed(MATH, family=1.5), "math", "record 1, field family: expected a string, found"),
         (changed(MATH, question="a\0"), "math", "record 1, field question: expected text without NUL"),
         (changed(MATH, question="\ud800"), "math", "field question: .* found '.ud800' at character 0"),
         *(
