@@ -29,7 +29,7 @@ def compare(results: ArenaResults) -> dict[tuple[str, str], Compared]:
     """Every row (or combination of a grid) with at least one finished student, at every decoding and `MEAN`."""
     config, families = results.config, np.array(results.families)
     found = {}
-    for row in config.students():
+    for row in config.row_names():
         students = _finished(results, row)
         if not students:
             continue

@@ -55,7 +55,7 @@ def page(parts: Mapping[str, ArenaResults], figures: str, before: str = "") -> t
     sections, drawn = _sections(before), {}
     for name, results in parts.items():
         compared = compare(results)
-        names = {row: results.config.label(row) for row in results.config.students()}
+        names = {row: results.config.label(row) for row in results.config.row_names()}
         if any(" " in decoding for decoding in results.config.decodings):  # those that take as many steps as they need
             drawn[f"{name}.svg"] = svg(cost_figure(results.config, compared, names))
             lines = [_about(results), _costs(results, compared, names)]

@@ -89,15 +89,25 @@ class ArenaConfig:
         """The decodings whose mean accuracy stands for a row."""
         return self.few_step or [*self.decodings]
 
+    def row_names(self) -> list[str]:
+        """Every row; a grid is a row for each of its combinations."""
+        return [*self.rows, *self._combinations()]
+
     def students(self) -> dict[str, list[str]]:
-        """The keys of each row's students; none: the teacher.  A grid is a row for each of its combinations."""
-        if self.grids:
-            return {
-                f"{row} {number}": keys
-                for row, text in self.grids.items()
-                for number, keys in enumerate(alternatives(text), 1)
-            }
-        return {row: self._with_tuned(row, shlex.split(text)) for row, text in self.rows.items()}
+        """The keys of each row's students; none: the teacher.
+
+        Raises:
+            UserError: a row that is tuned, and no results of the grid that it names.
+        """
+        rows = {row: self._with_tuned(row, shlex.split(text)) for row, text in self.rows.items()}
+        return rows | self._combinations()
+
+    def _combinations(self) -> dict[str, list[str]]:
+        return {
+            f"{row} {number}": keys
+            for row, text in self.grids.items()
+            for number, keys in enumerate(alternatives(text), 1)
+        }
 
     def label(self, row: str) -> str:
         """What people read for a row, or for a combination of a grid: the grid's name and its number."""
@@ -108,7 +118,7 @@ class ArenaConfig:
 
     def reference_row(self) -> str:
         """The row that the others are compared with."""
-        return self.baseline or next(iter(self.students()))
+        return self.baseline or self.row_names()[0]
 
     def _with_tuned(self, row: str, words: list[str]) -> list[str]:
         """The words, each tuned=NAME replaced by what the grid NAME chose."""

@@ -21,7 +21,7 @@ def summary(results: ArenaResults) -> str:
     compared, reference = compare(results), config.reference_row()
     first = next(iter(config.decodings))
     rows = []
-    for row in config.summary or list(config.students()):
+    for row in config.summary or config.row_names():
         if (row, MEAN) not in compared:
             continue
         figures = [accuracy(compared[row, name].accuracy) for name in (first, MEAN)]

@@ -64,6 +64,8 @@ def test_tuned_words_are_what_the_grid_chose(tmp_path):
     for changes in ({"tuned": None}, {"rows": {"ddo": "tuned=ddo"}, "tuned": str(results)}):
         with pytest.raises(ConfigError):
             arena(tmp_path, **({"rows": {"td": "tuned=td"}} | changes)).students()
+    elsewhere = arena(tmp_path, rows={"td": "tuned=td"}, tuned="gone.json")
+    assert elsewhere.row_names() == ["td"], "a page is made of results where the grid's are not"
 
 
 class TestPlan:
