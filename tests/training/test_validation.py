@@ -224,7 +224,7 @@ def test_where_all_fail_there_is_no_figure_and_no_best(keys, tmp_path, monkeypat
         (["validation.decodings=[[4, 2], [4, 2]]"], r"validation\.decodings: expected at least one, each once"),
         (["validation.select=8/1"], r"validation\.select: expected one of mean, 4/2, 4/1, found 8/1"),
         (["validation.max_token=5000"], r"validation\.max_token: expected a problem that fits the model"),
-        (["model.optimized_name=best"], r"model\.optimized_name: expected another name"),
+        (["model.optimized_name=best"], r"model\.optimized_name: expected a name that no other checkpoint"),
     ],
 )
 def test_mistakes_are_named_before_training_starts(keys, tmp_path, monkeypatch, overrides, message):
