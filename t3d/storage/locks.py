@@ -11,6 +11,8 @@ from pathlib import Path
 
 from filelock import FileLock
 
+from t3d.errors import DataError
+
 log = logging.getLogger(__name__)
 
 UNKNOWN = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
@@ -47,9 +49,12 @@ def claim(path: Path, owner: object) -> bool:
         False if another process has claimed it.  Where the file system has no locks nobody knows, and it is True.
 
     Raises:
-        OSError: the file cannot be made.
+        DataError: the file cannot be made.
     """
-    descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+    try:
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+    except OSError as error:
+        raise DataError(path, "a file that can be written to", error.strerror) from error
     weakref.finalize(owner, os.close, descriptor)
     try:
         fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)  # of a process: it may claim a file twice

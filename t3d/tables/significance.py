@@ -64,11 +64,11 @@ def paired_test(a: Graded, b: Graded, families: Families | None = None) -> Paire
     scale = math.lcm(*(len(graded[problem]) for graded in (a, b) for problem in common))
     shares = [[sum(graded[problem]) * scale // len(graded[problem]) for problem in common] for graded in (a, b)]
     differences = [second - first for first, second in zip(*shares, strict=True)]
-    sums: dict[str, int] = {}
-    sizes = Counter((families or {}).get(problem, problem) for problem in common)
-    for problem, difference in zip(common, differences, strict=True):
-        unit = (families or {}).get(problem, problem)
-        sums[unit] = sums.get(unit, 0) + difference
+    units = [(families or {}).get(problem, problem) for problem in common]
+    sizes = Counter(units)
+    sums = dict.fromkeys(sizes, 0)
+    for unit, difference in zip(units, differences, strict=True):
+        sums[unit] += difference
     divisor = math.gcd(*sums.values()) or 1
     steps = [total // divisor for total in sums.values()]
     squares = sum((len(common) * step - sum(steps) * sizes[unit]) ** 2 for unit, step in zip(sums, steps, strict=True))

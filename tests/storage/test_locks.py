@@ -3,6 +3,9 @@
 import subprocess
 import sys
 
+import pytest
+
+from t3d.errors import DataError
 from t3d.storage.locks import claim
 
 
@@ -32,4 +35,6 @@ def test_a_claim_keeps_other_processes_out_until_its_own_ends(tmp_path):
         assert not claim(path, owner)
         process.communicate("\n", timeout=60)
     assert claim(path, owner)
+    with pytest.raises(DataError, match=r"\.lock: expected a file that can be written to, found No such file"):
+        claim(tmp_path / "nowhere" / ".lock", owner)
     assert claim(path, Owner()), "a process may claim a file twice"
