@@ -3,7 +3,7 @@
 The peers run the network as transformers loads it, which is how their users have them, and once more with the layers
 that `load_decoder` gives our engine, which shows what the decoding itself is worth.
 
-`make bench` writes bench_results/decode.json and decode_length.json and prints the README's table; with `--quick` a
+`make bench` writes bench_results/decode.json and decode_length.json and prints docs/speed.md's table; with `--quick` a
 small sample of it, with `--only` one model's lines, nothing written.
 """
 
@@ -193,8 +193,8 @@ def share(part: Callable[[], Any], whole: Callable[[], Any], repeats: int) -> fl
     return float(np.median(shares))
 
 
-def extra_mb(work: Callable[[], Any]) -> float:
-    """How far resident memory rises during `work`, in MB (Linux with glibc)."""
+def memory_mb(work: Callable[[], Any]) -> tuple[float, float]:
+    """How far resident memory rises during `work`, and how far it is then, in MB (Linux with glibc)."""
 
     def kilobytes(field: str) -> int:
         return int(Path("/proc/self/status").read_text().split(f"{field}:")[1].split()[0])
@@ -204,7 +204,8 @@ def extra_mb(work: Callable[[], Any]) -> float:
     Path("/proc/self/clear_refs").write_text("5")
     before = kilobytes("VmRSS")
     work()
-    return (kilobytes("VmHWM") - before) / 1024
+    most = kilobytes("VmHWM")
+    return (most - before) / 1024, most / 1024
 
 
 def check_equal(ours: Sequence[Trajectory], peers: Sequence[list[int]], peer: str) -> None:
@@ -218,10 +219,8 @@ def measure(subject: Subject, num_prompts: int, block_size: int, steps: int, rep
     """One line of decode.json."""
     prompts, config = subject.prompts[:num_prompts], subject.config(block_size, steps)
     engine = partial(decode, subject.model, prompts, config, max_active=num_prompts)
-    memory = {
-        "engine": extra_mb(engine),
-        "batched": extra_mb(partial(decode_together, subject.loaded, prompts, config)),
-    }
+    extra_mb, peak_mb = memory_mb(engine)
+    batched_mb, _ = memory_mb(partial(decode_together, subject.loaded, prompts, config))
     with recorded(subject.model) as forwards:
         engine()
     peers = {
@@ -235,7 +234,8 @@ def measure(subject: Subject, num_prompts: int, block_size: int, steps: int, rep
     for peer in peers:
         check_equal(ours, results[peer].responses, peer)
     tokens = [len(trajectory.response_ids) for trajectory in ours]
-    decoded = {peer: sum(tokens[: len(results[peer].responses)]) for peer in peers}
+    speeds = {peer: sum(tokens[: len(results[peer].responses)]) / times[peer] for peer in peers}
+    speeds["engine"] = sum(tokens) / times["engine"]
     steps_per_block = [
         (trajectory.num_forwards - prefill_forwards(len(trajectory.prompt_ids), block_size))
         / len({(len(trajectory.prompt_ids) + place) // block_size for place in range(len(trajectory.response_ids))})
@@ -247,11 +247,12 @@ def measure(subject: Subject, num_prompts: int, block_size: int, steps: int, rep
         "num_prompts": num_prompts,
         "block_size": block_size,
         "denoising_steps": steps,
-        "times_faster": {peer: (sum(tokens) / times["engine"]) / (decoded[peer] / times[peer]) for peer in peers},
+        "tokens_per_second": speeds,
+        "times_faster": {peer: speeds["engine"] / speeds[peer] for peer in peers},
         "forwards_per_block": {"plain": plain.forwards / plain.blocks, "engine": float(np.mean(steps_per_block))},
         "efficiency": share(partial(replay, forwards), engine, repeats),
-        "extra_mb": memory,
-        "tokens_per_second": sum(tokens) / times["engine"],
+        "extra_mb": {"engine": extra_mb, "batched": batched_mb},
+        "peak_mb": peak_mb,
         "response_tokens": {"min": min(tokens), "mean": float(np.mean(tokens)), "max": max(tokens)},
         "plain_timed_on": min(num_prompts, ALONE),
     }

@@ -124,6 +124,8 @@ def _is_unmarked(path: Path) -> bool:
     try:
         with unused(path) as nobody:
             return nobody
+    except FileNotFoundError:  # gone meanwhile
+        return True
     except PermissionError:  # another user's
         return False
 

@@ -23,13 +23,14 @@ from t3d.doctor.machine import Device, size_of
 from t3d.doctor.model import Patient
 from t3d.errors import CheckpointError, DataError
 from t3d.evaluation.records import read_rollouts
+from t3d.evaluation.run import at_newest_run
 from t3d.rollout.draft import SELF, check_draft, check_tokens
 from t3d.rollout.job import decoding_config, machine_share, prompt_of
 from t3d.rollout.ranks import Ranks
 from t3d.rollout.run import count_workers, project_folder, rollout_path
 from t3d.sdar.backend import Heads
 from t3d.sdar.opening import Checkpoint
-from t3d.storage.paths import find_data
+from t3d.storage.paths import existing_path, find_data
 from t3d.tables.cells import Cell, every_cell
 from t3d.training.memory import num_parameters
 
@@ -107,7 +108,7 @@ def _examine_evaluation(examination: Examination, config: EvalConfig, launched: 
         if not there:
             return
         config = replace(config, evaluation=there[0].config.evaluation, rollout=there[0].config.rollout)
-    examine_model(examination, config, launched)
+    examine_model(examination, at_newest_run(config), launched)
 
 
 def examine_model(examination: Examination, config: SampleConfig, launched: bool) -> None:
@@ -290,7 +291,7 @@ def rollouts(config: EvalConfig) -> Iterator[Finding]:
     Raises:
         DataError: it cannot; file, record and field are named.
     """
-    path = Path(str(config.evaluation.rollouts))
+    path = existing_path(str(config.evaluation.rollouts))
     records = read_rollouts(path, config.evaluation.data_type, config.evaluation.limit)
     answers = sum(len(record["full_output"]) for record in records)
     yield Finding("ok", "rollouts", f"{path}: {len(records)} problems, {answers} responses to grade")

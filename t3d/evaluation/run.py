@@ -64,7 +64,7 @@ def evaluate(config: EvalConfig, workers: Workers | None = None) -> Evaluation:
     given = config.evaluation.rollouts
     if given is not None:
         return join_ranks().on_first(lambda: _evaluate_given(config, existing_path(given)))
-    config = _at_newest_run(config)
+    config = at_newest_run(config)
     if warning := other_wording(config):
         log.warning("%s", warning)
     job = make_job(config)
@@ -74,7 +74,7 @@ def evaluate(config: EvalConfig, workers: Workers | None = None) -> Evaluation:
     return join_ranks().on_first(lambda: _evaluate_decoded(config, rollouts, name))
 
 
-def _at_newest_run(config: EvalConfig) -> EvalConfig:
+def at_newest_run(config: EvalConfig) -> EvalConfig:
     """The configuration with the folder that its checkpoint is in, where it names that of a method."""
     asked = config.evaluation.checkpoint_path
     if asked is None or (found := newest_checkpoint(asked)) == asked:

@@ -7,6 +7,7 @@ import os
 import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 from filelock import FileLock
@@ -17,6 +18,17 @@ log = logging.getLogger(__name__)
 
 UNKNOWN = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
 """What file systems without locks answer."""
+
+
+@dataclass
+class _Claim:
+    """This process's claim of a file."""
+
+    descriptor: int
+    num_owners: int = 0
+
+
+_claims: dict[Path, _Claim] = {}
 
 
 @contextmanager
@@ -45,24 +57,38 @@ def one_at_a_time(path: Path) -> Iterator[None]:
 def claim(path: Path, owner: object) -> bool:
     """Claims the file `path`, which is made if missing, for this process as long as `owner` lives.
 
+    A process may claim a file for several owners; the last one's end ends the claim.
+
     Returns:
         False if another process has claimed it.  Where the file system has no locks nobody knows, and it is True.
 
     Raises:
         DataError: the file cannot be made.
     """
-    try:
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
-    except OSError as error:
-        raise DataError(path, "a file that can be written to", error.strerror) from error
-    weakref.finalize(owner, os.close, descriptor)
-    try:
-        fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)  # of a process: it may claim a file twice
-    except (BlockingIOError, PermissionError):
-        return False
-    except OSError as error:
-        log.debug("%s: cannot be claimed (%s)", path, error)
+    place = path.resolve()
+    if place not in _claims:
+        try:
+            descriptor = os.open(place, os.O_RDWR | os.O_CREAT, 0o666)
+        except OSError as error:
+            raise DataError(path, "a file that can be written to", error.strerror) from error
+        try:
+            fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except (BlockingIOError, PermissionError):
+            os.close(descriptor)
+            return False
+        except OSError as error:
+            log.debug("%s: cannot be claimed (%s)", path, error)
+        _claims[place] = _Claim(descriptor)
+    _claims[place].num_owners += 1
+    weakref.finalize(owner, _give_up, place)
     return True
+
+
+def _give_up(place: Path) -> None:
+    """One owner's claim; a lock of this kind goes with the first descriptor of its file that the process closes."""
+    _claims[place].num_owners -= 1
+    if not _claims[place].num_owners:
+        os.close(_claims.pop(place).descriptor)
 
 
 def mark_in_use(path: Path, owner: object) -> None:

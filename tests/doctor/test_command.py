@@ -394,12 +394,23 @@ def test_what_fsdp2_cannot_train_is_refused_where_the_command_would(training, mo
     assert errors("train", training("model.lora_rank=4"))["launch"] == "model.lora_rank: 4"
 
 
-def test_a_rollout_file_to_grade_needs_no_model(tmp_path):
+def test_an_evaluation_is_of_the_newest_finished_run(decoding, checkpoint, tmp_path):
+    method = tmp_path / "t3d"
+    newest = shutil.copytree(checkpoint, method / "20260102-000000" / "ckpt" / "optimized")
+    shutil.copytree(checkpoint, method / "20260101-000000" / "ckpt" / "optimized")
+    arguments = decoding(model=method / "ckpt" / "optimized")
+    assert not errors("eval", arguments)
+    assert str(newest) in findings("eval", arguments)["checkpoint"][0].text
+
+
+def test_a_rollout_file_to_grade_needs_no_model(tmp_path, monkeypatch):
     path = tmp_path / "outputs.json"
     path.write_text(json.dumps([{"question": "1+1?", "ground_truth_answer": "2", "full_output": ["2", "3"]}]))
     found = findings("eval", [f"evaluation.rollouts={path}", f"experiment.output_dir={tmp_path}"])
     assert found["rollouts"][0].text.endswith("1 problems, 2 responses to grade")
     assert found.keys() == {"sandbox", "rollouts", "output"}
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert not errors("eval", ["evaluation.rollouts=~/outputs.json", f"experiment.output_dir={tmp_path}"])
     path.write_text(json.dumps([{"question": "1+1?", "ground_truth_answer": "2"}]))
     assert "full_output" in errors("eval", [f"evaluation.rollouts={path}"])["rollouts"]
 

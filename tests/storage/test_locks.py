@@ -27,6 +27,10 @@ sys.stdin.readline()
 """
 
 
+def claimed_elsewhere(command):
+    return subprocess.run(command, input="\n", capture_output=True, text=True, check=True, timeout=60).stdout
+
+
 def test_a_claim_keeps_other_processes_out_until_its_own_ends(tmp_path):
     path, owner = tmp_path / ".lock", Owner()
     command = [sys.executable, "-c", HOLDING, str(path)]
@@ -38,3 +42,6 @@ def test_a_claim_keeps_other_processes_out_until_its_own_ends(tmp_path):
     with pytest.raises(DataError, match=r"\.lock: expected a file that can be written to, found No such file"):
         claim(tmp_path / "nowhere" / ".lock", owner)
     assert claim(path, Owner()), "a process may claim a file twice"
+    assert claimed_elsewhere(command) == "False\n", "the second claim has ended, the first has not"
+    del owner
+    assert claimed_elsewhere(command) == "True\n"
