@@ -200,7 +200,7 @@ def measure_mix(num: int) -> dict[str, float]:
 def fresh(*arguments: str) -> dict[str, float]:
     """Measures in a new process."""
     environment = {"OMP_NUM_THREADS": "2", "OMP_WAIT_POLICY": "passive"}
-    # The C library keeps freed memory, as in the Makefile's training runs: returning it costs page faults.  One arena:
+    # The C library keeps freed memory, as in training runs (`t3d.devices`): returning it costs page faults.  One arena:
     # with several, how much is used again depends on which thread was waiting for which.
     environment |= {"MALLOC_MMAP_THRESHOLD_": "2000000000", "MALLOC_TRIM_THRESHOLD_": "4000000000"}
     environment |= {"MALLOC_ARENA_MAX": "1"}

@@ -18,7 +18,7 @@ from transformers import PreTrainedTokenizerBase
 
 from t3d.arguments import ArgumentParser, count
 from t3d.errors import CheckpointError
-from t3d.sdar.checkpoint import MAX_SHARD_SIZE, config_of, load_model, load_tokenizer, read_fields, resolve_checkpoint
+from t3d.sdar.checkpoint import MAX_SHARD_SIZE, config_of, load_model, load_tokenizer, read_object, resolve_checkpoint
 from t3d.sdar.modeling import SDARForCausalLM
 from t3d.sdar.opening import MASK
 from t3d.storage.folders import atomic_folder, saving
@@ -63,7 +63,7 @@ def convert(source: Path, target: Path, block_size: int) -> None:
     if target.exists() or target.is_symlink():
         raise CheckpointError(target, "a folder that does not exist yet", "one that does")
     path = source / "config.json"
-    fields = read_fields(path)
+    fields = read_object(path)
     kind = fields.get("model_type", "none")
     if not isinstance(kind, str) or kind not in KINDS:
         raise CheckpointError(path, "model_type " + " or ".join(f'"{name}"' for name in KINDS), kind)

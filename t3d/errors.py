@@ -15,7 +15,13 @@ def one_line(said: object, most: int = 200) -> str:
 
 def named(error: BaseException) -> str:
     """A library's error in one line that begins with its kind."""
-    return f"{type(error).__name__}: {one_line(error)}"
+    said = one_line(error)
+    return f"{type(error).__name__}: {said}" if said else type(error).__name__
+
+
+def cause(error: BaseException) -> str:
+    """`named`, of what is beneath an error that a library wraps in advice of several lines."""
+    return named(error.__cause__ or error)
 
 
 class UserError(Exception):

@@ -11,7 +11,7 @@ import logging
 from t3d.arguments import ArgumentParser
 from t3d.errors import ConfigError
 from t3d.sdar.adapter import merge, read_adapter
-from t3d.sdar.checkpoint import load_config, load_model, resolve_checkpoint, save_model
+from t3d.sdar.checkpoint import load_model, load_model_config, resolve_checkpoint, save_model
 from t3d.storage.folders import saving
 from t3d.storage.paths import existing_path, user_path
 
@@ -37,7 +37,7 @@ def main(arguments: list[str]) -> None:
     trained_on = adapter.config.base_model_name_or_path
     if trained_on and str(trained_on) != given.base:
         logger.warning("%s was trained on %s, and is merged into %s", given.adapter, trained_on, given.base)
-    network = merge(load_model(base, config=load_config(base)), adapter, given.adapter)
+    network = merge(load_model(base, config=load_model_config(base)), adapter, given.adapter)
     with saving(given.out):
         save_model(network, network.state_dict(), base, given.out, adapter=adapter)
     logger.info("%s: %s with the adapter of %s", given.out, given.base, given.adapter)

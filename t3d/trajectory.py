@@ -330,6 +330,11 @@ def response_text(trajectory: Trajectory, tokenizer: "PreTrainedTokenizerBase") 
     return decoded(ids, tokenizer)
 
 
+def encoded(text: str, tokenizer: "PreTrainedTokenizerBase") -> list[int]:
+    """Text as tokens, special ones recognised where they are spelled out, and none added."""
+    return list(tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])
+
+
 def decoded(ids: list[int], tokenizer: "PreTrainedTokenizerBase") -> str:
     """Tokens as text, special ones spelled out, and no space cleaned up."""
     return str(tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False))
@@ -338,7 +343,7 @@ def decoded(ids: list[int], tokenizer: "PreTrainedTokenizerBase") -> str:
 def _tokenise(text: str, where: str, tokenizer: "PreTrainedTokenizerBase | None") -> list[int]:
     if tokenizer is None:
         raise DataError(where, "stored token ids, as no tokenizer is given", "nothing")
-    return list(tokenizer(check_text(text, where), add_special_tokens=False, verbose=False)["input_ids"])
+    return encoded(check_text(text, where), tokenizer)
 
 
 def _check_response_lists(record: dict[str, Any], where: str) -> None:

@@ -4,7 +4,6 @@ import logging
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any
 
 from bench.gpu import attention, decoding, decoding_speed, machine, network, paging, recordings, training
 from bench.gpu.findings import NOT_MADE, Finding, Record
@@ -97,6 +96,6 @@ def _run_check(section: Section, check: Check, world: World, deadline: float) ->
         yield unmade(section, name, f"{type(error).__name__}: {next(iter(str(error).splitlines()), '')}")
 
 
-def unmade(section: Section, name: str, why: str, **values: Any) -> Record:
+def unmade(section: Section, name: str, why: str) -> Record:
     """The record of a check that gave no answer."""
-    return Record(section.name, name, False if section.must_hold else None, {NOT_MADE: why, **values}, 0.0)
+    return Record(section.name, name, False if section.must_hold else None, {NOT_MADE: why}, 0.0)

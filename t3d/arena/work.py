@@ -3,14 +3,13 @@
 import time
 from dataclasses import asdict, dataclass, field
 
-from filelock import FileLock
-
 from t3d.arena.plan import Data, Job
 from t3d.data.preprocess import rename_answers
 from t3d.rollout.pool import Workers
 from t3d.rollout.run import rollout
 from t3d.storage.files import write_json_atomic
 from t3d.storage.folders import make_folder
+from t3d.storage.locks import one_at_a_time
 from t3d.tables.cells import Run, measure
 from t3d.tables.outcomes import Outcomes
 from t3d.training.loop import train
@@ -66,7 +65,7 @@ def work(job: Job) -> None:
     started, train_s = time.perf_counter(), None
     if job.train is not None:
         place = make_folder(job.student.parents[1])
-        with FileLock(place.with_suffix(".lock")):
+        with one_at_a_time(place.with_suffix(".lock")):
             if not job.student.is_dir():
                 train(job.train)
                 train_s = time.perf_counter() - started

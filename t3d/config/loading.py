@@ -278,4 +278,4 @@ def _check_ranges(schema: type, merged: Any) -> None:
         too_low, too_high = low is not None and not value >= low, high is not None and not value <= high
         if too_low or too_high:
             bounds = f"{low} to {high}" if high is not None else f"at least {low}"
-            raise ConfigError(path, str(low) if low == high else bounds, value)
+            raise ConfigError(path, bounds, value)

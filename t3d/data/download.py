@@ -10,7 +10,7 @@ from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError
 from huggingface_hub.utils import logging as hub_logging
 
 from t3d.data.benchmarks import Dataset, load_benchmark
-from t3d.errors import DataError, named
+from t3d.errors import DataError, cause
 from t3d.storage.files import atomic_writer
 
 logger = logging.getLogger(__name__)
@@ -48,7 +48,7 @@ def download_dataset(dataset: Dataset, folder: Path) -> tuple[Path, int]:
     except _FAILURES as error:
         endpoint = os.environ.get("HF_ENDPOINT", "https://huggingface.co")
         address = f"{endpoint}/datasets/{dataset.repo_id}/{dataset.file_name}"
-        raise DataError(address, "a file that can be downloaded", _reason(error)) from error
+        raise DataError(address, "a file that can be downloaded", cause(error)) from error
     num_records = len(load_benchmark(cached, dataset.data_type))
     return _install(cached, folder / f"{dataset.name}.json"), num_records
 
@@ -62,7 +62,7 @@ def _fetch(repo_id: str, file_name: str) -> Path:
         cached = try_to_load_from_cache(repo_id, file_name, repo_type="dataset")
         if isinstance(error, EntryNotFoundError) or not isinstance(cached, str):
             raise
-        logger.warning("%s; taking the copy in the hub's cache, %s", _reason(error), cached)
+        logger.warning("%s; taking the copy in the hub's cache, %s", cause(error), cached)
         return Path(cached)
     for _ in range(RESUMPTIONS):
         with suppress(OSError):
@@ -78,8 +78,3 @@ def _install(source: Path, target: Path) -> Path:
     with source.open(encoding="utf-8", newline="") as text, atomic_writer(target) as file:
         file.write(text.read())
     return target
-
-
-def _reason(error: BaseException) -> str:
-    """Tells the underlying failure on one line; the hub wraps it in advice of several."""
-    return named(error.__cause__ or error)

@@ -19,6 +19,7 @@ from t3d.trajectory import (
     Trajectory,
     check_rollout,
     decoded,
+    encoded,
     response_text,
     response_trajectory,
     rollout_record,
@@ -280,7 +281,7 @@ def _known_prompt(
     if ids is None and text is None and item is not None:
         return build_prompt(tokenizer, item, source.data_type)
     if ids is None and text is not None:
-        ids = list(tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])
+        ids = encoded(text, tokenizer)
     if ids is not None and text is None:
         text = decoded(ids, tokenizer)
     return text, ids
@@ -315,6 +316,6 @@ def _release_response(record: dict[str, Any], place: int, source: Source, where:
         raise DataError(where, "a tokenizer, as the release's files hold texts alone", "none")
     prompt_ids = record.get("prompt_ids")
     if prompt_ids is None:
-        prompt_ids = list(source.tokenizer(record["prompt"], add_special_tokens=False, verbose=False)["input_ids"])
+        prompt_ids = encoded(record["prompt"], source.tokenizer)
     trajectory = response_trajectory(record, place, prompt_ids, where, source.tokenizer)
     return Response(record["prompt"], trajectory, response_text(trajectory, source.tokenizer))

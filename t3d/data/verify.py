@@ -21,9 +21,7 @@ SHOWN = 5
 """Responses with differences that are told one by one; the JSON holds all."""
 
 
-def verify(
-    path: Path, model: str, sample: int, rank_by: str, temperature: float, hide_progress: bool | None = None
-) -> str:
+def verify(path: Path, model: str, sample: int, rank_by: str, temperature: float) -> str:
     """Replays a sample of a rollout file, spread evenly over it, and returns what was found.
 
     All of it is written beside the file, as `<name>.verify.json`.
@@ -34,7 +32,6 @@ def verify(
         sample: most responses to replay.
         rank_by: what the strategy ranked by, see `replay`.
         temperature: see `replay`.
-        hide_progress: show no bar; None: where there is no terminal.
 
     Raises:
         UserError: an invalid record or model, or a token that the model does not have.
@@ -43,7 +40,7 @@ def verify(
     checkpoint = open_checkpoint(model, chosen[0][3])
     network: Any = load_model(checkpoint.folder, config=checkpoint.config).to(pick_device("auto"))  # type: ignore[arg-type]
     found = []
-    for record, response, trajectory, block_size in tqdm(chosen, "verify", unit="response", disable=hide_progress):
+    for record, response, trajectory, block_size in tqdm(chosen, "verify", unit="response", disable=None):
         _check_tokens(trajectory, checkpoint, f"{path}, record {record}, response {response}")
         replayed = replay(network, trajectory, checkpoint.mask_id, block_size, rank_by, temperature)
         found.append((record, response, trajectory, replayed))

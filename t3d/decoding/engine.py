@@ -29,14 +29,13 @@ from t3d.decoding.config import DecodingConfig
 from t3d.decoding.graphs import CudaGraphs, GraphRunner, are_recorded
 from t3d.decoding.kernel import Kernel, choose_kernel, choose_paging
 from t3d.decoding.lanes import make_lanes, side_by_side
-from t3d.decoding.limits import cache_length, prompt_error
+from t3d.decoding.limits import cache_length
 from t3d.decoding.memory import Capacity, decoding_memory, fitting, within_memory
 from t3d.decoding.reveal import Revealed, reveal
 from t3d.decoding.runner import Runner
 from t3d.decoding.schedule import advance, schedule
-from t3d.decoding.slots import Request, Slots
+from t3d.decoding.slots import Request, Slots, make_requests
 from t3d.decoding.stage import stage
-from t3d.errors import ConfigError
 from t3d.sdar.modeling import SDARForCausalLM
 from t3d.trajectory import UNFINISHED, Trajectory
 
@@ -95,15 +94,8 @@ def iter_decode(
     Raises:
         ConfigError: see `decode`.
     """
-    if config.mask_id >= model.config.vocab_size:
-        raise ConfigError("decoding.mask_id", f"an id below the model's {model.config.vocab_size}", config.mask_id)
-    left: dict[int, Request] = {}
-    for index, (prompt, stream) in enumerate(zip(prompts, streams or range(len(prompts)), strict=True)):
-        error = prompt_error(model.config, prompt, config)
-        if error is None:
-            left[index] = Request(index, prompt, stream)
-        else:
-            yield index, Trajectory(list(prompt), [], [], "error", 0, 0, error)
+    left, refused = make_requests(prompts, streams, config, model.config)
+    yield from refused.items()
     left = dict(sorted(left.items(), key=lambda entry: _shape(entry[1].prompt, config)))
     longest, wanted = max((len(request.prompt) for request in left.values()), default=0), min(max_active, len(left))
     if left:
@@ -181,10 +173,10 @@ class Engine:
                 step = schedule(slots)
                 draws = self.runner.run(stage(step, slots, self.runner.kernel, self.runner.buffers))
                 if draws is None:
-                    advance(slots, step)
+                    advance(slots, step.prefilling, step.denoising)
                 else:
                     revealed = reveal(step.denoising, draws.to_host(), slots)
-                    advance(slots, step)
+                    advance(slots, step.prefilling, step.denoising)
                     news = self.grown(step.denoising, revealed) if self.by_block else []
                     news += self.end(step.denoising, revealed)
             yield news

@@ -47,12 +47,12 @@ def schedule(slots: Slots) -> Step:
     return Step(prefilling, denoising, Spans(used, starts[used], counts[used], size))
 
 
-def advance(slots: Slots, step: Step) -> None:
+def advance(slots: Slots, prefilling: NDArray[np.int64], denoising: NDArray[np.int64]) -> None:
     """Counts what a forward has done, and begins the next block of every sequence whose current one is complete."""
-    table, size, denoising = slots.table, slots.config.block_size, step.denoising
-    if len(step.prefilling):
-        table["filled"][step.prefilling] += _chunks(slots, step.prefilling)
-        slots.share_filled(step.prefilling)
+    table, size = slots.table, slots.config.block_size
+    if len(prefilling):
+        table["filled"][prefilling] += _chunks(slots, prefilling)
+        slots.share_filled(prefilling)
     table["filled"][denoising] = table["start"][denoising]
     complete = ~table["masked"][denoising].any(-1)
     table["step"][denoising] += 1
@@ -67,4 +67,4 @@ def _chunks(slots: Slots, chosen: NDArray[np.int64]) -> NDArray[np.int64]:
     """Tokens that each of the `chosen` slots prefills next."""
     table, size = slots.table[chosen], slots.config.block_size
     left = table["start"] - size * table["pending"] - table["filled"]
-    return np.minimum(left, prefill_chunk(slots.config.block_size))
+    return np.minimum(left, prefill_chunk(size))

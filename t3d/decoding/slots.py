@@ -10,6 +10,7 @@ and values are computed again.  So the others go on, the first of them always, a
 
 import math
 from collections import deque
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,9 +19,11 @@ from numpy.typing import NDArray
 
 from t3d.decoding.cache import SlotCache
 from t3d.decoding.config import DecodingConfig
-from t3d.decoding.limits import cache_length, full_length, prefill_forwards
+from t3d.decoding.limits import cache_length, full_length, prefill_forwards, prompt_error
 from t3d.decoding.pages import num_pages
+from t3d.errors import ConfigError
 from t3d.sampling import response_uniforms
+from t3d.sdar.configuration import SDARConfig
 from t3d.sdar.modeling import SDARForCausalLM
 from t3d.trajectory import UNFINISHED, Trajectory
 
@@ -54,6 +57,27 @@ class Request:
     prompt: list[int]
     stream: int
     progress: Progress | None = None
+
+
+def make_requests(
+    prompts: Sequence[list[int]], streams: Sequence[int] | None, config: DecodingConfig, *networks: SDARConfig
+) -> tuple[dict[int, Request], dict[int, Trajectory]]:
+    """Requests for the prompts that all networks can decode, and trajectories with an `error` for the others, by index.
+
+    Raises:
+        ConfigError: the mask token is outside a network's vocabulary.
+    """
+    for network in networks:
+        if config.mask_id >= network.vocab_size:
+            raise ConfigError("decoding.mask_id", f"an id below the model's {network.vocab_size}", config.mask_id)
+    requests, refused = dict[int, Request](), dict[int, Trajectory]()
+    for index, (prompt, stream) in enumerate(zip(prompts, streams or range(len(prompts)), strict=True)):
+        errors = [error for network in networks if (error := prompt_error(network, prompt, config)) is not None]
+        if errors:
+            refused[index] = Trajectory(list(prompt), [], [], "error", 0, 0, errors[0])
+        else:
+            requests[index] = Request(index, prompt, stream)
+    return requests, refused
 
 
 class Slots:

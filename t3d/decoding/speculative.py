@@ -32,13 +32,13 @@ from t3d.decoding.drafts import Asked, Drafts, States, current, follow
 from t3d.decoding.draws import Draws
 from t3d.decoding.kernel import choose_kernel
 from t3d.decoding.lanes import make_lanes, side_by_side
-from t3d.decoding.limits import PREFILL_TOKENS, cache_length, prefill_chunk, prompt_error
+from t3d.decoding.limits import PREFILL_TOKENS, cache_length, prefill_chunk
 from t3d.decoding.memory import Capacity, fitting, num_states, speculative_memory, within_memory
 from t3d.decoding.plan import Spans
 from t3d.decoding.reveal import Positions, reveal
 from t3d.decoding.runner import Runner
-from t3d.decoding.schedule import Step, advance
-from t3d.decoding.slots import Request, Slots
+from t3d.decoding.schedule import advance
+from t3d.decoding.slots import Request, Slots, make_requests
 from t3d.decoding.stage import Staged
 from t3d.errors import ConfigError
 from t3d.parcel import Parcel
@@ -120,17 +120,11 @@ def iter_speculative(
     draft = draft or Draft()
     networks = [model] if draft.network is None else [model, draft.network]
     vocabulary = model.config.vocab_size
-    if config.mask_id >= vocabulary:
-        raise ConfigError("decoding.mask_id", f"an id below the model's {vocabulary}", config.mask_id)
     if networks[-1].config.vocab_size != vocabulary:
         raise ConfigError("draft", f"a network with the model's {vocabulary} tokens", networks[-1].config.vocab_size)
-    left: dict[int, Request] = {}
-    for index, (prompt, stream) in enumerate(zip(prompts, streams or range(len(prompts)), strict=True)):
-        errors = [error for network in networks if (error := prompt_error(network.config, prompt, config)) is not None]
-        if not errors:
-            left[index] = Request(index, prompt, stream)
-        else:
-            yield index, Drafted(Trajectory(list(prompt), [], [], "error", 0, 0, errors[0]), 0)
+    left, refused = make_requests(prompts, streams, config, *(network.config for network in networks))
+    for index, trajectory in refused.items():
+        yield index, Drafted(trajectory, 0)
     if left:
         longest, wanted = max(len(request.prompt) for request in left.values()), min(max_active, len(left))
         shapes = [(network.config, network.dtype) for network in networks]
@@ -351,7 +345,7 @@ class SpeculativeEngine:
             committing = rows[slots.table["pending"][now]]
             self.commit(states.at(committing))
             revealed = reveal(now, draws.at(asked.own(rows)), slots)
-            advance(slots, Step(NONE, now, states.at(rows).spans(self.network.cache.num_sequences)))
+            advance(slots, NONE, now)
             ended = revealed.decided | revealed.failed
             over |= dict(zip(now[ended].tolist(), revealed.failed[ended].tolist(), strict=True))
             going[now[ended]] = False

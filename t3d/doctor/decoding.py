@@ -22,7 +22,7 @@ from t3d.doctor.finding import Examination, Finding, counted
 from t3d.doctor.machine import Device, size_of
 from t3d.doctor.model import Patient
 from t3d.errors import CheckpointError, DataError
-from t3d.evaluation.records import read_rollouts
+from t3d.evaluation.records import read_gradable
 from t3d.evaluation.run import at_newest_run
 from t3d.rollout.draft import SELF, check_draft, check_tokens
 from t3d.rollout.job import decoding_config, machine_share, prompt_of
@@ -292,7 +292,7 @@ def rollouts(config: EvalConfig) -> Iterator[Finding]:
         DataError: it cannot; file, record and field are named.
     """
     path = existing_path(str(config.evaluation.rollouts))
-    records = read_rollouts(path, config.evaluation.data_type, config.evaluation.limit)
+    records = read_gradable(path, config.evaluation.data_type, config.evaluation.limit)
     answers = sum(len(record["full_output"]) for record in records)
     yield Finding("ok", "rollouts", f"{path}: {len(records)} problems, {answers} responses to grade")
     yield from output.folder(project_folder(config) / "results", 0, "grades", "another experiment.output_dir")

@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Literal, TypeVar
 
-from t3d.errors import UserError
+from t3d.errors import UserError, named
 
 Level = Literal["ok", "warning", "error"]
 Value = TypeVar("Value")
@@ -58,19 +58,13 @@ class Examination:
             found = Finding("error", subject, f"{mistake.where}: {mistake.found}", f"expected {mistake.expected}")
         # A broken installation may raise anything; the page must name it and go on.
         except Exception as broken:  # noqa: BLE001
-            found = Finding("error", subject, f"could not be examined: {reason(broken)}", "install it anew")
+            found = Finding("error", subject, f"could not be examined: {named(broken)}", "install it anew")
         self._latest.append(found)
         return None
 
     @property
     def _latest(self) -> list[Finding]:
         return list(self.sections.values())[-1]
-
-
-def reason(error: Exception, limit: int = 160) -> str:
-    """An exception in a few words, on one line."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return f"{type(error).__name__}{': ' if lines else ''}{' '.join(lines)}"[:limit]
 
 
 def counted(number: int, noun: str, plural: str = "") -> str:

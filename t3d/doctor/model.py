@@ -17,7 +17,7 @@ from t3d.doctor.finding import Finding, counted
 from t3d.doctor.machine import short_name, size_of
 from t3d.errors import CheckpointError
 from t3d.sdar.backend import Heads
-from t3d.sdar.checkpoint import HUB_ID, load_config, resolve_checkpoint
+from t3d.sdar.checkpoint import HUB_ID, load_model_config, resolve_checkpoint
 from t3d.sdar.configuration import SDARConfig
 from t3d.sdar.decoding_layers import pack_layers
 from t3d.sdar.mixture import SDARMoeConfig, build_network
@@ -187,4 +187,4 @@ def check_config(name: str) -> None:
     """
     folder = local_folder(name)
     if folder is not None:
-        load_config(folder)
+        load_model_config(folder)

@@ -11,7 +11,8 @@ from importlib.metadata import PackageNotFoundError, requires, version
 from packaging.requirements import Requirement
 from packaging.version import Version
 
-from t3d.doctor.finding import Finding, reason
+from t3d.doctor.finding import Finding
+from t3d.errors import named
 
 NAMED = ("torch", "transformers", "accelerate", "deepspeed")
 """Packages with a line of their own, and tried out; the others share one."""
@@ -100,5 +101,5 @@ def why_not_loadable(module: str) -> str | None:
             importlib.import_module(module)
     # What a package that does not fit its neighbours raises is anything.
     except Exception as error:  # noqa: BLE001
-        return reason(error)
+        return named(error)
     return None

@@ -39,7 +39,7 @@ from t3d.prompts import render
 from t3d.remasking import CONFIDENCES, STRATEGIES
 from t3d.sdar.checkpoint import default_stop_ids, load_decoder
 from t3d.sdar.opening import open_checkpoint
-from t3d.trajectory import response_text
+from t3d.trajectory import encoded, response_text
 
 UNREACHABLE = (ConnectionError, LocalEntryNotFoundError, HfHubHTTPError, HTTP_ERROR)
 """What the harness's libraries raise without a network."""
@@ -150,7 +150,7 @@ class T3DLM(TemplateLM):
     def tok_encode(self, string: str, add_special_tokens: bool | None = None, **_kwargs: Any) -> list[int]:
         """Token ids of `string`, special tokens recognised and none added."""
         del add_special_tokens
-        return self.tokenizer(string, add_special_tokens=False, verbose=False)["input_ids"]
+        return encoded(string, self.tokenizer)
 
     def apply_chat_template(self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True) -> str:
         """The prompt's text, by the checkpoint's own template.

@@ -50,7 +50,7 @@ class _Recorded:
     prompts: dict[str, str] | None = None
 
 
-def read_rollouts(path: Path, data_type: str, limit: int | None) -> list[dict[str, Any]]:
+def read_gradable(path: Path, data_type: str, limit: int | None) -> list[dict[str, Any]]:
     """Reads a rollout file for grading: dataset records with at least one response each.
 
     Steps and ids are not looked at, so that files of other programs can be graded too.

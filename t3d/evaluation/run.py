@@ -18,7 +18,7 @@ from t3d.evaluation.records import (
     check_same_problems,
     other_wording,
     read_details,
-    read_rollouts,
+    read_gradable,
     training_data,
     with_recorded_prompts,
 )
@@ -88,7 +88,7 @@ def _evaluate_given(config: EvalConfig, path: Path) -> Evaluation:
     evaluation = config.evaluation
     source = _source(config, path)
     config = with_recorded_prompts(config, source.details, path)
-    records = read_rollouts(path, evaluation.data_type, evaluation.limit)
+    records = read_gradable(path, evaluation.data_type, evaluation.limit)
     if not check_same_problems(records, path, config):
         log.info("not compared with %s, which is not here: the problems of %s", evaluation.eval_dataset, path)
     name = given_name(config, path, source.dataset, source.checkpoint)
@@ -97,7 +97,7 @@ def _evaluate_given(config: EvalConfig, path: Path) -> Evaluation:
 
 def _evaluate_decoded(config: EvalConfig, path: Path, name: str) -> Evaluation:
     """Grades the rollout file that was decoded for this evaluation."""
-    return _evaluate(config, _source(config, path), read_rollouts(path, config.evaluation.data_type, None), name)
+    return _evaluate(config, _source(config, path), read_gradable(path, config.evaluation.data_type, None), name)
 
 
 @dataclass(frozen=True)

@@ -24,7 +24,7 @@ A solution may thus fail by what it shadows.
 import secrets
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Literal
 
@@ -70,7 +70,7 @@ class Program:
     timeout_s: float
     tests: Sequence[str] = ()
     inputs: Sequence[str] = ()
-    outputs: Sequence[str] = field(default=())
+    outputs: Sequence[str] = ()
 
     def __post_init__(self) -> None:
         if len(self.inputs) != len(self.outputs):

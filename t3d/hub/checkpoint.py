@@ -14,7 +14,7 @@ from t3d.hub.private import check_text, check_values, without_local_names
 from t3d.hub.upload import Upload
 from t3d.sdar.adapter import CONFIG, WEIGHTS
 from t3d.sdar.adapter import FOLDER as ADAPTER
-from t3d.sdar.checkpoint import CARD, load_config
+from t3d.sdar.checkpoint import CARD, load_model_config
 from t3d.storage.experiments import newest_checkpoint, recorded, run_config
 from t3d.storage.files import read_json
 from t3d.storage.paths import existing_path
@@ -45,7 +45,7 @@ def checkpoint_upload(path: str, repository: str, results: Sequence[CardResult],
     folder = existing_path(newest_checkpoint(path))
     if not folder.is_dir():
         raise CheckpointError(path, "a model folder, such as <run>/ckpt/optimized", "no such folder")
-    load_config(folder)
+    load_model_config(folder)
     names = sorted(str(one.relative_to(folder)) for one in folder.rglob("*") if one.is_file())
     chosen = [name for name in names if SHARED.fullmatch(name)]
     if not any(name.endswith(".safetensors") for name in chosen if "/" not in name):

@@ -11,7 +11,7 @@ from huggingface_hub.utils import logging as hub_logging
 from huggingface_hub.utils import validate_repo_id
 
 from t3d.data.download import HTTP_ERROR
-from t3d.errors import UserError, one_line
+from t3d.errors import UserError, cause
 from t3d.sdar.checkpoint import CARD, HUB_ID
 
 UNITS = ("B", "kB", "MB", "GB", "TB")
@@ -112,14 +112,9 @@ def _refusals(url: str) -> Iterator[None]:
             403: "a token that may write there",
             404: "a repository that this token can see, or an owner under whom it may make one",
         }.get(status or 0, "a hub that takes the files")
-        raise UserError(url, expected, f"{status}: {error.server_message or _first_line(error)}") from error
+        raise UserError(url, expected, f"{status}: {error.server_message or cause(error)}") from error
     except (HTTP_ERROR, OSError, ValueError, RuntimeError) as error:  # a broken line; a card or a file that it refuses
-        raise UserError(url, "a hub that can be reached and takes the files", _first_line(error)) from error
-
-
-def _first_line(error: BaseException) -> str:
-    cause = error.__cause__ or error
-    return f"{type(cause).__name__}: {one_line(cause, 300)}"
+        raise UserError(url, "a hub that can be reached and takes the files", cause(error)) from error
 
 
 def _size(content: Path | bytes) -> int:

@@ -16,7 +16,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from t3d.errors import CheckpointError, one_line
+from t3d.errors import CheckpointError, named, one_line
 from t3d.sdar.modeling import SDARForCausalLM
 
 if TYPE_CHECKING:
@@ -61,8 +61,7 @@ def read_adapter(folder: Path) -> Adapter:
     try:
         config = PeftConfig.from_pretrained(str(folder))
     except (OSError, ValueError, KeyError, TypeError) as error:
-        reason = f"{type(error).__name__}: {one_line(error)}"
-        raise CheckpointError(folder / CONFIG, "a configuration that peft reads", reason) from error
+        raise CheckpointError(folder / CONFIG, "a configuration that peft reads", named(error)) from error
     if not isinstance(config, LoraConfig):
         raise CheckpointError(f"{folder / CONFIG}, peft_type", "LORA", str(config.peft_type).rpartition(".")[2])
     written = json.loads((folder / CONFIG).read_text())

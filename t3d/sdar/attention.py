@@ -70,6 +70,6 @@ def training_mask(queries: TrainingTokens, keys: TrainingTokens) -> Bool[Tensor,
     return may_see(queries.at((slice(None), None)), keys.at((None,)))
 
 
-def block_origin_start(position: int, block_size: int, origin: int = 0) -> int:
+def block_start(position: int, block_size: int, origin: int) -> int:
     """First position of the block that `position` lies in."""
     return origin + (position - origin) // block_size * block_size

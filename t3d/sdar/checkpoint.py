@@ -31,7 +31,7 @@ from t3d.sdar.configuration import SDARConfig
 from t3d.sdar.decoding_layers import compile_layers, pack_layers
 from t3d.sdar.mixture import COUNTS, NETWORKS, SDARMoeConfig, build_network
 from t3d.sdar.modeling import SDARForCausalLM
-from t3d.sdar.weights import empty_network, weights_problem
+from t3d.sdar.weights import HEAD, empty_network, weights_problem
 from t3d.storage.folders import atomic_folder
 from t3d.storage.paths import model_path, start_of
 
@@ -67,14 +67,14 @@ def resolve_checkpoint(name: str, only: str | None = None) -> Path:
         ) from error
 
 
-def load_config(folder: Path) -> SDARConfig:
+def load_model_config(folder: Path) -> SDARConfig:
     """Reads `config.json`, which may leave out block size and mask token (see `t3d.sdar.opening`).
 
     Raises:
         CheckpointError: no readable `config.json`, or one of another model type, or with impossible values.
     """
     path = folder / "config.json"
-    return config_of(path, read_fields(path))
+    return config_of(path, read_object(path))
 
 
 def config_of(path: Path, fields: dict[str, Any]) -> SDARConfig:
@@ -126,7 +126,7 @@ def _try_out(config: SDARConfig) -> None:
         raise ValueError(f"layer_types: expected full_attention alone, found {min(strange)}")
 
 
-def read_fields(path: Path) -> dict[str, Any]:
+def read_object(path: Path) -> dict[str, Any]:
     """What a model folder's JSON file says.
 
     Raises:
@@ -164,7 +164,7 @@ def load_model(
         CheckpointError: weights missing, unreadable, or of other names or shapes than the configuration's; or
             heads that cannot be divided into `num_parts`.
     """
-    config = config or load_config(folder)
+    config = config or load_model_config(folder)
     if random_init:
         return build_network(config).to(dtype or torch.float32).eval()  # type: ignore[arg-type]
     if not any(folder.glob("*.safetensors")):
@@ -274,7 +274,7 @@ def default_stop_ids(folder: Path, tokenizer: PreTrainedTokenizerBase) -> tuple[
     found = {chat_end_id(tokenizer), tokenizer.eos_token_id}
     for name in ("generation_config.json", "config.json"):
         if (folder / name).is_file():
-            ids = read_fields(folder / name).get("eos_token_id")
+            ids = read_object(folder / name).get("eos_token_id")
             ids = ids if isinstance(ids, list) else [ids]
             if strange := [token for token in ids if token is not None and type(token) is not int]:
                 raise CheckpointError(folder / name, "eos_token_id, an id or a list of them", strange[0])
@@ -304,11 +304,11 @@ def save_model(
         card: text of its model card, which takes the place of the one in `source`.
         adapter: what was merged into the weights, to lie in a folder inside.
     """
-    dtype: Any = load_config(source).dtype or torch.float32
+    dtype: Any = load_model_config(source).dtype or torch.float32
     with atomic_folder(target) as folder:
         weights = {name: tensor.detach().to("cpu", dtype) for name, tensor in state.items()}
         if model.config.tie_word_embeddings:
-            weights.pop("lm_head.weight", None)  # DeepSpeed gathers it beside the embeddings that it is
+            weights.pop(HEAD, None)  # DeepSpeed gathers it beside the embeddings that it is
         model.save_pretrained(folder, state_dict=weights, max_shard_size=MAX_SHARD_SIZE)
         for path in folder.iterdir():
             if not WEIGHTS.fullmatch(path.name):

@@ -14,7 +14,7 @@ from pathlib import Path
 from transformers import PreTrainedTokenizerBase
 
 from t3d.errors import CheckpointError
-from t3d.sdar.checkpoint import load_config, load_tokenizer, resolve_checkpoint
+from t3d.sdar.checkpoint import load_model_config, load_tokenizer, resolve_checkpoint
 from t3d.sdar.configuration import SDARConfig
 
 log = logging.getLogger(__name__)
@@ -57,7 +57,7 @@ def open_checkpoint(name: str, block_size: int) -> Checkpoint:
             other about the mask token or the size of the vocabulary.
     """
     folder = resolve_checkpoint(name)
-    config, tokenizer = load_config(folder), load_tokenizer(folder)
+    config, tokenizer = load_model_config(folder), load_tokenizer(folder)
     path = folder / "config.json"
     _check_vocabulary(path, config, tokenizer)
     missing = {

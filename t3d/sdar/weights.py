@@ -118,5 +118,5 @@ def _expected(config: SDARConfig) -> dict[str, list[int]]:
     stored = stored_weights(empty_network(config).state_dict())
     expected = {name: list(weight.shape) for name, weight in stored.items()}
     if config.tie_word_embeddings:
-        expected.pop("lm_head.weight", None)
+        expected.pop(HEAD, None)
     return expected

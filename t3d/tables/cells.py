@@ -15,7 +15,7 @@ from t3d.evaluation.results import Results, from_json, to_json
 from t3d.evaluation.run import Evaluation, evaluate
 from t3d.rollout.pool import Workers
 from t3d.rollout.ranks import join_ranks
-from t3d.sdar.checkpoint import load_config, resolve_checkpoint
+from t3d.sdar.checkpoint import load_model_config, resolve_checkpoint
 from t3d.storage.experiments import newest_checkpoint
 from t3d.storage.files import read_json, write_json_atomic
 from t3d.storage.fingerprint import model_digest, text_digest
@@ -199,7 +199,7 @@ def every_cell(config: EvalConfig) -> Iterator[Cell]:
 def _why_missing(checkpoint: str) -> str | None:
     """Why a checkpoint cannot be evaluated, or None if it can."""
     try:
-        load_config(resolve_checkpoint(checkpoint))
+        load_model_config(resolve_checkpoint(checkpoint))
     except CheckpointError as error:
         return f"{error.where} ({error.found})"
     return None

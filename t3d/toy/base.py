@@ -27,10 +27,10 @@ WORLDS = ("TinyMath", "GSMSymbolic")
 
 def save_base(folder: Path, extra_names: int = 0) -> None:
     """Writes the folder for TinyMath, its tokenizer with `extra_names`."""
-    save_model(folder, build_tokenizer(extra_names=extra_names))
+    save_shape(folder, build_tokenizer(extra_names=extra_names))
 
 
-def save_model(folder: Path, tokenizer: PreTrainedTokenizerFast) -> None:
+def save_shape(folder: Path, tokenizer: PreTrainedTokenizerFast) -> None:
     """Writes the folder: a small Qwen3 shape with SDAR's fields, and the tokenizer."""
     config = SDARConfig(
         vocab_size=len(tokenizer),
@@ -75,7 +75,7 @@ def main(arguments: list[str]) -> None:
         save_base(make_folder(options.out), options.names)
     else:
         tokenizer = train_tokenizer(gsm_symbolic.generate("train"))
-        save_model(make_folder(options.out), tokenizer)
+        save_shape(make_folder(options.out), tokenizer)
     if options.weights:
         inherit(options.weights, options.out)
     logging.getLogger(__name__).info("%s", options.out)

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from t3d.sdar.checkpoint import load_config, load_model, load_tokenizer, save_model
+from t3d.sdar.checkpoint import load_model, load_model_config, load_tokenizer, save_model
 from t3d.sdar.mixture import build_network
 
 EMBEDDINGS = "model.embed_tokens.weight"
@@ -24,7 +24,7 @@ def inherit(source: Path, folder: Path) -> None:
     """
     state = load_model(source).state_dict()
     state[EMBEDDINGS] = _embeddings(state[EMBEDDINGS], load_tokenizer(source), load_tokenizer(folder))
-    save_model(build_network(load_config(folder)), state, folder, folder)
+    save_model(build_network(load_model_config(folder)), state, folder, folder)
 
 
 def _embeddings(known: Tensor, old: PreTrainedTokenizerBase, new: PreTrainedTokenizerBase) -> Tensor:

@@ -35,11 +35,10 @@ def load_samples(
     """Opens the samples of the data files, which lie on disk: memory does not grow with their number.
 
     A record with a `step_map` is a trajectory (stage 1's or 2's output) and gives one sample per response that was
-    decoded.  A record
-    with `question` and `answer` alone is real data: its prompt is built as the decoder's would be, and the stop
-    token is put after the answer.  One with `text` alone has no prompt: the end-of-text token is put after it, and
-    one that is longer than `text_length` gives several samples, of which each but the last is whole blocks.  The
-    first run over the same content checks every record and keeps the samples under $T3D_CACHE_ROOT/datasets; the
+    decoded.  A record with `question` and `answer` alone is real data: its prompt is built as the decoder's would be,
+    and the stop token is put after the answer.  One with `text` alone has no prompt: the end-of-text token is put after
+    it, and one that is longer than `text_length` gives several samples, of which each but the last is whole blocks.
+    The first run over the same content checks every record and keeps the samples under $T3D_CACHE_ROOT/datasets; the
     length limits apply when they are read.
 
     Args:

@@ -78,8 +78,7 @@ from t3d.config.keys import key
 from t3d.decoding import DecodingConfig
 from t3d.decoding.memory import decoding_memory
 from t3d.devices import GIB
-from t3d.sdar.checkpoint import load_config as load_model_config
-from t3d.sdar.checkpoint import resolve_checkpoint
+from t3d.sdar.checkpoint import load_model_config, resolve_checkpoint
 from t3d.sdar.configuration import SDARConfig
 from t3d.sdar.weights import empty_network
 from t3d.training.activations import activations

@@ -22,7 +22,7 @@ from t3d.rollout.worker import processes_per_device
 from t3d.sdar.modeling import SDARForCausalLM
 from t3d.sdar.opening import Checkpoint
 from t3d.training.metrics import GAP
-from t3d.training.validation import Decoded, decode_share, held_out_job, on_copy, sample_configs
+from t3d.training.validation import Decoded, decode_own, held_out_job, on_copy, sample_configs
 
 log = logging.getLogger(__name__)
 
@@ -98,7 +98,7 @@ def _score_share(
 ) -> None:
     """Adds the gaps of this process's part of the samples to `scored`."""
     decoded: Decoded = {}
-    decode_share(network, job, ranks, sharing, decoded)
+    decode_own(network, job, ranks, sharing, decoded)
     numbers = [number for number, sample in decoded.items() if sample.error is None]
     pairs = [(decoded[number].prompt_ids, decoded[number].response_ids) for number in numbers]
     size, width = job.decoding.block_size, job.config.rollout.max_active

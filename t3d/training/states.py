@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from t3d.sdar.attention import block_origin_start
+from t3d.sdar.attention import block_start
 
 IntArray = NDArray[np.int64]
 BoolArray = NDArray[np.bool_]
@@ -152,7 +152,7 @@ def _lay_out(sample: TrainingSample, settings: StateSettings, size: int) -> _Blo
     """Cuts the sample into blocks of `size`, the last one filled up with pads, and says what of them counts."""
     prompt_length = len(sample.prompt_ids)
     origin = 0 if settings.alignment == "absolute" else prompt_length
-    noisy_start = block_origin_start(prompt_length, size, origin)
+    noisy_start = block_start(prompt_length, size, origin)
     response_end = prompt_length + len(sample.response_ids)
     num_fill = (noisy_start - response_end) % size
     num_learnt = min(num_fill, settings.post_num) if sample.ended else 0

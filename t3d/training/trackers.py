@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from t3d.config import TrainConfig
-from t3d.errors import one_line
+from t3d.errors import named
 
 log = logging.getLogger(__name__)
 
@@ -42,8 +42,7 @@ class Tracker(ABC):
         # A network, a service process and two libraries may raise anything; days of training are worth more.
         except Exception as error:  # noqa: BLE001
             self._running = False
-            reason = one_line(error)
-            log.warning("training goes on without %s: %s: %s", self.name, type(error).__name__, reason)
+            log.warning("training goes on without %s: %s", self.name, named(error))
 
     @abstractmethod
     def _start(self, folder: Path, config: TrainConfig, first_step: int) -> None: ...

@@ -108,7 +108,7 @@ class Validation:
         sharing, found = processes_per_device("auto", 1, ranks), []
         for job in self.jobs:
             mine: Decoded = {}
-            ranks.on_each(partial(decode_share, network, job, ranks, sharing, mine))
+            ranks.on_each(partial(decode_own, network, job, ranks, sharing, mine))
             found.append(dict(gather_object(list(mine.items()))))
         return found
 
@@ -224,7 +224,7 @@ def held_out_job(asked: SampleConfig, checkpoint: Checkpoint) -> Job:
     return Job(asked, checkpoint, items, requests, decoding, {})
 
 
-def decode_share(network: SDARForCausalLM, job: Job, ranks: Ranks, sharing: int, decoded: Decoded) -> None:
+def decode_own(network: SDARForCausalLM, job: Job, ranks: Ranks, sharing: int, decoded: Decoded) -> None:
     """Adds this process's part of a decoding to `decoded`."""
     mine = job.requests[ranks.rank :: ranks.size]
     prompts, streams = [request.prompt_ids for request in mine], [request.stream for request in mine]

@@ -6,7 +6,6 @@ const at = (id) => document.getElementById(id);
 const two = data.sources.length > 1;
 const special = new Set(data.special);
 const ROW = 46; // height of a line of the list, as in the style
-const MASK = "\u2592";
 
 function make(kind, name, text) {
   const element = document.createElement(kind);

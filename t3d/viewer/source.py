@@ -9,7 +9,7 @@ from tqdm import tqdm
 
 from t3d.errors import DataError
 from t3d.sdar.checkpoint import load_tokenizer, resolve_checkpoint
-from t3d.trajectory import Trajectory, noted_beside, read_rollouts, response_trajectory
+from t3d.trajectory import Trajectory, encoded, noted_beside, read_rollouts, response_trajectory
 from t3d.viewer.pieces import PieceTable
 
 SETTINGS = {
@@ -146,7 +146,7 @@ def _responses(
 ) -> list[Response]:
     prompt_ids = record.get("prompt_ids")
     if prompt_ids is None:
-        prompt_ids = list(pieces.tokenizer(record["prompt"], add_special_tokens=False, verbose=False)["input_ids"])
+        prompt_ids = encoded(record["prompt"], pieces.tokenizer)
     truth = record.get("ground_truth_answer")
     head = pieces.numbers(prompt_ids[len(prompt_ids) // block_size * block_size :])
     found = []

@@ -8,7 +8,7 @@ import torch
 
 from t3d.decoding import DecodingConfig, decode
 from t3d.prompts import build_prompt
-from t3d.sdar.checkpoint import default_stop_ids, load_config, load_decoder, load_tokenizer
+from t3d.sdar.checkpoint import default_stop_ids, load_decoder, load_model_config, load_tokenizer
 from t3d.toy.problems import generate
 
 TEACHER = Path(__file__).parents[2] / "t3d/toy/teacher"
@@ -20,7 +20,7 @@ def test_the_teachers_responses_do_not_depend_on_what_is_decoded_beside_them(ste
     model, tokenizer = load_decoder(TEACHER, "auto", torch.device("cpu")), load_tokenizer(TEACHER)
     prompts = [build_prompt(tokenizer, problem, "math")[1] for problem in itertools.islice(generate("test"), 60)]
     config = DecodingConfig(
-        load_config(TEACHER).mask_token_id,
+        load_model_config(TEACHER).mask_token_id,
         4,
         steps,
         max_new_tokens=96,

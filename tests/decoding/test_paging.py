@@ -211,7 +211,7 @@ def test_whoever_is_left_goes_on_prefilling_a_shared_prompt(build_tiny_model) ->
         slots.add(index, prompt, stream=index)
     step = schedule(slots)
     assert (step.prefilling.tolist(), step.denoising.tolist()) == ([0], [])
-    advance(slots, step)
+    advance(slots, step.prefilling, step.denoising)
     assert slots.running["filled"].tolist() == [512] * 3
     gone = slots.put_back(0)
     assert (gone.index, gone.prompt, gone.stream) == (0, prompt, 0)
@@ -220,7 +220,7 @@ def test_whoever_is_left_goes_on_prefilling_a_shared_prompt(build_tiny_model) ->
         step = schedule(slots)
         runs = step.spans.slots, step.spans.starts, 4 * step.spans.counts
         spans.append(np.column_stack(runs).tolist())
-        advance(slots, step)
+        advance(slots, step.prefilling, step.denoising)
     # 1,088 tokens fill 68 pages; the last twelve are each sequence's own.
     assert spans == [[[0, 512, 512]], [[0, 1024, 76]], [[0, 1100, 4], [1, 1088, 12]]]
 

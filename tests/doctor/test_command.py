@@ -20,7 +20,7 @@ from t3d.doctor.finding import Finding
 from t3d.doctor.machine import Device
 from t3d.doctor.training import launch_of, memory
 from t3d.errors import ConfigError, UserError
-from t3d.sdar.checkpoint import load_config as load_checkpoint_config
+from t3d.sdar.checkpoint import load_model_config
 from t3d.sdar.configuration import SDARConfig
 from t3d.sdar.opening import open_checkpoint
 from t3d.storage.paths import find_data_files
@@ -204,7 +204,7 @@ def test_an_adapter_is_rehearsed_and_saves_less(training, checkpoint):
     less, rehearsed = said("model.lora_rank=8")
     assert "t3d in no, LoRA of rank 8" in rehearsed
     config = load_config(TrainConfig, training("model.lora_rank=8"), "", "")
-    adapter = num_adapter_parameters(load_checkpoint_config(checkpoint), config.model)
+    adapter = num_adapter_parameters(load_model_config(checkpoint), config.model)
     assert less == pytest.approx((4 * 69_792 + 20 * adapter) / 2**20, abs=0.06)
 
 

@@ -96,9 +96,6 @@ def test_files_that_hold_no_records(capsys, text, said):
     assert complaint(capsys, "evaluation.rollouts=r.json").startswith(said)
 
 
-COUNTS = {"response_length": [1], "num_steps": [1], "num_forwards": [1], "finish_reason": ["stop"]}
-
-
 @pytest.mark.parametrize(
     ("data_type", "records", "said"),
     [

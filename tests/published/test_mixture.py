@@ -17,8 +17,7 @@ from t3d.errors import CheckpointError
 from t3d.evaluation.run import evaluate
 from t3d.rollout import rollout
 from t3d.sdar import SDARMoeConfig, SDARMoeForCausalLM
-from t3d.sdar.checkpoint import load_config as load_model_config
-from t3d.sdar.checkpoint import load_model, save_model
+from t3d.sdar.checkpoint import load_model, load_model_config, save_model
 from t3d.sdar.mixture import STACKED
 from t3d.toy.problems import main as write_problems
 from t3d.training.loop import train

@@ -15,7 +15,7 @@ from transformers import AutoModelForCausalLM
 from t3d.errors import CheckpointError
 from t3d.sdar import SDARConfig, SDARForCausalLM
 from t3d.sdar.backend import ATTENTION
-from t3d.sdar.checkpoint import default_stop_ids, load_config, load_decoder, load_model, load_tokenizer
+from t3d.sdar.checkpoint import default_stop_ids, load_decoder, load_model, load_model_config, load_tokenizer
 from t3d.sdar.opening import open_checkpoint
 from t3d.sdar.weights import HEAD, INDEX, SINGLE
 from t3d.training.memory import SHAPES, main, shapes_asked
@@ -94,7 +94,7 @@ def test_values_that_make_no_network_are_one_error(checkpoint, tmp_path, changes
     path = folder / "config.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | changes))
     with pytest.raises(CheckpointError) as caught:
-        load_config(folder)
+        load_model_config(folder)
     assert str(caught.value).startswith(f"{path}: expected ")
     assert said in str(caught.value)
 

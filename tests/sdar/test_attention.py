@@ -8,7 +8,7 @@ from t3d.sdar.attention import (
     TrainingTokens,
     block_causal_mask,
     block_index,
-    block_origin_start,
+    block_start,
     training_mask,
 )
 
@@ -30,7 +30,7 @@ def test_block_index_takes_a_size_and_an_origin_per_row() -> None:
     [(0, 4, 0, 0), (7, 4, 0, 4), (8, 4, 0, 8), (7, 4, 5, 5), (3, 4, 5, 1)],
 )
 def test_start_of_the_block_of_a_position(position: int, size: int, origin: int, expected: int) -> None:
-    assert block_origin_start(position, size, origin) == expected
+    assert block_start(position, size, origin) == expected
 
 
 @pytest.mark.parametrize("size", [1, 2, 3, 4, 8])

@@ -13,8 +13,8 @@ from t3d.sdar import SDARForCausalLM
 from t3d.sdar.checkpoint import (
     chat_end_id,
     default_stop_ids,
-    load_config,
     load_model,
+    load_model_config,
     load_tokenizer,
     resolve_checkpoint,
     save_model,
@@ -167,7 +167,7 @@ def test_messages_name_what_is_missing(published: Path) -> None:
         load_model(published)
     edit_config(model_type="llama")(published)
     with pytest.raises(CheckpointError, match='expected model_type "sdar" or "sdar_moe", found llama'):
-        load_config(published)
+        load_model_config(published)
 
 
 def test_resolving_takes_folders_and_refuses_what_is_neither_folder_nor_id(published: Path) -> None:

@@ -14,7 +14,7 @@ from t3d.data.benchmarks import load_benchmark
 from t3d.errors import DataError, UserError
 from t3d.grading import grade_math
 from t3d.grading.extract import extract_boxed
-from t3d.sdar.checkpoint import load_config, load_tokenizer
+from t3d.sdar.checkpoint import load_model_config, load_tokenizer
 from t3d.toy import gsm_symbolic
 from t3d.toy.base import main as write_base
 from t3d.toy.gsm_symbolic import TEMPLATES, generate, main, package, split_of
@@ -150,7 +150,7 @@ class TestCommands:
 
     def test_the_models_tokenizer_knows_the_worlds_words(self, tmp_path, problems):
         write_base(["--world", "GSMSymbolic", "--out", str(tmp_path)])
-        tokenizer, config = load_tokenizer(tmp_path), load_config(tmp_path)
+        tokenizer, config = load_tokenizer(tmp_path), load_model_config(tmp_path)
         assert config.vocab_size == len(tokenizer)
         for item in problems["test"][:100]:
             pieces = [tokenizer.decode([token]) for token in tokenizer(item["answer"])["input_ids"]]

@@ -6,7 +6,7 @@ from transformers import AutoTokenizer
 
 from t3d.prompts import build_prompt
 from t3d.sdar import SDARConfig
-from t3d.sdar.checkpoint import default_stop_ids, load_config, load_tokenizer
+from t3d.sdar.checkpoint import default_stop_ids, load_model_config, load_tokenizer
 from t3d.toy.base import main as write_base
 from t3d.toy.problems import invented_names
 from t3d.toy.tokenizer import CHAT_TEMPLATE, END_OF_TEXT, MASK, TURN_END, TURN_START, build_tokenizer
@@ -73,7 +73,7 @@ def test_special_tokens_are_single_ids_inside_text(tokenizer, token):
 
 
 def test_mask_pad_and_end_are_those_of_the_model(base, tokenizer):
-    config = load_config(base)
+    config = load_model_config(base)
     ids = {token: tokenizer.convert_tokens_to_ids(token) for token in SPECIAL}
     assert len(set(ids.values())) == 4
     assert config.mask_token_id == tokenizer.mask_token_id == ids[MASK]

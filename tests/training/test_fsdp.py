@@ -10,7 +10,7 @@ from safetensors.torch import load_file
 
 from t3d.config import TrainConfig, load_config
 from t3d.errors import CheckpointError, ConfigError
-from t3d.sdar.checkpoint import load_config as load_config_of
+from t3d.sdar.checkpoint import load_model_config
 from t3d.sdar.mixture import STACKED
 from t3d.training import fsdp
 from t3d.training.launch import make_accelerator
@@ -105,7 +105,7 @@ def test_in_bf16_both_are_in_parts_and_equal_where_they_should_be(checkpoint, tr
     given = eight_samples(checkpoint, trajectories, folder, *overrides)
     told = launch(2, given, script, **FSDP2)
     assert not told, told[-3000:]
-    expected = estimate_fsdp2(load_config(TrainConfig, given, "", ""), load_config_of(checkpoint), 2)
+    expected = estimate_fsdp2(load_config(TrainConfig, given, "", ""), load_model_config(checkpoint), 2)
     for rank in (0, 1):
         found = json.loads((folder / f"rank-{rank}.json").read_text())
         assert found["in parts"] == [True, shard_reference]
