@@ -4,17 +4,23 @@ An entry imports this before anything else (the linter's order of imports sees t
 reads the environment as it is loaded: see `wait_briefly`.
 """
 
+import ctypes
 import errno
 import logging
 import os
+import re
 import select
+import signal
 import socket
 import sys
+import threading
 import traceback
 from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
 from typing import NoReturn
 
-from t3d.errors import DataError, DeviceFullError, UserError, one_line
+from t3d.errors import DataError, DeviceFullError, Terminated, UserError, one_line
 from t3d.storage.paths import cache_root
 
 CACHES = {
@@ -31,8 +37,11 @@ REFUSALS = {
 }
 """What a file system answers to a user's mistake, or for want of rights or room: wherever it comes from, one line says
 it."""
-BROKEN_PIPE = 128 + 13
-"""Status of a process whose reader has gone, as a shell gives it."""
+BROKEN_PIPE, INTERRUPTED, TERMINATED = (128 + number for number in (signal.SIGPIPE, signal.SIGINT, signal.SIGTERM))
+"""Status of a process whose reader has gone, and of those that a signal ends, as a shell gives it."""
+PR_SET_PDEATHSIG = 1
+LAUNCHER = re.compile(r"(.*/)?accelerate(-launch)?|accelerate\.commands\..*")
+"""A word of the command line that starts processes."""
 
 SPINS = "1000"
 """Rounds that an idle thread waits awake, some 20 microseconds: most operations of a layer come sooner."""
@@ -54,9 +63,9 @@ wait_briefly()
 def run_entry(main: Callable[[list[str]], None]) -> None:
     """Runs an entry point on the command line: status 0 on success, 2 with one line for a user's mistake.
 
-    Ctrl-C gives one line and status 130, a reader of the output that is gone (`| head`) none and 141. Under torchrun
-    only local rank 0 tells news and prints the line: every process meets the same mistake, but for a device that is
-    full. A process of a launch that fails ends at once (`_end`).
+    Ctrl-C gives one line and status 130, SIGTERM the same and 143, a reader of the output that is gone (`| head`) none
+    and 141. Under torchrun only local rank 0 tells news and prints the line: every process meets the same mistake, but
+    for a device that is full. A process of a launch of several that fails ends at once (`_end`), by SIGTERM too.
     """
     logging.basicConfig(format="%(message)s")
     for ours in ("t3d", "__main__"):  # the libraries' own news is not the user's
@@ -64,9 +73,14 @@ def run_entry(main: Callable[[list[str]], None]) -> None:
     quiet_libraries()
     use_cache_root()
     reproducible_products()
+    end_with_launcher()
+    if not _is_launched():
+        raise_terminated()
     try:
         main(sys.argv[1:])
-    except (Exception, KeyboardInterrupt) as error:
+    except (Exception, KeyboardInterrupt, Terminated) as error:
+        if isinstance(error, KeyboardInterrupt | Terminated):
+            _ignore_further_signals()
         verdict = _verdict(error)
         if verdict is None:
             if not _is_launched():
@@ -87,7 +101,9 @@ def _verdict(error: BaseException) -> tuple[int, str] | None:
         expected = "Python packages that load (python -m t3d.doctor examines them)"
         return 2, f"error: {error.name or 'import'}: expected {expected}, found {one_line(error)}"
     if isinstance(error, KeyboardInterrupt):
-        return 130, f"interrupted: {error}" if str(error) else "interrupted"
+        return INTERRUPTED, f"interrupted: {error}" if str(error) else "interrupted"
+    if isinstance(error, Terminated):
+        return TERMINATED, f"terminated: {error}" if str(error) else "terminated"
     if isinstance(error, BrokenPipeError) and _has_lost_its_reader():
         return BROKEN_PIPE, ""
     if isinstance(error, OSError) and error.errno in REFUSALS:
@@ -118,6 +134,41 @@ def _end(status: int) -> NoReturn:
             stream.flush()
         os._exit(status)
     sys.exit(status)
+
+
+def end_with_launcher() -> None:
+    """Lets this process end with the `accelerate launch` that started it, if one did (on Linux).
+
+    That hands a signal on to no single process: killed alone it would leave one behind that goes on training.
+    """
+    launcher = os.getppid()
+    with suppress(OSError):  # another system than Linux, or one that hides processes
+        words = Path(f"/proc/{launcher}/cmdline").read_text(errors="replace").split("\0")
+        if any(LAUNCHER.fullmatch(word) for word in words):
+            ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
+            if os.getppid() != launcher:  # it has ended meanwhile
+                os.kill(os.getpid(), signal.SIGTERM)
+
+
+def raise_terminated() -> None:
+    """Lets SIGTERM, which a scheduler sends, raise `Terminated`, unless something else is made of it."""
+    owner = os.getpid()
+
+    def handle(number: int, _frame: object) -> None:
+        if os.getpid() == owner:
+            raise Terminated
+        signal.signal(number, signal.SIG_DFL)  # a copy of this process that a library made
+        os.kill(os.getpid(), number)
+
+    if threading.current_thread() is threading.main_thread() and signal.getsignal(signal.SIGTERM) is signal.SIG_DFL:
+        signal.signal(signal.SIGTERM, handle)
+
+
+def _ignore_further_signals() -> None:
+    """Lets an end that has begun come to its end: libraries would tell of every further Ctrl-C in many lines."""
+    if threading.current_thread() is threading.main_thread():
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, signal.SIG_IGN)
 
 
 def _is_launched() -> bool:

@@ -24,6 +24,10 @@ def cause(error: BaseException) -> str:
     return named(error.__cause__ or error)
 
 
+class Terminated(BaseException):
+    """SIGTERM, where a process of its own is to end as by Ctrl-C: what it says is kept is its text."""
+
+
 class UserError(Exception):
     """A mistake in a config, data file, checkpoint or prompt that its owner can mend.
 

@@ -601,7 +601,7 @@ class TestFiles:
         ("content", "message"),
         [
             ("base: a.yaml", r"a\.yaml: base: expected files that do not lead back to themselves"),
-            ("base: none.yaml", r"none\.yaml: expected a YAML file, found none there"),
+            ("base: none.yaml", r"a\.yaml: base: expected a YAML file, found none there.*none\.yaml\)"),
             ("base: [a]", r"a\.yaml: base: expected the name of a YAML file"),
         ],
     )

@@ -4,6 +4,7 @@ import ast
 import errno
 import logging
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -21,7 +22,8 @@ ENTRIES = ("t3d", "sample", "train", "data")
 
 @pytest.fixture(autouse=True)
 def environment(monkeypatch, tmp_path):
-    """Caches under a folder of the test and levels of loggers, forgotten after it."""
+    """Caches under a folder of the test, levels of loggers and what becomes of signals, forgotten after it."""
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
     levels = {name: logging.getLogger(name).level for name in ("t3d", "__main__")}
     monkeypatch.setenv("T3D_CACHE_ROOT", str(tmp_path))
     for variable in CACHES:
@@ -30,6 +32,8 @@ def environment(monkeypatch, tmp_path):
     yield
     for name, level in levels.items():
         logging.getLogger(name).setLevel(level)
+    for number, handler in handlers.items():
+        signal.signal(number, handler)
 
 
 @pytest.mark.parametrize(
@@ -238,3 +242,63 @@ def test_a_package_that_does_not_load_is_one_line(capsys):
     assert caught.value.code == 2
     expected = "Python packages that load (python -m t3d.doctor examines them)"
     assert capsys.readouterr().err == f"error: flash_attn: expected {expected}, found libcudart.so.12: no such file\n"
+
+
+WAITING = """
+import sys, time
+from t3d.entry import run_entry
+
+def main(arguments):
+    try:
+        print("ready", flush=True)
+        time.sleep(60)
+    finally:
+        print("cleared up", flush=True)
+        time.sleep(float(arguments[0]))
+
+run_entry(main)
+"""
+
+
+def start_waiting(tmp_path: Path, *before: str, clearing_s: float = 0) -> subprocess.Popen:
+    """An entry at its work, which takes so long to clear up."""
+    script = tmp_path / "waiting.py"
+    script.write_text(WAITING)
+    process = subprocess.Popen(
+        [*before, str(script), str(clearing_s)],
+        env={**os.environ, "PYTHONPATH": str(ROOT), "ACCELERATE_USE_CPU": "true"},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+    )
+    assert process.stdout.readline() == "ready\n"
+    return process
+
+
+@pytest.mark.parametrize(
+    ("number", "line", "status"), [(signal.SIGTERM, "terminated\n", 143), (signal.SIGINT, "interrupted\n", 130)]
+)
+def test_a_signal_lets_the_work_clear_up_and_is_one_line(tmp_path, number, line, status):
+    process = start_waiting(tmp_path, sys.executable)
+    process.send_signal(number)
+    assert process.communicate(timeout=60) == ("cleared up\n", line)
+    assert process.returncode == status
+
+
+def test_sigterm_ends_a_process_of_a_launch_at_once(tmp_path, monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    process = start_waiting(tmp_path, sys.executable)
+    process.terminate()
+    assert process.communicate(timeout=60) == ("", "")
+    assert process.returncode == -signal.SIGTERM
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="Linux alone tells a process of its parent's end")
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
+def test_no_process_outlives_the_accelerate_launch_that_started_it(tmp_path, number):
+    launcher = start_waiting(tmp_path, sys.executable, "-m", "accelerate.commands.launch", "--cpu")
+    launcher.send_signal(number)
+    out, error = launcher.communicate(timeout=60)  # until the last of both has closed them
+    assert out == "cleared up\n"
+    assert error.splitlines()[-1] == "terminated"

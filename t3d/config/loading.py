@@ -195,7 +195,13 @@ def _read_files(path: Path, above: tuple[Path, ...] = ()) -> list[tuple[str, dic
     base = as_declared(values.pop("base", None), str)
     if not isinstance(base, str | None):
         raise ConfigError(f"{path}: base", "the name of a YAML file", base)
-    below = _read_files(config_path(base, path.parent), (*above, path.resolve())) if base else []
+    if not base:
+        return [(str(path), values)]
+    try:
+        found = config_path(base, path.parent)
+    except ConfigError as error:
+        raise ConfigError(f"{path}: base", error.expected, f"{error.found} ({error.where})") from error
+    below = _read_files(found, (*above, path.resolve()))
     return [*below, (str(path), values)]
 
 

@@ -144,12 +144,13 @@ def _grade_math(answers: Sequence[Answer], execute: ExecuteConfig) -> list[Grade
     results = grade_math_many(pairs, _processes(execute), execute.timeout_s, execute.memory_mb, execute.math_verify)
     return [
         Grade(
-            None if result.status == "error" else result.correct,
+            # That no answer equals an empty one is no merit: a response that was cut short has none.
+            None if result.status == "error" else result.correct and bool(truth.strip()),
             result.status,
             result.detail,
             math_verify=result.math_verify,
         )
-        for result in results
+        for result, (_, truth) in zip(results, pairs, strict=True)
     ]
 
 

@@ -126,6 +126,10 @@ def _evaluate(config: EvalConfig, source: _Source, records: list[dict[str, Any]]
         records = [bad.get(index, record) for index, record in enumerate(records)]
     graded = grade(records, evaluation.data_type, config.execute)
     without = _left_out(graded, source.path)
+    blank = [index for index, record in enumerate(records) if not str(record.get("ground_truth_answer", "-")).strip()]
+    if blank:
+        told = f"{len(blank)} of {len(records)} problems have"
+        log.warning("%s an empty true answer, and count as wrong: record %d, ...", told, blank[0])
     named = [BadRecord(index, record["question"].split("\n")[0]) for index, record in bad.items()]
     results = Results(
         dataset=source.dataset,

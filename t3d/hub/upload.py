@@ -1,11 +1,12 @@
 """What goes to a repository on the hub: told first, then sent."""
 
+import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from huggingface_hub import CommitOperationAdd, HfApi, constants, get_token
+from huggingface_hub import CommitOperationAdd, HfApi, constants, get_session, get_token
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 from huggingface_hub.utils import logging as hub_logging
 from huggingface_hub.utils import validate_repo_id
@@ -14,7 +15,11 @@ from t3d.data.download import HTTP_ERROR
 from t3d.errors import UserError, cause
 from t3d.sdar.checkpoint import CARD, HUB_ID
 
+log = logging.getLogger(__name__)
+
 UNITS = ("B", "kB", "MB", "GB", "TB")
+SILENCE_S = 300.0
+"""How long a hub may say nothing to a request; its client would wait for ever (before 1.0 for a time of its own)."""
 
 
 @dataclass(frozen=True)
@@ -94,6 +99,8 @@ def send(upload: Upload, private: bool, message: str) -> str:
     additions = [
         CommitOperationAdd(name, str(one) if isinstance(one, Path) else one) for name, one in upload.contents.items()
     ]
+    get_session().timeout = SILENCE_S
+    log.info("sending %s files to %s", len(upload.contents), upload.url)
     with _refusals(upload.url):
         api.create_repo(upload.repository, repo_type=upload.kind, private=private or None, exist_ok=True)
         commit = api.create_commit(upload.repository, additions, commit_message=message, repo_type=upload.kind)

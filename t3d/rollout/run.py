@@ -12,7 +12,7 @@ from tqdm.contrib.logging import logging_redirect_tqdm
 
 from t3d.config import RolloutConfig, SampleConfig, save_config
 from t3d.decoding.config import warn_of_threshold
-from t3d.errors import ConfigError, DataError
+from t3d.errors import ConfigError, DataError, Terminated
 from t3d.prompts import prompts_of
 from t3d.rollout.job import Job, Request, make_job
 from t3d.rollout.pool import Workers
@@ -111,9 +111,9 @@ def decode_job(job: Job, path: Path, workers: Workers | None = None) -> None:
             _decode(job, shards, mine, 1, session, ranks, workers)
         else:
             ranks.on_each(lambda: _decode(job, shards, mine, num_workers, session, ranks, workers))
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, Terminated) as stopped:
         kept = f"the finished responses are kept in {path.parent}, the same command goes on from there"
-        raise KeyboardInterrupt(kept) from None
+        raise type(stopped)(kept) from None
     ranks.on_first(lambda: _finish(job, shards))
 
 

@@ -101,7 +101,9 @@ def merge(network: SDARForCausalLM, adapter: Adapter, place: Path) -> SDARForCau
     except (ValueError, RuntimeError, AttributeError, TypeError) as error:
         expected = "an adapter for layers of this model"
         raise CheckpointError(place, expected, one_line(error)) from error
-    shapes = {name: list(weight.shape) for name, weight in get_peft_model_state_dict(tuned).items()}
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Could not find a config file")  # of the base, by the name in peft's file
+        shapes = {name: list(weight.shape) for name, weight in get_peft_model_state_dict(tuned).items()}
     _check_weights(shapes, adapter.weights, place)
     set_peft_model_state_dict(tuned, dict(adapter.weights))
     for layer, weight in _adapted(tuned):

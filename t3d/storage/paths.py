@@ -121,7 +121,8 @@ def find_data(name: str) -> Path:
     where = start_of(name) if Path(name).parent != Path() else ""  # a bare one is a name rather than a path
     lines = " (or .jsonl)" if len(endings) > 1 else ""
     places = " or ".join(dict.fromkeys(map(str, candidates[:2])))
-    raise DataError(name, f"a data file, {places}{lines}", f"none there{where}")
+    found = "a folder" if candidates[0].is_dir() else f"none there{where}"
+    raise DataError(name, f"a data file, {places}{lines}", found)
 
 
 def find_data_files(name: str) -> list[Path]:

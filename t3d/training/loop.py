@@ -21,7 +21,7 @@ from t3d.config import TrainConfig, TrainingConfig, save_config
 from t3d.config.validation import BEST
 from t3d.data.benchmarks import leakage_warning
 from t3d.devices import GIB, forget_peak, peak_memory
-from t3d.errors import UserError
+from t3d.errors import Terminated, UserError
 from t3d.sdar.backend import Heads
 from t3d.sdar.opening import open_checkpoint
 from t3d.storage.folders import saving
@@ -71,7 +71,13 @@ def train(config: TrainConfig) -> Path:
     with room_to_train(config):
         # No `end_training`: it ends the process group, and a second one of the same launch may meet the first's
         # addresses and wait for ever.  The group stays for what comes next in these processes, and until they end.
-        return Trainer(config, accelerator).run()
+        trainer = Trainer(config, accelerator)
+        try:
+            return trainer.run()
+        except (KeyboardInterrupt, Terminated) as stopped:
+            states = list(saved_steps(trainer.folder / "state").values())
+            kept = f"{states[-1]} is kept, experiment.resume_from=latest goes on from there" if states else ""
+            raise type(stopped)(kept) from None
 
 
 class Trainer:

@@ -212,6 +212,13 @@ class TestGivenRollouts:
         assert graded[1]["correctness"] == [None, True]
         assert graded[1]["grading"] == ["failed", "graded"]
 
+    def test_no_answer_is_right_where_the_true_one_is_empty(self, graded_file, caplog):
+        records = rollout_records()
+        records[2]["ground_truth_answer"] = ""  # both responses have no answer either
+        results = graded_file(records)
+        assert (results["n"], results["acc"]) == (6, 2 / 6)
+        assert "1 of 3 problems have an empty true answer, and count as wrong: record 2, ..." in caplog.text
+
     def test_only_failures_make_no_results(self, graded_file, tmp_path):
         records = rollout_records()
         for record in records:

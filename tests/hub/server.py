@@ -5,6 +5,7 @@ import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from threading import Event
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -21,6 +22,7 @@ class UploadHub(ThreadingHTTPServer):
         repositories: (kind, name) -> file name -> content.
         private: repositories that were asked to be.
         tokens: of the requests.
+        silence: no request is answered until it is set.
         refusals: part of a path -> the status and message that requests to it are answered with.
     """
 
@@ -32,6 +34,8 @@ class UploadHub(ThreadingHTTPServer):
         self.messages: list[str] = []
         self.objects: dict[str, bytes] = {}
         self.refusals: dict[str, tuple[int, str]] = {}
+        self.silence = Event()
+        self.silence.set()
 
     @property
     def endpoint(self) -> str:
@@ -39,6 +43,7 @@ class UploadHub(ThreadingHTTPServer):
 
     def answer(self, path: str, body: bytes) -> dict[str, Any]:
         """What a request is answered with."""
+        self.silence.wait()
         if path == "/api/repos/create":
             return self._create(json.loads(body))
         if path == "/api/validate-yaml":

@@ -18,7 +18,7 @@ from t3d.cards.data import PARQUET
 from t3d.errors import CheckpointError, DataError, UserError
 from t3d.evaluation.metrics import Metrics
 from t3d.evaluation.results import Decoding, Results, write_results
-from t3d.hub import rollouts
+from t3d.hub import rollouts, upload
 from t3d.hub.__main__ import main
 from t3d.hub.private import local_path
 from t3d.sdar.adapter import Adapter
@@ -322,6 +322,14 @@ def test_no_token_is_one_line(rollout_file, hub, monkeypatch):
     ):
         main(["push", "rollouts", str(rollout_file()), "me/data", "--yes"])
     assert hub.repositories == {}
+
+
+def test_a_hub_that_says_nothing_is_one_line(rollout_file, hub, monkeypatch):
+    monkeypatch.setattr(upload, "SILENCE_S", 0.2)
+    hub.silence.clear()
+    with pytest.raises(UserError, match="expected a hub that can be reached and takes the files, found ReadTimeout"):
+        main(["push", "rollouts", str(rollout_file()), "me/data", "--yes"])
+    hub.silence.set()
 
 
 def test_no_network_is_one_line(rollout_file, hub, monkeypatch):
