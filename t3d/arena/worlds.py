@@ -1,7 +1,7 @@
 """Where an arena's problems come from, and the files that hold them."""
 
 import itertools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -24,8 +24,9 @@ HELD_OUT = 2000
 
 
 def evaluated_problems(world: str, split: str, folder: Path) -> Path:
-    """The file of problems to evaluate, written unless it is there."""
-    return _file(folder / f"{world}_{split}.json", world, split, HELD_OUT, with_solutions=False)
+    """The file of problems to evaluate, each with its `family`, by which tables count; written unless it is there."""
+    items = ({**item, "family": family_of(item)} for item in _asked(world, split, HELD_OUT))
+    return _file(folder / f"{world}_{split}.json", items)
 
 
 def problem_families(path: Path, count: int) -> list[int]:
@@ -39,19 +40,22 @@ def problem_families(path: Path, count: int) -> list[int]:
 
 def train_problems(world: str, count: int, folder: Path) -> Path:
     """The file of problems that the teacher answers."""
-    return _file(folder / f"{world}_train_{count}.json", world, "train", count, with_solutions=False)
+    return _file(folder / f"{world}_train_{count}.json", _asked(world, "train", count))
 
 
 def worked_solutions(world: str, count: int, folder: Path) -> Path:
     """The file of the same problems with their worked solutions."""
-    return _file(folder / f"{world}_train_{count}_solutions.json", world, "train", count, with_solutions=True)
+    return _file(folder / f"{world}_train_{count}_solutions.json", itertools.islice(WORLDS[world]("train"), count))
 
 
-def _file(path: Path, world: str, split: str, count: int, *, with_solutions: bool) -> Path:
+def _asked(world: str, split: str, count: int) -> Iterator[dict[str, Any]]:
+    """The first problems of a split without their solutions."""
+    for item in itertools.islice(WORLDS[world](split), count):
+        yield {name: value for name, value in item.items() if name != "answer"}
+
+
+def _file(path: Path, items: Iterable[dict[str, Any]]) -> Path:
     if not path.exists():
-        items = list(itertools.islice(WORLDS[world](split), count))
-        if not with_solutions:
-            items = [{name: value for name, value in item.items() if name != "answer"} for item in items]
         make_folder(path.parent)
-        write_json_atomic(path, items)
+        write_json_atomic(path, list(items))
     return path
