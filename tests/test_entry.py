@@ -245,7 +245,7 @@ def test_a_package_that_does_not_load_is_one_line(capsys):
 
 
 WAITING = """
-import sys, time
+import time
 from t3d.entry import run_entry
 
 def main(arguments):
@@ -254,18 +254,17 @@ def main(arguments):
         time.sleep(60)
     finally:
         print("cleared up", flush=True)
-        time.sleep(float(arguments[0]))
 
 run_entry(main)
 """
 
 
-def start_waiting(tmp_path: Path, *before: str, clearing_s: float = 0) -> subprocess.Popen:
-    """An entry at its work, which takes so long to clear up."""
+def start_waiting(tmp_path: Path, *before: str) -> subprocess.Popen:
+    """An entry at its work."""
     script = tmp_path / "waiting.py"
     script.write_text(WAITING)
     process = subprocess.Popen(
-        [*before, str(script), str(clearing_s)],
+        [*before, str(script)],
         env={**os.environ, "PYTHONPATH": str(ROOT), "ACCELERATE_USE_CPU": "true"},
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
