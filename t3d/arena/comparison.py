@@ -43,15 +43,24 @@ def compare(results: ArenaResults) -> dict[tuple[str, str], Compared]:
     return found
 
 
-def contrast(results: ArenaResults, baseline: str, row: str, decoding: str) -> Estimate | None:
+def contrast(
+    results: ArenaResults, baseline: str, row: str, decoding: str, beside: ArenaResults | None = None
+) -> Estimate | None:
     """A row's difference from another at a decoding or `MEAN`, paired by problem and by the seeds that both have.
 
     The teacher has one answer for every seed.  None: no seed in common, or a row without a finished student.
+
+    Args:
+        results: the row's arena.
+        baseline: what it is compared with.
+        row: its name.
+        decoding: one of the arena's, or `MEAN`.
+        beside: the arena of the baseline, of the same problems and decodings; None: the row's.
     """
     names = _names(results, decoding)
     pairs = [
         (one, other)
-        for one in _finished(results, baseline)
+        for one in _finished(beside or results, baseline)
         for other in _finished(results, row)
         if one.seed == other.seed or one.seed is None or other.seed is None
     ]

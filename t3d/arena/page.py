@@ -16,7 +16,7 @@ from t3d.arena.comparison import MEAN, Compared, compare, contrast
 from t3d.arena.figures import cost_figure, rows_figure
 from t3d.arena.markdown import accuracy, difference, table
 from t3d.arena.results import ArenaResults, load, write
-from t3d.arena.statistics import holm
+from t3d.arena.statistics import Estimate, holm
 from t3d.arena.summary import put
 from t3d.arguments import ArgumentParser
 from t3d.errors import DataError
@@ -67,6 +67,8 @@ def page(parts: Mapping[str, ArenaResults], figures: str, before: str = "") -> t
                 lines.append(_choices(results))
             elif len(names) > 1:
                 lines += _differences(results, list(names))
+            if other := parts.get(results.config.beside or ""):
+                lines.append(_beside(results, other))
         lines += _failures(results, names)
         sections[name] = "\n".join(["", "\n\n".join(lines), ""])
     texts = [f"{MARK.format(name=name)}{section.rstrip()}\n" for name, section in sections.items()]
@@ -136,6 +138,25 @@ def _against(results: ArenaResults, baseline: str, others: Sequence[str]) -> lis
     """A line for each of the other rows: its differences from `baseline`, and Holm's correction of the mean's."""
     columns = [*results.config.decodings, MEAN]
     found = {row: [contrast(results, baseline, row, column) for column in columns] for row in others if row != baseline}
+    return _corrected(results, found)
+
+
+def _beside(results: ArenaResults, other: ArenaResults) -> str:
+    """The rows' differences from those of the same names in another arena."""
+    config, theirs = results.config, other.config
+    title = theirs.title or theirs.name
+    if (results.problems, config.decodings, config.few_step) != (other.problems, theirs.decodings, theirs.few_step):
+        return f"Not compared with the same rows of “{title}”: problems or decodings are others."
+    columns = [*config.decodings, MEAN]
+    trained = {student.row for student in results.students if student.seed is not None}
+    shared = [row for row in config.row_names() if row in trained and row in theirs.row_names()]
+    found = {row: [contrast(results, row, row, column, other) for column in columns] for row in shared}
+    lines = table(["", *columns, "p of the mean"], _corrected(results, found))
+    return f"Against the same rows and seeds of “{title}”, in points:\n\n{lines}"
+
+
+def _corrected(results: ArenaResults, found: Mapping[str, Sequence[Estimate | None]]) -> list[list[str]]:
+    """A line for each row that has all its differences, and Holm's correction of the last one's, the mean's."""
     known = {row: [each for each in differences if each] for row, differences in found.items() if all(differences)}
     corrected = holm([differences[-1].p_value for differences in known.values()])
     return [

@@ -55,6 +55,9 @@ class ArenaConfig:
     summary: list[str] = key([], "rows of the README's table (empty: all)")
     baseline: str | None = key(None, "row that the others are compared with, by problem and seed; null: the first")
     contrasts: dict[str, list[str]] = key({}, "row -> rows that are compared with it as well")
+    beside: str | None = key(
+        None, "arena whose rows of the same names these are compared with as well, where the page has both"
+    )
     processes: int = key(2, "cells worked on at a time, each by a process of one thread", low=1)
 
     def __post_init__(self) -> None:

@@ -167,6 +167,42 @@ def test_a_page_keeps_its_other_arenas_in_their_places(config, results, tmp_path
     assert page.read_text() == whole.replace("## Part two", "## Again")
 
 
+def test_rows_are_compared_with_those_of_the_arena_that_theirs_names(config, results, tmp_path):
+    """The other arena's student of seed 2 solves nothing, and has no seed 1; the teacher is no row of either table."""
+    theirs = [
+        dataclasses.replace(
+            each,
+            scores={
+                name: dataclasses.replace(score, graded="0" * len(score.graded)) for name, score in each.scores.items()
+            },
+        )
+        for each in results.students
+        if each.seed == 2
+    ]
+    ours = [
+        dataclasses.replace(
+            each, scores={name: dataclasses.replace(score, graded="110") for name, score in each.scores.items()}
+        )
+        for each in results.students
+    ]
+    first, second = tmp_path / "first.json", tmp_path / "second.json"
+    other = dataclasses.replace(results, students=theirs)
+    write(dataclasses.replace(other, config=dataclasses.replace(config, name="first", title="First")), first)
+    named = dataclasses.replace(config, name="second", beside="first")
+    write(dataclasses.replace(results, config=named, students=ours), second)
+    page = tmp_path / "page.md"
+    write_page([str(second), "--out", str(page)])
+    assert "same rows" not in page.read_text()
+    write_page([str(first), str(second), "--out", str(page)])
+    [found] = re.findall(
+        "Against the same rows and seeds of “First”, in points:\n\n.*\n.*\n((?:.+\n)*)", page.read_text()
+    )
+    assert re.findall(r"^\| (.*?) \| \+66\.7 \[.*\] \| \+66\.7 \[.*\] \|", found, re.MULTILINE) == ["Naive TD"]
+    write(dataclasses.replace(other, config=dataclasses.replace(config, name="first"), problems=["a", "b", "c"]), first)
+    write_page([str(first), str(second), "--out", str(page)])
+    assert "Not compared with the same rows of “first”: problems or decodings are others." in page.read_text()
+
+
 def test_decodings_that_take_as_many_steps_as_they_need_stand_beside_their_tokens_per_forward(
     config, results, tmp_path
 ):
