@@ -349,7 +349,7 @@ class TestMistakesInValues:
     )
     def test_an_impossible_decoding_value_is_refused(self, argument, expected):
         key = argument.partition("=")[0]
-        assert refusal(decode_config, argument).startswith(f"{key}: expected {expected}")
+        assert refusal(decode_config, argument).startswith(f"command line: {key}: expected {expected}")
 
     @pytest.mark.parametrize(
         ("argument", "expected"),
@@ -381,7 +381,20 @@ class TestMistakesInValues:
     )
     def test_an_impossible_training_value_is_refused(self, argument, expected):
         key = argument.partition("=")[0]
-        assert refusal(train_config, argument).startswith(f"{key}: expected {expected}")
+        assert refusal(train_config, argument).startswith(f"command line: {key}: expected {expected}")
+
+    def test_the_file_that_gave_an_impossible_value_is_named(self, tmp_path):
+        """The last one that did: not the file below it, and the command line where that overrides both."""
+        base, above = tmp_path / "base.yaml", tmp_path / "above.yaml"
+        base.write_text("rollout: {top_p: 3, top_k: -1}\nevaluation: {limit: 0}\n")
+        above.write_text("base: base.yaml\nrollout: {top_p: 0, top_k: 4}\n")
+        for words, expected in (
+            ([], f"{base}: evaluation.limit: expected at least 1, found 0"),
+            (["evaluation.limit=1"], f"{above}: rollout.top_p: expected above 0, at most 1, found 0.0"),
+            (["evaluation.limit=-1"], "command line: evaluation.limit: expected at least 1, found -1"),
+        ):
+            assert refusal(decode_config, f"config={above}", *words) == expected
+        assert decode_config(f"config={above}", "evaluation.limit=1", "rollout.top_p=1").rollout.top_k == 4
 
     @pytest.mark.parametrize("words", ["training.ranking_weight=1", "training.objective=near_far"])
     def test_terms_that_follow_the_order_want_two_coarse_steps(self, words):
@@ -395,7 +408,7 @@ class TestMistakesInValues:
     )
     def test_two_names_of_one_thing_must_agree(self, key, value, own):
         message = refusal(train_config, f"{key}={value}")
-        assert message == f"{key}: expected null or the value of its namesake, {own}, found {value}"
+        assert message == f"command line: {key}: expected null or the value of its namesake, {own}, found {value}"
         train_config(f"{key}={own}")
 
     @pytest.mark.parametrize(

@@ -51,7 +51,21 @@ def load_config(schema: type[Schema], arguments: list[str], purpose: str, exampl
     if HELP & set(arguments):
         sys.stdout.write(help_text(schema, purpose, example, [word for word in arguments if word not in HELP]))
         sys.exit(0)
-    merged = _merge(schema, arguments)
+    merged, sources = _merge(schema, arguments)
+    try:
+        return _checked(schema, merged)
+    except ConfigError as error:
+        if error.where not in sources:
+            raise
+        raise ConfigError(f"{sources[error.where]}: {error.where}", error.expected, error.found) from error
+
+
+def _checked(schema: type[Schema], merged: Any) -> Schema:
+    """The configuration as plain dataclasses.
+
+    Raises:
+        ConfigError: a value that is missing or out of its range; its `where` is the key alone.
+    """
     for path, entry in leaves(schema):
         try:
             OmegaConf.select(merged, path, throw_on_missing=True)
@@ -97,7 +111,7 @@ def help_text(schema: type, purpose: str, example: str, arguments: list[str]) ->
     """The `--help` page of an entry point: its keys, each with the value that `arguments` give it."""
     defaults, whose = OmegaConf.structured(schema), "with their defaults"
     try:
-        values = _merge(schema, arguments)
+        values, _ = _merge(schema, arguments)
         if arguments:
             whose = f"as {' '.join(arguments)} sets them"
     except ConfigError as error:
@@ -139,21 +153,26 @@ def _parent(values: Any, path: str) -> tuple[Any, str]:
     return OmegaConf.select(values, group) if group else values, name
 
 
-def _merge(schema: type, arguments: list[str]) -> Any:
+def _merge(schema: type, arguments: list[str]) -> tuple[Any, dict[str, str]]:
     """The schema's defaults under what `config=FILE key=value ...` give, as OmegaConf holds them.
+
+    Beside it the source of each key, and of each entry of a mapping: the file, or the command line, that gave it.
 
     Raises:
         ConfigError: an unreadable file, an unknown key, or a value of the wrong type.
     """
     merged = OmegaConf.structured(schema)
     types = {path: entry.type for path, entry in leaves(schema)}
+    given: dict[str, str] = {}
     for source, values in _sources(arguments, types):
         for path, value in _known_values(schema, values, source):
             try:
                 OmegaConf.update(merged, path, as_declared(value, types[path]), merge=True)
             except (OmegaConfBaseException, ValueError, RecursionError) as error:
                 raise _value_error(f"{source}: {path}", types[path], error) from error
-    return merged
+            entries = value if isinstance(value, Mapping) else ()
+            given |= dict.fromkeys([path, *(f"{path}.{name}" for name in entries)], source)
+    return merged, given
 
 
 def _sources(arguments: list[str], types: Mapping[str, Any]) -> list[tuple[str, dict[str, Any]]]:
