@@ -156,7 +156,9 @@ def _rename_shadowing_check(program: str) -> str:
 def _checked_item(record: object, data_type: str, where: str) -> dict[str, Any]:
     if not isinstance(record, dict):
         raise DataError(where, "an object", json_kind(record))
-    check_text(_field(record, "question", where), f"{where}, field question")
+    question = f"{where}, field question"
+    if not check_text(_field(record, "question", where), question).strip():
+        raise DataError(question, "a problem", "none: an empty text")
     record = _with_family(record, where)
     if data_type == "code":
         _check_code(record, where)

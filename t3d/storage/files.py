@@ -170,11 +170,22 @@ def _reading(path: Path) -> Iterator[TextIO]:
         with path.open(encoding="utf-8-sig") as file:
             yield file
     except UnicodeDecodeError as error:
-        with path.open("rb") as file:
-            found = KINDS.get(file.read(2), error.reason)
-        raise DataError(path, "UTF-8 text", found) from error
+        raise DataError(path, "UTF-8 text", _other_bytes(path) or error.reason) from error
     except OSError as error:
         raise DataError(path, "a readable file", f"{error.strerror or error}{start_of(path)}") from error
+
+
+def _other_bytes(path: Path) -> str | None:
+    """What a file holds that is no UTF-8, with its place: the reader knows that within its buffer alone."""
+    with path.open("rb") as file:
+        for number, line in enumerate(file, 1):
+            if number == 1 and line[:2] in KINDS:
+                return KINDS[line[:2]]
+            try:
+                line.decode("utf-8")
+            except UnicodeDecodeError as error:
+                return f"byte 0x{line[error.start]:02x} at line {number}, byte {error.start + 1}"
+    return None
 
 
 def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

@@ -87,7 +87,8 @@ def arguments(monkeypatch):
         ("[]", "r.json: expected at least one record, found an empty list"),
         ("[1]", "r.json, record 0: expected an object, found number"),
         ("[" * 100_000, "r.json, line 1 column 2: expected JSON, found values nested too deeply"),
-        (b"[\xff]", "r.json: expected UTF-8 text, found invalid start byte"),
+        (b"[\xff]", "r.json: expected UTF-8 text, found byte 0xff at line 1, byte 2"),
+        (b"[\n'\xe4\n]", "r.json: expected UTF-8 text, found byte 0xe4 at line 2, byte 2"),
         (b"\x1f\x8b\x08", "r.json: expected UTF-8 text, found a gzip archive"),
     ],
 )
@@ -100,6 +101,7 @@ def test_files_that_hold_no_records(capsys, text, said):
     ("data_type", "records", "said"),
     [
         ("math", changed(MATH, question=5), "field question: expected a string, found int 5"),
+        ("math", changed(MATH, question=" \n"), "field question: expected a problem, found none: an empty text"),
         ("math", changed(MATH, question="a\0"), "field question: expected text without NUL and unpaired surrogates"),
         ("math", changed(MATH, question="\ud800"), "field question: expected text without NUL and unpaired surrogates"),
         (
