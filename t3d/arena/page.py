@@ -156,12 +156,16 @@ def _beside(results: ArenaResults, other: ArenaResults) -> str:
 
 
 def _corrected(results: ArenaResults, found: Mapping[str, Sequence[Estimate | None]]) -> list[list[str]]:
-    """A line for each row that has all its differences, and Holm's correction of the last one's, the mean's."""
-    known = {row: [each for each in differences if each] for row, differences in found.items() if all(differences)}
-    corrected = holm([differences[-1].p_value for differences in known.values()])
+    """A line for each row that has all its differences, and Holm's correction of the last one's, the mean's.
+
+    Rows that differ alike everywhere are the same students by other names, and count as one.
+    """
+    known = {row: tuple(filter(None, differences)) for row, differences in found.items() if all(differences)}
+    distinct = [*dict.fromkeys(known.values())]
+    corrected = dict(zip(distinct, holm([differences[-1].p_value for differences in distinct]), strict=True))
     return [
-        [results.config.label(row), *map(difference, differences), _probability(p_value)]
-        for (row, differences), p_value in zip(known.items(), corrected, strict=True)
+        [results.config.label(row), *map(difference, differences), _probability(corrected[differences])]
+        for row, differences in known.items()
     ]
 
 

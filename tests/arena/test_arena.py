@@ -18,7 +18,7 @@ from t3d.arena.meter import run as run_meter
 from t3d.arena.meter import text as meter_text
 from t3d.arena.page import main as write_page
 from t3d.arena.pool import run_each
-from t3d.arena.results import ArenaResults, load, write
+from t3d.arena.results import ArenaResults, Student, load, write
 from t3d.arena.settings import ArenaConfig, results_path
 from t3d.arena.statistics import estimate
 from t3d.arena.worlds import problem_families
@@ -167,24 +167,34 @@ def test_a_page_keeps_its_other_arenas_in_their_places(config, results, tmp_path
     assert page.read_text() == whole.replace("## Part two", "## Again")
 
 
+def graded(student: Student, grades: str) -> Student:
+    """The student, had its answers been so."""
+    return dataclasses.replace(
+        student, scores={name: dataclasses.replace(score, graded=grades) for name, score in student.scores.items()}
+    )
+
+
+def test_the_same_students_by_another_name_are_not_corrected_for(config, results, tmp_path):
+    answers = {None: "000", 1: "110", 2: "111"}
+    students = [graded(each, answers[each.seed]) for each in results.students if each.scores]
+    again = [dataclasses.replace(each, row="again") for each in students if each.row == "td"]
+    other = [graded(each, "010") for each in again]
+    cells = []
+    for more in ([], again, other):
+        rows = {**config.rows, "again": "config=toy/td training.seed=0"}
+        named = dataclasses.replace(config, rows=rows if more else config.rows)
+        write(dataclasses.replace(results, config=named, students=students + more), tmp_path / "tiny.json")
+        write_page([str(tmp_path / "tiny.json"), "--out", str(tmp_path / "page.md")])
+        against = (tmp_path / "page.md").read_text().partition("Against original")[2]
+        cells.append(next(line.split("|")[-2] for line in against.splitlines() if line.startswith("| Naive TD |")))
+    alone, same, corrected = map(float, cells)
+    assert 0 < alone == same < corrected
+
+
 def test_rows_are_compared_with_those_of_the_arena_that_theirs_names(config, results, tmp_path):
     """The other arena's student of seed 2 solves nothing, and has no seed 1; the teacher is no row of either table."""
-    theirs = [
-        dataclasses.replace(
-            each,
-            scores={
-                name: dataclasses.replace(score, graded="0" * len(score.graded)) for name, score in each.scores.items()
-            },
-        )
-        for each in results.students
-        if each.seed == 2
-    ]
-    ours = [
-        dataclasses.replace(
-            each, scores={name: dataclasses.replace(score, graded="110") for name, score in each.scores.items()}
-        )
-        for each in results.students
-    ]
+    theirs = [graded(each, "000") for each in results.students if each.seed == 2]
+    ours = [graded(each, "110") for each in results.students]
     first, second = tmp_path / "first.json", tmp_path / "second.json"
     other = dataclasses.replace(results, students=theirs)
     write(dataclasses.replace(other, config=dataclasses.replace(config, name="first", title="First")), first)
