@@ -16,8 +16,9 @@ from t3d.errors import ConfigError, UserError, first_line
 
 AMPERE = (8, 0)
 """The first compute capability with bfloat16 units, which flash-attn needs, too."""
-HOPPER = (9, 0)
-"""The first with a grouped product that does not wait for the groups' sizes."""
+GROUPED = (9, 10) if torch.__version__ >= "2.9" else (9,)
+"""The major ones, Hopper's and that of Blackwell's servers, whose grouped product of bfloat16 does not wait for the
+groups' sizes; elsewhere it asks the device for them (PyTorch 2.13)."""
 
 KEPT_BACK = 3 * 2**29
 """Bytes of an accelerator that no plan counts on: libraries' workspaces, and what fragmentation wastes."""

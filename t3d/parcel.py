@@ -53,17 +53,20 @@ class FixedBuffer:
 
     def send(self, arrays: Sequence[NDArray[Any]]) -> list[Tensor]:
         """The arrays as tensors that lie where those of the last call lay."""
-        buffer = packed(arrays, pinned=self.device.type == "cuda")
+        is_cuda = self.device.type == "cuda"
+        buffer = packed(arrays, pinned=is_cuda)
         if self._there is None:
             self._there = torch.empty_like(buffer, device=self.device)
-        return unpacked(self._there.copy_(buffer, non_blocking=True), arrays)
+        return unpacked(self._there.copy_(buffer, non_blocking=is_cuda), arrays)
 
 
 def send(arrays: Sequence[NDArray[Any]], device: torch.device) -> list[Tensor]:
     """The arrays as tensors on the device; a CPU's are the arrays' own memory."""
     if device.type == "cpu":
         return [torch.from_numpy(array) for array in arrays]
-    return unpacked(packed(arrays, pinned=device.type == "cuda").to(device, non_blocking=True), arrays)
+    # MPS would read the buffer when it is gone (PyTorch 189690); CUDA's allocator keeps pinned memory until then.
+    is_cuda = device.type == "cuda"
+    return unpacked(packed(arrays, pinned=is_cuda).to(device, non_blocking=is_cuda), arrays)
 
 
 def packed(arrays: Sequence[NDArray[Any]], pinned: bool) -> UInt8[Tensor, " bytes"]:

@@ -56,6 +56,15 @@ def test_the_engine_sends_one_parcel_to_a_forward(tiny_model, monkeypatch, tempe
     assert len(sent) == len(forwards) > 5
 
 
+@pytest.mark.parametrize("device", ["meta", "mps"])
+def test_only_cuda_copies_while_the_host_goes_on(monkeypatch, device: str) -> None:
+    """MPS reads a buffer that is gone by then, and calls memory of its own pinned."""
+    asked = []
+    monkeypatch.setattr(torch.Tensor, "to", lambda self, there, **given: asked.append(given) or self)
+    parcel_module.send(ARRAYS, torch.device(device))
+    assert asked == [{"non_blocking": False}]
+
+
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
 def test_a_card_receives_them() -> None:

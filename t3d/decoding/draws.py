@@ -67,7 +67,8 @@ class Draws:
         if self.tokens.device.type == "cpu":
             return self
         columns = self.packed()
-        arrived = torch.empty(columns.shape, dtype=columns.dtype, pin_memory=True)
+        # MPS gives a tensor of its own for pinned memory (PyTorch 181374).
+        arrived = torch.empty(columns.shape, dtype=columns.dtype, pin_memory=columns.is_cuda)
         return self.unpacked(arrived.copy_(columns))
 
     def packed(self) -> Int[Tensor, "columns rows"]:

@@ -100,7 +100,8 @@ def iter_decode(
     longest, wanted = max((len(request.prompt) for request in left.values()), default=0), min(max_active, len(left))
     if left:
         kernel = choose_kernel(model)
-        recorded, paging = are_recorded(model.device, kernel, model.config, graphs), choose_paging(kernel, paged)
+        recorded = are_recorded(model.device, model.dtype, kernel, model.config, graphs)
+        paging = choose_paging(kernel, paged)
         needed = decoding_memory(model.config, model.dtype, config, longest, model.device, recorded, paging)
         capacity = fitting(needed, model.device, config, longest, wanted, sharing)
         capacity = capacity if agree is None else capacity.agreed(agree)

@@ -6,6 +6,7 @@ sequences are decoded.  Here is only what to record, when, and whether to believ
 
 import logging
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 
 import torch
@@ -28,6 +29,9 @@ SIGHTINGS = 3
 """Steps of a bucket before it is recorded: recording takes as long as some twenty steps, and a rare one never pays."""
 MOST = 64
 """Recordings of one engine; each holds some megabytes."""
+
+_UNRECORDABLE: set[torch.device] = set()
+"""Where a recording has failed: what it took from the device may be lost to this process, which tries no other."""
 
 Work = Callable[[], Draws]
 Record = Callable[[Work], Work]
@@ -53,9 +57,16 @@ class CudaGraphs:
         with (
             torch.cuda.device(self.device),
             torch.cuda.stream(torch.cuda.current_stream(self.device)),  # a recording that fails does not go back to it
-            torch.cuda.graph(graph, pool=self.pool, stream=self.stream, capture_error_mode="thread_local"),
         ):
-            draws = work()
+            try:
+                with torch.cuda.graph(graph, pool=self.pool, stream=self.stream, capture_error_mode="thread_local"):
+                    draws = work()
+            except RuntimeError:
+                # Before PyTorch 180395 a recording that CUDA ended stays open for the allocator, which then gives back
+                # no memory any more; elsewhere this finds nothing to end.
+                with suppress(RuntimeError):
+                    torch._C._cuda_endAllocateToPool(torch.cuda.current_device(), self.pool)
+                raise
 
         def replay() -> Draws:
             graph.replay()
@@ -131,6 +142,7 @@ class GraphRunner(Runner):
 
     def _give_up(self, why: str) -> None:
         log.warning("decoding without CUDA graphs: %s; rollout.cuda_graphs=false starts without them", why)
+        _UNRECORDABLE.add(self.model.device)
         self.buffers = None
         self.known.clear()
 
@@ -141,11 +153,14 @@ def _same(one: Draws, other: Draws) -> bool:
     return exact and torch.allclose(one.score, other.score, rtol=TOLERANCE, atol=TOLERANCE, equal_nan=True)
 
 
-def are_recorded(device: torch.device, kernel: Kernel, config: SDARConfig, wanted: bool | None) -> bool:
-    """Whether forwards are recorded there.
+def are_recorded(
+    device: torch.device, dtype: torch.dtype, kernel: Kernel, config: SDARConfig, wanted: bool | None
+) -> bool:
+    """Whether forwards are recorded there: not where one was tried in vain.
 
     Args:
         device: that decodes.
+        dtype: of the weights.
         kernel: its attention.
         config: of the network.
         wanted: None records where that is possible.
@@ -153,8 +168,8 @@ def are_recorded(device: torch.device, kernel: Kernel, config: SDARConfig, wante
     Raises:
         ConfigError: wanted and not possible.
     """
-    possible = device.type == "cuda" and kernel.is_fixed and not waits_for_device(config, device)
+    possible = device.type == "cuda" and kernel.is_fixed and not waits_for_device(config, device, dtype)
     if wanted and not possible:
         network = f"{kernel.name} and {config.model_type}"
         raise ConfigError("rollout.cuda_graphs", f"null or false on {device} with {network}", True)
-    return possible and wanted is not False
+    return possible and wanted is not False and device not in _UNRECORDABLE

@@ -28,6 +28,11 @@ LOGIT_BYTES, SORTED_BYTES = 24, 40
 """Of each logit that is judged: its copies in single precision on the way to a token, without and with top-p."""
 
 
+POOL_GROWTH = 1.75
+"""How many times the largest recorded forward the recordings' memory may be: sizes rise while sequences are admitted,
+and a larger forward finds no room in what smaller ones have left (up to 1.7 in a simulation of torch's allocator)."""
+
+
 @dataclass(frozen=True)
 class Capacity:
     """What a device holds beside the weights.
@@ -123,8 +128,10 @@ def decoding_memory(
     position = 16 + 4 * len(decoding.record) + (4 * decoding.denoising_steps if decoding.temperature > 0 else 0)
     judged, tiles = LOGIT_BYTES if decoding.top_p == 1 else SORTED_BYTES, row_tiles(model.vocab_size, dtype, device)
     logits = tiles.judged * judged + (tiles.product - tiles.judged) * dtype.itemsize
-    slot, forward = SlotCache.slot_bytes(model, length, dtype), 2 * size * token * (1 + 2 * recorded)
-    shared = max(prefill_chunk(size) * token, logits * model.vocab_size) * (1 + recorded)
+    again = POOL_GROWTH if recorded else 0
+    # A recorded forward is padded, to less than twice its size.
+    slot, forward = SlotCache.slot_bytes(model, length, dtype), int(2 * size * token * (1 + 2 * again))
+    shared = int(max(prefill_chunk(size) * token, logits * model.vocab_size) * (1 + again))
     if paging is None:  # padding writes to a slot of its own
         return DecodingMemory(shared + recorded * slot, slot + forward + length * position)
     page = SlotCache.slot_bytes(model, paging.size, dtype)

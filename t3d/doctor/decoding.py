@@ -157,7 +157,7 @@ def _needed(
     weights, wanted = num_parameters(patient.config) * dtype.itemsize, min(settings.max_active, count)
     if settings.draft is None:
         kernel = find_kernel(device, dtype, Heads.of(patient.config))
-        graphs = partial(are_recorded, device, kernel, patient.config, settings.cuda_graphs)
+        graphs = partial(are_recorded, device, dtype, kernel, patient.config, settings.cuda_graphs)
         recorded = examination.obtain("kernel", graphs) or False
         paging = choose_paging(kernel, settings.paged)
         each = decoding_memory(patient.config, dtype, decoding, longest, device, recorded, paging)

@@ -19,7 +19,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, Qwen3MoeConfig
 from transformers import __version__ as version
 from transformers.models.qwen3_moe.modeling_qwen3_moe import Qwen3MoeSparseMoeBlock
 
-from t3d.devices import HOPPER, capability
+from t3d.devices import GROUPED, capability
 from t3d.sdar.configuration import SDARConfig
 from t3d.sdar.modeling import SDARForCausalLM
 
@@ -155,13 +155,13 @@ class Expert(NamedTuple):
     down: Float[Tensor, "hidden width"]
 
 
-def waits_for_device(config: SDARConfig, device: torch.device) -> bool:
+def waits_for_device(config: SDARConfig, device: torch.device, dtype: torch.dtype) -> bool:
     """Whether a network's forward waits for a CUDA device between products, so that it cannot be recorded.
 
-    Without stacks, and before Hopper with them, experts are a loop that asks how many rows each of them has.
+    Without stacks, and with them where there is no grouped product, something asks how many rows each expert has.
     """
     level = capability(device) if isinstance(config, SDARMoeConfig) else None
-    return level is not None and not (STACKED and level >= HOPPER)
+    return level is not None and not (STACKED and level[0] in GROUPED and dtype == torch.bfloat16)
 
 
 def experts_of(mlp: SparseMLP) -> Iterator[Expert]:
