@@ -111,6 +111,8 @@ class FlexPlan(PackedPlan):
     """
 
     multiple = 128
+    options: ClassVar[dict[str, int] | None] = None
+    """The kernel's tiles and stages; None: torch's choice for the card."""
 
     @classmethod
     def padded_length(cls, length: int, longest: int) -> int:
@@ -135,8 +137,22 @@ class FlexPlan(PackedPlan):
         kernel = _flex_kernel(query.device.type)
         # Autocast knows nothing of it, and leaves normalised queries and keys in the weights' precision.
         query, key, value = (pad(part.to(value.dtype), (0, 0, 0, self.num_pads)) for part in (query, key, value))
-        seen = kernel(query, key, value, block_mask=self.block_mask, scale=scale, enable_gqa=grouped)
+        seen = kernel(
+            query, key, value, block_mask=self.block_mask, scale=scale, enable_gqa=grouped, kernel_options=self.options
+        )
         return seen[:, :, : self.length].transpose(1, 2)
+
+
+class SmallFlexPlan(FlexPlan):
+    """The same in tiles for cards with 99 KiB of shared memory (compute capability 8.6, 8.9), as those of 24 GB are.
+
+    For them torch before 2.13 has the tiles of an A100, which do not fit (PyTorch 133254).
+    """
+
+    options: ClassVar[dict[str, int] | None] = {
+        **{"BLOCK_M": 64, "BLOCK_N": 64, "num_stages": 2},  # of heads of 128: 80 KiB
+        **{"BLOCK_M1": 32, "BLOCK_N1": 64, "BLOCK_M2": 64, "BLOCK_N2": 32},  # of the backward pass
+    }
 
 
 PLANS: dict[str, type[PackedPlan]] = {"cuda": FlexPlan}

@@ -9,7 +9,7 @@ from torch.nn.attention.flex_attention import create_mask
 
 from t3d.sdar.backend import Heads, masked_attention
 from t3d.training import attention
-from t3d.training.attention import FlexPlan, TiledPlan
+from t3d.training.attention import FlexPlan, SmallFlexPlan, TiledPlan
 from t3d.training.kernel import choose_plan, find_plan
 from t3d.training.launch import make_accelerator
 from t3d.training.loop import Trainer
@@ -19,7 +19,7 @@ from tests.training.test_models import configure
 CPU, HEADS = torch.device("cpu"), Heads(4, 2, 16)
 
 
-def flex_by_hand(query, key, value, block_mask, scale, enable_gqa):
+def flex_by_hand(query, key, value, block_mask, scale, enable_gqa, kernel_options):
     """What flex_attention documents, from the function in the block mask."""
     assert enable_gqa == (query.shape[1] != key.shape[1])
     size = query.shape[2]
@@ -65,7 +65,10 @@ def test_a_kernel_that_works_is_taken_and_told_once(flex, caplog):
             fail(subprocess.CalledProcessError(1, ["gcc"])),
             "does not run here: Command '['gcc']' returned non-zero exit status 1.",
         ),
-        (lambda query, *given, **layout: query, "computes something else here, off by "),
+        (
+            lambda query, key, value, **layout: query + 0 * (key.sum() + value.sum()),
+            "computes something else here, off by ",
+        ),
         (lambda *given, **layout: flex_by_hand(*given, **layout).detach(), "does not run here: element 0 of tensors"),
         (lambda *given, **layout: flex_by_hand(*given, **layout) * float("nan"), "computes something else here"),
     ],
@@ -79,20 +82,72 @@ def test_a_kernel_that_does_not_work_is_a_logged_fallback(flex, caplog, kernel, 
     assert record.getMessage().startswith(told + why)
 
 
-def test_a_wrong_gradient_is_found(flex):
-    class Half(torch.autograd.Function):
-        @staticmethod
-        def forward(context, seen):
-            return seen.clone()
+class Half(torch.autograd.Function):
+    @staticmethod
+    def forward(context, states):
+        return states.clone()
 
-        @staticmethod
-        def backward(context, gradient):
-            return gradient / 2
+    @staticmethod
+    def backward(context, gradient):
+        return gradient / 2
 
-    flex(lambda *given, **layout: Half.apply(flex_by_hand(*given, **layout)))
+
+@pytest.mark.parametrize("wrong", ["query", "key", "value"])
+def test_a_wrong_gradient_is_found(flex, wrong):
+    def kernel(query, key, value, **layout):
+        states = {"query": query, "key": key, "value": value}
+        states[wrong] = Half.apply(states[wrong])
+        return flex_by_hand(**states, **layout)
+
+    flex(kernel)
     plan, why = find_plan(CPU, torch.float32, HEADS)
     assert plan is TiledPlan
     assert why == "flex_attention computes something else here, off by 50%"
+
+
+def test_what_is_wrong_in_tiles_that_are_seen_in_full_is_found(flex):
+    """Keys of such a tile are left out."""
+
+    def kernel(query, key, value, block_mask, **layout):
+        assert block_mask.full_kv_num_blocks.sum() > 0
+        partial = block_mask.to_dense().bool() & ~_full(block_mask)
+        mask = create_mask(block_mask.mask_mod, None, None, query.shape[2], query.shape[2], "cpu")
+        mask &= partial.repeat_interleave(128, -1).repeat_interleave(128, -2)
+        return masked_attention(query, key, value, mask[:, :1], layout["scale"])
+
+    flex(kernel)
+    plan, why = find_plan(CPU, torch.float32, HEADS)
+    assert plan is TiledPlan
+    assert "computes something else here" in why
+
+
+def _full(block_mask):
+    """Which tiles are seen in full [1, 1, tiles, tiles]."""
+    counts, indices = block_mask.full_kv_num_blocks[0, 0], block_mask.full_kv_indices[0, 0]
+    seen = torch.zeros(1, 1, *indices.shape, dtype=torch.bool)
+    for row, (count, places) in enumerate(zip(counts.tolist(), indices, strict=True)):
+        seen[0, 0, row, places[:count].long()] = True
+    return seen
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+def test_a_card_with_little_shared_memory_computes_in_small_tiles(flex, caplog, dtype):
+    def kernel(*given, kernel_options, **layout):
+        tiles = kernel_options or {"BLOCK_M": 128, "BLOCK_N": 64, "num_stages": 3}
+        held = tiles["BLOCK_M"] + 2 * tiles["num_stages"] * tiles["BLOCK_N"]  # queries; and keys and values by stage
+        if held * 128 * dtype.itemsize > 101_376:
+            raise RuntimeError("No valid triton configs. OutOfMemoryError: out of resource")
+        return flex_by_hand(*given, kernel_options=kernel_options, **layout)
+
+    flex(kernel)
+    if dtype == torch.float32:
+        assert choose_plan(CPU, dtype, HEADS) is TiledPlan
+        return
+    assert choose_plan(CPU, dtype, HEADS) is SmallFlexPlan
+    assert [record.getMessage() for record in caplog.records] == [
+        "training on cpu in bfloat16 with flex_attention in small tiles (flex_attention does not run here: No valid"
+        " triton configs. OutOfMemoryError: out of resource)"
+    ]
 
 
 def test_rows_padded_for_the_kernel_give_what_they_give_alone(flex):
