@@ -112,12 +112,14 @@ def _outputs(plan: AttentionPlan, states: list[Tensor], num_tokens: int) -> list
 
 
 def training_graphs(world: World) -> Iterator[Finding]:
-    """How often the training kernel is compiled as lengths change."""
+    """How often the training kernel is compiled as lengths change below the longest, as in a run of training."""
     shape = world.shape("4B")
+    rows = [[(40 + 8 * number, 70 + 41 * number)] for number in range(2 if world.tiny else 12)]
+    longest = training_batch(world, shape, rows[-1], TiledPlan).input_ids.numel()
     torch._dynamo.reset()
     torch._dynamo.utils.counters.clear()
-    for number in range(2 if world.tiny else 12):
-        batch = training_batch(world, shape, [(40 + 8 * number, 70 + 41 * number)], plan_of(world.device))
+    for lengths in rows:
+        batch = training_batch(world, shape, lengths, plan_of(world.device), longest=longest)
         _outputs(batch.plan, random_states(world, Heads.of(shape), batch.input_ids.numel(), torch.bfloat16), 64)
     graphs = torch._dynamo.utils.counters["stats"]["unique_graphs"]
     yield Finding(
@@ -159,6 +161,7 @@ def _milliseconds(world: World, work: Callable[[], Any], backends: list[SDPBacke
 def training_choice(world: World) -> Iterator[Finding]:
     """Milliseconds of one layer's attention, forward and backward, by the device's kernel and by tiles."""
     shape = world.shape("4B")
+    torch.compiler.reset()  # as in a run of training, the kernel is compiled for one length
     times = {}
     for kind in dict.fromkeys((plan_of(world.device), TiledPlan)):
         times[kind.__name__] = 1e3 * world.seconds(_step(world, kind), repeats=10)
@@ -169,7 +172,9 @@ def training_choice(world: World) -> Iterator[Finding]:
 
 def _step(world: World, kind: type[PackedPlan]) -> Callable[[], Any]:
     shape = world.shape("4B")
-    batch = training_batch(world, shape, [(24, 40)] if world.tiny else [(512, 1032)], kind)
+    lengths = [(24, 40)] if world.tiny else [(512, 1032)]
+    longest = training_batch(world, shape, lengths, TiledPlan).input_ids.numel()
+    batch = training_batch(world, shape, lengths, kind, longest=longest)
     states = random_states(world, Heads.of(shape), batch.input_ids.numel(), torch.bfloat16)
     return lambda: _outputs(batch.plan, states, batch.input_ids.numel())
 

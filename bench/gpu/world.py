@@ -136,7 +136,12 @@ class DensePlan(PackedPlan):
 
 
 def training_batch(
-    world: World, shape: SDARConfig, lengths: Sequence[tuple[int, int]], plan: type[PackedPlan], block_size: int = 8
+    world: World,
+    shape: SDARConfig,
+    lengths: Sequence[tuple[int, int]],
+    plan: type[PackedPlan],
+    block_size: int = 8,
+    longest: int = 0,
 ) -> Batch:
     """Samples of random tokens, decoded in a random order within each block, in drawn states, packed to one row.
 
@@ -146,6 +151,7 @@ def training_batch(
         lengths: of each sample's prompt and response.
         plan: kind of attention.
         block_size: positions per block.
+        longest: tokens of the longest batch to come, for a kernel that is compiled for it; 0 if unknown.
     """
     mask_id, chooser = shape.vocab_size - 1, np.random.default_rng(0)
     settings = StateSettings("trace", (block_size,), mask_id, mask_id - 1, shape.vocab_size, path_k_steps=4)
@@ -155,4 +161,4 @@ def training_batch(
         order = [start + place for start in range(0, response, block_size) for place in chooser.permutation(block_size)]
         sample = TrainingSample(ids[:prompt], ids[prompt:], [int(place) + 1 for place in order[:response]], ended=False)
         states.append(draw_state(sample, settings, sample_stream(0, 0, index)))
-    return collate(states, mask_id - 1, world.device, plan=plan)
+    return collate(states, mask_id - 1, world.device, plan=plan, longest=longest)

@@ -63,6 +63,8 @@ def make_accelerator(config: TrainConfig) -> Accelerator:
         plugin.deepspeed_config["train_micro_batch_size_per_gpu"] = training.batch_size_lm
         plugin.deepspeed_config["gradient_accumulation_steps"] = accumulation
         plugin.deepspeed_config["gradient_clipping"] = config.gradient_limit or 0.0  # 0 is never, as it is here
+        # It would wait for the GPU before every forward, for a report that accelerate turns off.
+        plugin.deepspeed_config["timers"] = {"throughput": {"enabled": False}}
         _set_accumulation(plugin, training.grad_accum_dtype)
     elif training.grad_accum_dtype == "bfloat16":
         raise ConfigError("training.grad_accum_dtype", "auto or float32 without DeepSpeed", training.grad_accum_dtype)

@@ -10,7 +10,8 @@ bytes per number that micro-batches are summed in (`training.grad_accum_dtype`):
     optimizer   12 P / N    fp32 master copy and Adam's two moments (4 P each)
     reference   c P         if the objective compares with one; c P / N if sharded (`training.shard_reference`)
     buffers     5e8 c       reduce_bucket_size; s = 3: also up to 1e9 gathered parameters (stage3_max_live_parameters)
-    update      4 P / N     while the optimizer steps: fp32 gradients of the partition
+    update      4 P / N     while the optimizer steps: fp32 gradients of the partition; or, s = 1 with a > c and N > 1,
+                            c P: the cast in which all sums travel at once
 
 and without DeepSpeed (s = 0; one process or DDP), where the network's own weights are the master copy:
 
@@ -177,7 +178,10 @@ def estimate(config: TrainConfig, shape: SDARConfig, stage: int, num_gpus: int) 
     else:
         optimizer, update = 12.0 * count / num_gpus, 4.0 * count / num_gpus
         buffers = float(BUCKET_NUMBERS * computed)
-        gradients = _gradients(training, stage, num_gpus, computed) * count
+        per_parameter = _gradients(training, stage, num_gpus, computed)
+        gradients = per_parameter * count
+        if stage == 1 and per_parameter > computed and num_gpus > 1:  # DeepSpeed's BF16_Optimizer has one flat tensor
+            update = max(update, float(computed * count))
     weights += computed * frozen
     if stage == 3:
         weights /= num_gpus

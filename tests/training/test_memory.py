@@ -267,6 +267,16 @@ def test_scaled_updates_need_memory_of_their_own():
     assert estimate(config(precision="fp16"), tiny(), 2, 4).update == count
 
 
+def test_single_precision_sums_travel_whole_in_the_networks_precision_under_zero_1():
+    """DeepSpeed keeps them as one tensor, and casts all of it before it is summed over the GPUs."""
+    config, shape = TrainConfig(), SDARConfig(**SHAPES["SDAR-1.7B-Chat"])
+    config.training.grad_accum_dtype = "float32"
+    count, found = num_parameters(shape), {num: estimate(config, shape, 1, num) for num in (1, 2, 8)}
+    assert {num: one.update / count for num, one in found.items()} == {1: 4, 2: 2, 8: 2}
+    config.training.grad_accum_dtype = "auto"
+    assert estimate(config, shape, 1, 8).update == count / 2
+
+
 def test_the_masks_of_a_row_are_counted():
     """A measured 10 bytes per pair of tokens, which only a long pack makes the largest thing."""
     long, short = config(), config()
