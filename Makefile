@@ -10,7 +10,7 @@ OLDEST := .venv-oldest
 help:
 	@echo "make demo         rollout, preprocess, train, evaluate and report on the built-in tiny model (CPU, minutes)"
 	@echo "make clean-demo   remove what the demo made"
-	@echo "make paper        the paper's tables 1-7 at toy scale, five seeds, one report (CPU, an estimated 2 hours; PAPER_SEEDS=1: one seed)"
+	@echo "make paper        the paper's tables 1-7 at toy scale, five seeds, one report (CPU, 1.6 hours on two cores; PAPER_SEEDS=1: one seed)"
 	@echo "make clean-paper  remove what it made"
 	@echo "make test         lint, types and tests"
 	@echo "make test-oldest  the tests with the oldest releases that pyproject.toml accepts, in a venv of their own"
