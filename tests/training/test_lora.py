@@ -225,7 +225,7 @@ def test_frozen_weights_stay_in_bf16_where_they_are_stored_so_and_adapters_never
     ],
 )
 def test_impossible_adapters_are_refused_by_key(configure, overrides, key):
-    with pytest.raises(ConfigError, match=rf"^{key}: expected .*, found ") as caught:
+    with pytest.raises(ConfigError, match=rf"^command line: {key}: expected .*, found ") as caught:
         configure("run", *overrides)
     assert "\n" not in str(caught.value)
 
