@@ -6,6 +6,7 @@ What is finished is kept under what it depends on: a killed arena goes on, and a
 from t3d.entry import run_entry
 
 import logging
+import os
 import sys
 
 from tqdm import tqdm
@@ -13,7 +14,7 @@ from tqdm.contrib.logging import logging_redirect_tqdm
 
 from t3d.arena.plan import Job, jobs, prepare
 from t3d.arena.pool import run_each
-from t3d.arena.results import ArenaResults, collect, save
+from t3d.arena.results import ArenaResults, collect, has_record, save
 from t3d.arena.settings import ArenaConfig
 from t3d.arena.work import answer, work
 from t3d.arena.worlds import problem_families
@@ -43,7 +44,7 @@ def run(config: ArenaConfig) -> ArenaResults:
             if failure is not None:
                 raise DataError(data.answers, "a rollout", failure)
     every, families = jobs(config, data), problem_families(data.evaluated, config.num_problems)
-    missing = [number for number, job in enumerate(every) if not job.record.exists()]
+    missing = [number for number, job in enumerate(every) if not has_record(job)]
     log.info("%s: %d students, %d of them done", config.name, len(every), len(every) - len(missing))
     errors: dict[int, str] = {}
     tasks = [(every[number], logs / f"{every[number].record.stem}.log") for number in missing]
@@ -65,7 +66,7 @@ def _link(config: ArenaConfig, every: list[Job]) -> None:
     """Makes the first seed's students known by their rows' names."""
     if config.links is None:
         return
-    folder = make_folder(user_path(config.links))
+    folder = make_folder(user_path(config.folder) / config.links)
     for job in every:
         if job.seed == config.seeds[0] and job.student.is_dir():
             link, run_folder = folder / job.row, job.student.parents[1]
@@ -73,7 +74,7 @@ def _link(config: ArenaConfig, every: list[Job]) -> None:
                 link.unlink()
             if link.exists():
                 raise DataError(link, "no folder of that name, or a link", "a folder")
-            link.symlink_to(run_folder.resolve())
+            link.symlink_to(os.path.relpath(run_folder.resolve(), folder.resolve()))  # so that all of it can be moved
 
 
 def main(arguments: list[str]) -> None:

@@ -17,7 +17,7 @@ from t3d.arena.figures import cost_figure, rows_figure
 from t3d.arena.markdown import accuracy, difference, table
 from t3d.arena.results import ArenaResults, load, write
 from t3d.arena.statistics import Estimate, holm
-from t3d.arena.summary import put
+from t3d.arena.summary import with_table
 from t3d.arguments import ArgumentParser
 from t3d.errors import DataError
 from t3d.storage.files import atomic_writer
@@ -54,7 +54,10 @@ def page(parts: Mapping[str, ArenaResults], figures: str, before: str = "") -> t
     """
     sections, drawn = _sections(before), {}
     for name, results in parts.items():
-        compared = compare(results)
+        try:
+            compared = compare(results)
+        except ValueError as error:
+            raise DataError(f"results of {name}", "grades of problems in at least two families", error) from error
         names = {row: results.config.label(row) for row in results.config.row_names()}
         if any(" " in decoding for decoding in results.config.decodings):  # those that take as many steps as they need
             drawn[f"{name}.svg"] = svg(cost_figure(results.config, compared, names))
@@ -151,8 +154,12 @@ def _beside(results: ArenaResults, other: ArenaResults) -> str:
     trained = {student.row for student in results.students if student.seed is not None}
     shared = [row for row in config.row_names() if row in trained and row in theirs.row_names()]
     found = {row: [contrast(results, row, row, column, other) for column in columns] for row in shared}
-    lines = table(["", *columns, "p of the mean"], _corrected(results, found))
-    return f"Against the same rows and seeds of “{title}”, in points:\n\n{lines}"
+    rows = _corrected(results, found)
+    if not rows:
+        return f"Not compared with the same rows of “{title}”: no row has a seed in both."
+    seeds = ", ".join(str(seed) for seed in config.seeds if seed in theirs.seeds)
+    told = f"Against the same rows of “{title}” by the seeds of both ({seeds}), in points:"
+    return f"{told}\n\n{table(['', *columns, 'p of the mean'], rows)}"
 
 
 def _corrected(results: ArenaResults, found: Mapping[str, Sequence[Estimate | None]]) -> list[list[str]]:
@@ -218,17 +225,22 @@ def main(arguments: list[str]) -> None:
         if results.config.name in parts:
             raise DataError(path, "an arena of another name", f"{results.config.name} again")
         parts[results.config.name] = results
-    if options.readme is not None:
-        put(next(iter(parts.values())), options.readme)
-    folder = options.out.with_suffix("")
+    if not options.out.suffix:
+        raise DataError(
+            options.out, "a page's name with an ending, as page.md: figures lie in the folder without it", "none"
+        )
+    first, folder = next(iter(parts.values())), options.out.with_suffix("")
     before = options.out.read_text(encoding="utf-8") if options.out.is_file() else ""
     kept = {name: folder / f"{name}.json" for name in _sections(before).keys() - parts.keys()}
     parts |= {name: load(path) for name, path in kept.items() if path.is_file()}
     text, drawn = page(parts, folder.name, before)
+    texts = {options.out: text, **{folder / name: figure for name, figure in drawn.items()}}
+    if options.readme is not None:
+        texts[options.readme] = with_table(first, options.readme)
     make_folder(folder)
     for name, results in parts.items():
         write(results, folder / f"{name}.json")
-    for path, content in {options.out: text, **{folder / name: figure for name, figure in drawn.items()}}.items():
+    for path, content in texts.items():
         with atomic_writer(path) as file:
             file.write(content)
     logging.getLogger(__name__).info("%s", options.out)

@@ -1,13 +1,12 @@
 """The jobs of an arena: a student (a row with a seed) and its evaluations, kept under what they depend on."""
 
-import shlex
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from functools import cache
 from pathlib import Path
 from typing import Any
 
-from t3d.arena.settings import ArenaConfig, decoding_keys
+from t3d.arena.settings import ArenaConfig, decoding_keys, split_words
 from t3d.arena.worlds import evaluated_problems, train_problems, worked_solutions
 from t3d.config import EvalConfig, SampleConfig, TrainConfig, load_config
 from t3d.errors import ConfigError
@@ -76,7 +75,7 @@ def prepare(config: ArenaConfig) -> Data:
     common = _common(config)
     folder = user_path(config.folder)
     problems = train_problems(config.world, config.num_rollouts, folder / "data")
-    keys = [*shlex.split(config.rollout), f"evaluation.checkpoint_path={config.teacher}"]
+    keys = [*split_words("rollout", config.rollout), f"evaluation.checkpoint_path={config.teacher}"]
     rollout = load_config(SampleConfig, [*keys, f"evaluation.eval_dataset={problems}"], "", "")
     settings = asdict(rollout)
     del settings["experiment"], settings["evaluation"]["eval_dataset"], settings["evaluation"]["checkpoint_path"]
@@ -113,11 +112,14 @@ def jobs(config: ArenaConfig, data: Data) -> list[Job]:
 def _student(
     config: ArenaConfig, data: Data, evaluations: Mapping[str, EvalConfig], row: str, seed: int, keys: list[str]
 ) -> Job:
-    words = [word.replace("{solutions}", str(data.solutions)) for word in (*shlex.split(config.common), *keys)]
+    common = split_words("common", config.common)
+    words = [word.replace("{solutions}", str(data.solutions)) for word in (*common, *keys)]
     if not any(word.startswith(f"{DATA}=") for word in words):
         words.append(f"{DATA}={data.answers}")
     if bad := [word for word in words if word.startswith(("training.seed=", "model.pretrained_model="))]:
-        raise ConfigError(f"rows.{row}", "seeds and teacher from the arena's own keys", bad[0])
+        raise ConfigError(
+            "common" if bad[0] in common else f"rows.{row}", "seeds and teacher from the arena's own keys", bad[0]
+        )
     words += [f"training.seed={seed}", f"model.pretrained_model={config.teacher}", f"model.optimized_name={STUDENT}"]
     words += ["experiment.resume_from=latest"]
     train = load_config(TrainConfig, words, "", "")
@@ -153,10 +155,12 @@ def _job(
 def _evaluations(config: ArenaConfig, data: Data) -> dict[str, EvalConfig]:
     """The evaluation of each decoding, of a model yet to be named."""
     shared = [f"evaluation.eval_dataset={data.evaluated}", f"evaluation.limit={config.num_problems}"]
-    return {
-        name: load_config(EvalConfig, [*shlex.split(config.evaluation), *decoding_keys(name, text), *shared], "", "")
-        for name, text in config.decodings.items()
-    }
+    keys, found = split_words("evaluation", config.evaluation), {}
+    for name, text in config.decodings.items():
+        found[name] = load_config(EvalConfig, [*keys, *decoding_keys(name, text), *shared], "", "")
+        if (count := found[name].rollout.num_response_per_task) != 1:
+            raise ConfigError(f"decodings.{name}", "rollout.num_response_per_task=1: a grade for each problem", count)
+    return found
 
 
 def _cell(evaluation: EvalConfig, student: Path) -> Cell:

@@ -1,5 +1,6 @@
 """The results of an arena: one JSON file with every figure, from the records of its jobs."""
 
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -13,6 +14,8 @@ from t3d.evaluation.environment import environment
 from t3d.storage.fields import read_fields
 from t3d.storage.files import read_json, write_json_atomic
 from t3d.storage.folders import make_folder
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -67,12 +70,32 @@ def collect(config: ArenaConfig, jobs: Sequence[Job], errors: Mapping[int, str],
         if not job.record.exists():
             students.append(Student(job.row, job.seed, job.keys, error=errors.get(number, "not done yet")))
             continue
-        record = read_fields(Record, read_json(job.record), job.record)
+        record = _read_record(job)
         if problems and problems != record.problems:
             raise DataError(job.record, "the problems of the other records", "others")
         problems = record.problems
         students.append(Student(job.row, job.seed, job.keys, record.scores, record.train_s, record.seconds))
     return ArenaResults(config, environment(), problems, families, students, _chosen(config, students))
+
+
+def has_record(job: Job) -> bool:
+    """Whether a job's figures are there; what cannot be read is logged and removed, so that it is measured again."""
+    if not job.record.exists():
+        return False
+    try:
+        _read_record(job)
+    except DataError as error:
+        log.warning("%s: measured again", error)
+        job.record.unlink()
+        return False
+    return True
+
+
+def _read_record(job: Job) -> Record:
+    record = read_fields(Record, read_json(job.record), job.record)
+    if record.scores.keys() != job.cells.keys():
+        raise DataError(f"{job.record}, field scores", ", ".join(job.cells), ", ".join(record.scores) or "none")
+    return record
 
 
 def save(results: ArenaResults) -> Path:
@@ -92,9 +115,24 @@ def load(path: Path) -> ArenaResults:
     """Reads what `write` wrote.
 
     Raises:
-        DataError: another kind of file; the field is named.
+        DataError: another kind of file, or one whose parts do not fit together; the field is named.
     """
-    return read_fields(ArenaResults, read_json(path), path)
+    results = read_fields(ArenaResults, read_json(path), path)
+    number, rows = len(results.problems), results.config.row_names()
+    if len(results.families) != number:
+        raise DataError(f"{path}, field families", f"one for each of {number} problems", len(results.families))
+    known: set[tuple[str, int | None]] = set()
+    for index, student in enumerate(results.students):
+        where, named = f"{path}, field students, {index}", f"{student.row} with seed {student.seed}"
+        if student.row not in rows or (student.row, student.seed) in known:
+            raise DataError(where, "a row of the arena, once with each seed", named)
+        known.add((student.row, student.seed))
+        if student.scores and student.scores.keys() != results.config.decodings.keys():
+            raise DataError(f"{where} ({named})", "scores at every decoding", ", ".join(student.scores))
+        for name, score in student.scores.items():
+            if len(score.graded) != number:
+                raise DataError(f"{where} ({named}), {name}", f"grades of {number} problems", len(score.graded))
+    return results
 
 
 def few_step_mean(config: ArenaConfig, student: Student) -> float:

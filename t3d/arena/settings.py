@@ -8,7 +8,7 @@ from pathlib import Path
 
 from omegaconf import MISSING
 
-from t3d.arena.worlds import WORLDS
+from t3d.arena.worlds import HELD_OUT, WORLDS
 from t3d.config.keys import check_name, key
 from t3d.errors import ConfigError
 from t3d.storage.files import read_json
@@ -26,13 +26,13 @@ class ArenaConfig:
     title: str = key("", "heading of its part of the page (empty: name)")
     text: str = key("", "what the part says above its table")
     folder: str = key("toy_paper", "where data, rollouts, students, cells and results lie; arenas share what is equal")
-    links: str | None = key(None, "folder where the first seed's students have their rows' names; null: none")
+    links: str | None = key(None, "where in folder the first seed's students have their rows' names; null: nowhere")
     world: str = key("TinyMath", "where problems come from", one_of=tuple(WORLDS))
     teacher: str = key(TOY_TEACHER, "model that gives the rollouts, and that every student starts from")
     num_rollouts: int = key(2500, "problems of the train split that the teacher answers", low=1)
     rollout: str = key("config=toy/sdar_sample", "keys (key=value key=value) of the teacher's rollout")
     split: str = key("test", "split that is evaluated", one_of=("validation", "test"))
-    num_problems: int = key(500, "problems of it", low=1)
+    num_problems: int = key(500, "problems of it", low=2, high=HELD_OUT)
     evaluation: str = key("config=toy/eval", "keys of every evaluation")
     decodings: dict[str, str] = key(
         {}, "name -> further keys; a name is block size/steps, or that and a word or more: 4/4 raw 0.9"
@@ -102,7 +102,7 @@ class ArenaConfig:
         Raises:
             UserError: a row that is tuned, and no results of the grid that it names.
         """
-        rows = {row: self._with_tuned(row, shlex.split(text)) for row, text in self.rows.items()}
+        rows = {row: self._with_tuned(row, split_words(f"rows.{row}", text)) for row, text in self.rows.items()}
         return rows | self._combinations()
 
     def _combinations(self) -> dict[str, list[str]]:
@@ -141,10 +141,22 @@ class ArenaConfig:
         return list(chosen[name])
 
 
+def split_words(where: str, text: str) -> list[str]:
+    """The keys of a line, as a shell would part them.
+
+    Raises:
+        ConfigError: a quote that is not closed; `where` is named.
+    """
+    try:
+        return shlex.split(text)
+    except ValueError as error:
+        raise ConfigError(where, "key=value key=value", f"{text} ({error})") from error
+
+
 def alternatives(text: str) -> list[list[str]]:
     """Every combination of a grid: `a=1|2 b=3` is `a=1 b=3` and `a=2 b=3`."""
     choices = []
-    for word in shlex.split(text):
+    for word in split_words("grids", text):
         name, equals, values = word.partition("=")
         choices.append([f"{name}{equals}{value}" for value in values.split("|")])
     return [list(combination) for combination in itertools.product(*choices)]
@@ -155,7 +167,7 @@ def decoding_keys(name: str, text: str) -> list[str]:
     shape = DECODING.fullmatch(name)
     assert shape is not None
     sizes = [f"rollout.block_size={shape[1]}", f"rollout.denoising_steps_per_block={shape[2]}"]
-    return [*sizes, *shlex.split(text)]
+    return [*sizes, *split_words(f"decodings.{name}", text)]
 
 
 def results_path(config: ArenaConfig) -> Path:

@@ -7,7 +7,6 @@ from t3d.arena.comparison import MEAN, compare, contrast
 from t3d.arena.markdown import accuracy, difference, table
 from t3d.arena.results import ArenaResults
 from t3d.errors import DataError
-from t3d.storage.files import atomic_writer
 
 MARKED = re.compile(r"(<!-- toy results[^>]*-->\n).*?(<!-- end of toy results -->)", re.DOTALL)
 
@@ -30,8 +29,8 @@ def summary(results: ArenaResults) -> str:
     return table(["", first, MEAN, f"against {config.label(reference)}, with its 95 % interval"], rows)
 
 
-def put(results: ArenaResults, path: Path) -> None:
-    """Replaces what stands between the marks in `path` by the table.
+def with_table(results: ArenaResults, path: Path) -> str:
+    """The text of `path` with the table in place of what stands between the marks.
 
     Raises:
         DataError: no such file, or no marks in it.
@@ -39,5 +38,4 @@ def put(results: ArenaResults, path: Path) -> None:
     text = path.read_text(encoding="utf-8") if path.is_file() else ""
     if MARKED.search(text) is None:
         raise DataError(path, "a text with <!-- toy results --> and <!-- end of toy results -->", "none")
-    with atomic_writer(path) as file:
-        file.write(MARKED.sub(lambda found: f"{found[1]}{summary(results)}\n{found[2]}", text))
+    return MARKED.sub(lambda found: f"{found[1]}{summary(results)}\n{found[2]}", text)

@@ -60,7 +60,7 @@ def config(checkpoint, tmp_path_factory) -> ArenaConfig:
     return ArenaConfig(
         name="tiny",
         folder=str(folder),
-        links=str(folder / "train"),
+        links="train",
         teacher=str(checkpoint),
         num_rollouts=4,
         rollout="config=toy/sdar_sample rollout.max_token=12",
@@ -98,7 +98,9 @@ def test_all_rows_and_seeds_are_measured_and_a_failure_is_told_of(config, result
         for score in each.scores.values():
             assert score.graded.count("1") / 3 == pytest.approx(score.acc)
     assert len(students(config.folder)) == 2
-    assert (Path(config.folder) / "train/td/ckpt/student/model.safetensors").is_file()
+    link = Path(config.folder) / "train/td"
+    assert (link / "ckpt/student/model.safetensors").is_file()
+    assert not link.readlink().is_absolute(), "the folder can be moved"
 
 
 def test_a_second_run_does_what_is_missing_and_nothing_else(config, results, caplog):
@@ -111,6 +113,12 @@ def test_a_second_run_does_what_is_missing_and_nothing_else(config, results, cap
     with caplog.at_level(logging.INFO):
         again = run(config)
     assert "5 students, 2 of them done" in caplog.text
+    assert json.loads(first.read_text())["scores"] == content["scores"]
+    first.write_text(first.read_text()[:-9])
+    with caplog.at_level(logging.INFO):
+        run(config)
+    assert f"{first}, line " in caplog.text
+    assert ": measured again" in caplog.text
     assert json.loads(first.read_text())["scores"] == content["scores"]
     assert {path: path.stat().st_mtime_ns for path in others} == kept
     assert students(config.folder) == before
@@ -205,12 +213,18 @@ def test_rows_are_compared_with_those_of_the_arena_that_theirs_names(config, res
     assert "same rows" not in page.read_text()
     write_page([str(first), str(second), "--out", str(page)])
     [found] = re.findall(
-        "Against the same rows and seeds of “First”, in points:\n\n.*\n.*\n((?:.+\n)*)", page.read_text()
+        "Against the same rows of “First” by the seeds of both \\(1, 2\\), in points:\n\n.*\n.*\n((?:.+\n)*)",
+        page.read_text(),
     )
     assert re.findall(r"^\| (.*?) \| \+66\.7 \[.*\] \| \+66\.7 \[.*\] \|", found, re.MULTILINE) == ["Naive TD"]
     write(dataclasses.replace(other, config=dataclasses.replace(config, name="first"), problems=["a", "b", "c"]), first)
     write_page([str(first), str(second), "--out", str(page)])
     assert "Not compared with the same rows of “first”: problems or decodings are others." in page.read_text()
+    alone = dataclasses.replace(other, config=dataclasses.replace(config, name="first"), students=theirs[:0])
+    named_alone = [dataclasses.replace(each, seed=9) for each in theirs if each.row == "td"]
+    write(dataclasses.replace(alone, students=named_alone), first)
+    write_page([str(first), str(second), "--out", str(page)])
+    assert "Not compared with the same rows of “first”: no row has a seed in both." in page.read_text()
 
 
 def test_decodings_that_take_as_many_steps_as_they_need_stand_beside_their_tokens_per_forward(
@@ -224,6 +238,47 @@ def test_decodings_that_take_as_many_steps_as_they_need_stand_beside_their_token
     cost = sum(score.tokens_per_forward for score in scores) / 2
     assert line.count(" at ") == 2
     assert f" at {cost:.2f} | - |" in line
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        (lambda whole: whole["families"].pop(), "field families: expected one for each of 3 problems, found 2"),
+        (lambda whole: whole["students"][1]["scores"].clear(), None),
+        (lambda whole: whole["students"][1]["scores"].update(other=whole["students"][1]["scores"]["4/1"]), "every dec"),
+        (
+            lambda whole: whole["students"][1]["scores"]["4/1"].update(graded="10"),
+            r"4/1: expected grades of 3 problems",
+        ),
+        (lambda whole: whole["students"][1].update(row="unknown"), "students, 1: expected a row of the arena, once"),
+        (
+            lambda whole: whole["students"].append(whole["students"][1]),
+            "students, 5: expected a row of the arena, once",
+        ),
+        (lambda whole: whole.update(families=[0, 0, 0]), "grades of problems in at least two families"),
+    ],
+)
+def test_results_whose_parts_do_not_fit_are_refused_before_anything_is_written(
+    config, results, tmp_path, changes, said
+):
+    whole = json.loads(results_path(config).read_text())
+    changes(whole)
+    (tmp_path / "tiny.json").write_text(json.dumps(whole))
+    readme = tmp_path / "README.md"
+    readme.write_text("<!-- toy results: how -->\nold\n<!-- end of toy results -->\n")
+    arguments = [str(tmp_path / "tiny.json"), "--out", str(tmp_path / "page.md"), "--readme", str(readme)]
+    if said is None:
+        return write_page(arguments)
+    with pytest.raises(DataError, match=said):
+        write_page(arguments)
+    assert not (tmp_path / "page.md").exists()
+    assert "old" in readme.read_text()
+
+
+def test_a_page_without_an_ending_is_refused(config, results, tmp_path):
+    with pytest.raises(DataError, match="expected a page's name with an ending"):
+        write_page([str(results_path(config)), "--out", str(tmp_path / "page")])
+    assert not (tmp_path / "page").exists()
 
 
 def test_the_meter_measures_the_students_that_there_are(config, results, monkeypatch):

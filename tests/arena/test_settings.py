@@ -109,6 +109,25 @@ class TestPlan:
         with pytest.raises(CheckpointError, match="nowhere"):
             prepare(arena(tmp_path, teacher=str(tmp_path / "nowhere")))
 
+    @pytest.mark.parametrize(
+        ("where", "changes"),
+        [
+            ("common: expected seeds and teacher from", {"common": "training.seed=3"}),
+            ("common: expected key=value key=value, found 'a .No closing", {"common": "'a"}),
+            ("rows.td: expected key=value key=value", {"rows": {"td": "config=toy/td 'x"}}),
+            ("rollout: expected key=value key=value", {"rollout": "'"}),
+            ("evaluation: expected key=value key=value", {"evaluation": "config=toy/eval '"}),
+            ("decodings.4/1: expected key=value key=value", {"decodings": {"4/1": "'"}}),
+            (
+                "decodings.4/1: expected rollout.num_response_per_task=1.*found 2",
+                {"decodings": {"4/1": "rollout.num_response_per_task=2"}},
+            ),
+        ],
+    )
+    def test_the_key_that_holds_a_mistake_is_named(self, tmp_path, where, changes):
+        with pytest.raises(ConfigError, match=f"^{where}"):
+            planned(arena(tmp_path, **changes))
+
     @pytest.mark.parametrize("keys", ["training.seed=3", "model.pretrained_model=x", "training.nothing=1"])
     def test_keys_that_are_not_a_rows_are_refused_before_any_work(self, tmp_path, keys):
         with pytest.raises(UserError, match=keys.partition("=")[0] if "nothing" in keys else "rows.td"):
