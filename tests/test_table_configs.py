@@ -123,7 +123,7 @@ def test_make_paper_runs_the_arena_and_fills_every_table(tmp_path):
     arena, *tables, meter, report, page = (tmp_path / "calls").read_text().splitlines()
     module, *keys = arena.removeprefix("-m ").split()
     config = load_config(ArenaConfig, keys, "", "")
-    assert (module, config.name, config.links) == ("t3d.arena", "paper", "toy_paper/train")
+    assert (module, config.name, config.folder, config.links) == ("t3d.arena", "paper", "toy_paper", "train")
     assert (config.seeds, config.common) == ([3, 4], "training.max_steps=7")
     assert (config.num_problems, config.num_rollouts) == (9, 8)
     assert [table.split()[1:] for table in tables] == [
