@@ -275,6 +275,13 @@ def test_results_whose_parts_do_not_fit_are_refused_before_anything_is_written(
     assert "old" in readme.read_text()
 
 
+def test_a_page_of_an_arena_without_finished_students_is_refused(config, results, tmp_path):
+    failed = [dataclasses.replace(each, scores={}, error="why") for each in results.students]
+    write(dataclasses.replace(results, students=failed, problems=[]), tmp_path / "tiny.json")
+    with pytest.raises(DataError, match="expected at least one finished student, found none"):
+        write_page([str(tmp_path / "tiny.json"), "--out", str(tmp_path / "page.md")])
+
+
 def test_a_page_without_an_ending_is_refused(config, results, tmp_path):
     with pytest.raises(DataError, match="expected a page's name with an ending"):
         write_page([str(results_path(config)), "--out", str(tmp_path / "page")])
