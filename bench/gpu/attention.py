@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from bench.gpu.findings import Finding
-from bench.gpu.world import DensePlan, World, training_batch
+from bench.gpu.world import DensePlan, World, num_places, training_batch
 from t3d.decoding.cache import SlotCache
 from t3d.decoding.kernel import find_kernel
 from t3d.decoding.plan import SdpaPlan, Spans
@@ -115,7 +115,7 @@ def training_graphs(world: World) -> Iterator[Finding]:
     """How often the training kernel is compiled as lengths change below the longest, as in a run of training."""
     shape = world.shape("4B")
     rows = [[(40 + 8 * number, 70 + 41 * number)] for number in range(2 if world.tiny else 12)]
-    longest = training_batch(world, shape, rows[-1], TiledPlan).input_ids.numel()
+    longest = num_places(world, shape, rows[-1])
     torch._dynamo.reset()
     torch._dynamo.utils.counters.clear()
     for lengths in rows:
@@ -173,7 +173,7 @@ def training_choice(world: World) -> Iterator[Finding]:
 def _step(world: World, kind: type[PackedPlan]) -> Callable[[], Any]:
     shape = world.shape("4B")
     lengths = [(24, 40)] if world.tiny else [(512, 1032)]
-    longest = training_batch(world, shape, lengths, TiledPlan).input_ids.numel()
+    longest = num_places(world, shape, lengths)
     batch = training_batch(world, shape, lengths, kind, longest=longest)
     states = random_states(world, Heads.of(shape), batch.input_ids.numel(), torch.bfloat16)
     return lambda: _outputs(batch.plan, states, batch.input_ids.numel())

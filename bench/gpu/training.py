@@ -8,11 +8,11 @@ import torch
 from torch import Tensor, nn
 
 from bench.gpu.findings import Finding
-from bench.gpu.world import DensePlan, World, training_batch
+from bench.gpu.world import DensePlan, World, num_places, training_batch
 from t3d.config import TrainConfig, TrainingConfig
 from t3d.sdar import SDARConfig, SDARForCausalLM
 from t3d.sdar.backend import Heads
-from t3d.training.attention import PackedPlan, TiledPlan
+from t3d.training.attention import PackedPlan
 from t3d.training.forward import batch_losses
 from t3d.training.kernel import choose_plan
 from t3d.training.memory import estimate
@@ -98,7 +98,7 @@ def steps(world: World) -> Iterator[Finding]:
     packs = {"one sample": _lengths(world, small=False)}
     packs["a pack"] = packs["one sample"] * (2 if world.tiny else 3)
     # As in a run of training, the kernel is compiled for one length, and has not met others.
-    longest = training_batch(world, shape, packs["a pack"], TiledPlan).input_ids.numel()
+    longest = num_places(world, shape, packs["a pack"])
     torch.compiler.reset()
     kind = _plan(world, shape, torch.bfloat16, longest)
     for recompute in (False, True):

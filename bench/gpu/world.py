@@ -17,7 +17,7 @@ from t3d.sdar import SDARConfig, SDARForCausalLM
 from t3d.sdar.attention import TrainingTokens, training_mask
 from t3d.sdar.backend import Attended, Keys, Queries, masked_attention
 from t3d.sdar.decoding_layers import pack_layers
-from t3d.training.attention import PackedPlan
+from t3d.training.attention import PackedPlan, TiledPlan
 from t3d.training.memory import SHAPES
 from t3d.training.packing import Batch, collate
 from t3d.training.states import StateSettings, TrainingSample, draw_state, sample_stream
@@ -162,3 +162,8 @@ def training_batch(
         sample = TrainingSample(ids[:prompt], ids[prompt:], [int(place) + 1 for place in order[:response]], ended=False)
         states.append(draw_state(sample, settings, sample_stream(0, 0, index)))
     return collate(states, mask_id - 1, world.device, plan=plan, longest=longest)
+
+
+def num_places(world: World, shape: SDARConfig, lengths: Sequence[tuple[int, int]]) -> int:
+    """Tokens of the row that `training_batch` makes of samples so long, for its `longest`."""
+    return training_batch(world, shape, lengths, TiledPlan).input_ids.numel()
